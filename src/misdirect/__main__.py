@@ -1,0 +1,7 @@
+"""`python -m misdirect`."""
+
+import sys
+
+from misdirect.cli import main
+
+sys.exit(main())

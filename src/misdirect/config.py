@@ -1,0 +1,161 @@
+"""Every knob of misdirect: one frozen dataclass per stage.
+
+The string in a field's metadata is its `--help` text, so that the two cannot drift apart. A field that is `None` means
+"take it from the recipe, or choose it from a measurement"; what was chosen is printed and stored in `config.json`.
+This module imports no torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Numerics = Literal["clean", "published"]
+Schedule = Literal["constant", "linear", "cosine"]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Formats = Literal["all", "cloze", "letter"]
+
+
+def knob(default: Any, text: str) -> Any:
+    """A dataclass field whose help text sits beside its default."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Topic:
+    """One thing to forget: its name, where its text comes from, and, where they differ from the run's, its own settings."""
+
+    name: str
+    source: str
+    steering: str | None = None
+    retain_weight: float | None = None
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One retain corpus and its share in the mixture (weights are relative: 3 and 1 mean three samples of four)."""
+
+    name: str
+    source: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.weight > 0:
+            raise ValueError(f"retain corpus {self.name!r} has weight {self.weight:g}; expected a weight above 0")
+
+
+@dataclass(frozen=True)
+class UnlearnConfig:
+    """Settings of one RMU run. `None` = from the recipe, else from the default beside it in the help."""
+
+    recipe: str | None = knob(None, "Published settings to start from: zephyr-7b, yi-34b or demo. Flags override them.")
+    block: int | None = knob(
+        None, "Zero-based decoder block l whose output is steered. [default: 7, or the middle block of a short model]"
+    )
+    num_blocks: int | None = knob(
+        None, "How many blocks are trained: l-N+1 .. l. [default: 3, or all up to l where there are fewer]"
+    )
+    matrix: str | None = knob(
+        None, "The trained matrix's path inside a block, such as mlp.down_proj. [default: found by structure]"
+    )
+    steering: str | None = knob(
+        None,
+        "Steering coefficient c: a number, or a multiple of the measured median token norm such as 5x. [default: 5x]",
+    )
+    alpha: float | None = knob(None, "Retain weight: the factor of the retain loss. [default: 100]")
+    updates: int | None = knob(
+        None, "Optimizer updates over all topics. [default: 150, or one pass under --numerics published]"
+    )
+    epochs: float | None = knob(None, "Instead of --updates: passes over the forget text.")
+    batch_size: int | None = knob(None, "Samples per update, forget and retain each. [default: 4]")
+    max_tokens: int | None = knob(None, "Longest sample in tokens; longer texts are cut into several. [default: 256]")
+    lr: float | None = knob(None, "Peak learning rate of AdamW. [default: 5e-5 as published]")
+    schedule: Schedule | None = knob(None, "Learning rate over the run. [default: constant]")
+    warmup: int | None = knob(None, "Updates over which the learning rate rises from zero. [default: 0]")
+    clip: float | None = knob(None, "Largest gradient norm, all trained matrices together; 0 is off. [default: 0]")
+    numerics: Numerics | None = knob(
+        None, "clean, or published: the arithmetic of the published code, bit for bit. [default: clean]"
+    )
+    seed: int = knob(0, "Seed of the control vectors and of the sample order.")
+    device: Device = knob("auto", "Where to compute: auto takes a GPU when there is one.")
+    dtype: Dtype = knob("auto", "The model's dtype: auto is float32 on a CPU, bfloat16 on a GPU.")
+    checkpoint_every: int = knob(25, "Updates between checkpoints, from which a killed run resumes.")
+
+    def __post_init__(self) -> None:
+        at_least = {"block": 0, "num_blocks": 1, "updates": 1, "batch_size": 1, "max_tokens": 2, "warmup": 0, "clip": 0}
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{flag(name)} {value} is too small; expected at least {least}")
+        for name in ("lr", "alpha", "epochs"):
+            value = getattr(self, name)
+            if value is not None and not (0 < value < float("inf")):
+                raise ValueError(f"{flag(name)} {value} is out of range; expected a number above 0")
+        if self.updates is not None and self.epochs is not None:
+            raise ValueError("both --updates and --epochs were given; expected one of them")
+        if self.checkpoint_every < 1:
+            raise ValueError(f"--checkpoint-every {self.checkpoint_every} is too small; expected at least 1")
+        if self.steering is not None:
+            parse_steering(self.steering)
+        if self.numerics == "published":
+            for name in ("schedule", "warmup", "clip", "epochs"):
+                if getattr(self, name) not in (None, "constant", 0):
+                    raise ValueError(
+                        f"{flag(name)} has no effect under --numerics published; expected it left out, "
+                        "or --numerics clean"
+                    )
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Settings of an evaluation: how questions and text are scored."""
+
+    limit: int | None = knob(None, "Questions per set, drawn with the seed. [default: all]")
+    formats: Formats = knob(
+        "all", "How questions are asked: cloze (the answer's text is scored), letter (A, B, ..), or all."
+    )
+    text_limit: int | None = knob(200, "Documents per text set, drawn with the seed.")
+    max_tokens: int = knob(512, "Longest text sample in tokens; longer ones are cut off.")
+    batch_tokens: int = knob(4096, "Tokens per forward pass: more is faster on a GPU, less needs less memory.")
+    new_tokens: int = knob(40, "Tokens per greedy answer.")
+    seed: int = knob(0, "Seed of the draw of questions and documents.")
+    device: Device = knob("auto", "Where to compute: auto takes a GPU when there is one.")
+    dtype: Dtype = knob("auto", "The model's dtype: auto is float32 on a CPU, bfloat16 on a GPU.")
+
+    def __post_init__(self) -> None:
+        at_least = {"limit": 1, "text_limit": 1, "max_tokens": 2, "batch_tokens": 1, "new_tokens": 1}
+        for name, least in at_least.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{flag(name)} {value} is too small; expected at least {least}")
+
+
+# Fields that change how fast a number is computed but not the number: a result stays valid when they differ.
+SPEED_ONLY = frozenset({"batch_tokens", "device", "checkpoint_every"})
+
+
+def flag(name: str) -> str:
+    """`batch_size` -> `--batch-size`."""
+    return "--" + name.replace("_", "-")
+
+
+def parse_steering(text: str) -> tuple[float, bool]:
+    """`"6.5"` -> (6.5, False); `"5x"` -> (5.0, True): a multiple of the measured median token norm.
+
+    Raises ValueError for anything else.
+    """
+    relative = text.lower().endswith("x")
+    try:
+        value = float(text[:-1] if relative else text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ValueError(f"steering {text!r} is not a strength; expected a number such as 6.5, or a multiple such as 5x")
+    return value, relative
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """A dataclass as plain JSON data."""
+    return dataclasses.asdict(config)

@@ -1,0 +1,93 @@
+"""Samples and their order: tokenise, cut, pad, mask, and a seeded plan of which sample is in which update.
+
+The plan of a whole run is computed before it starts and depends on nothing but counts, weights and the seed, so a
+resumed run sees the samples of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Token ids, the attention mask (1 = a real token), and the tokens that count in a loss."""
+
+    input_ids: Int[Tensor, "B T"]
+    attention_mask: Int[Tensor, "B T"]
+    counts: Bool[Tensor, "B T"]
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(*(t.to(device) for t in self))
+
+
+def tokenise(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+    """Each text as one or more samples of 2 to `max_tokens` tokens; a long text is cut, not cut off.
+
+    A remainder of one token is dropped: a sample's first token never counts in a loss.
+    """
+    # verbose=False: a text longer than the model's context is no cause for a warning, it is cut right here
+    encoded = tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
+    pieces = (ids[i : i + max_tokens] for ids in encoded for i in range(0, len(ids), max_tokens))
+    return [list(piece) for piece in pieces if len(piece) >= 2]
+
+
+def pad(samples: Sequence[Sequence[int]], pad_id: int, left: bool = False) -> Batch:
+    """Samples of unequal length as one `Batch`. A row's first real token and its padding do not count."""
+    longest = max(len(ids) for ids in samples)
+    input_ids = torch.full((len(samples), longest), pad_id, dtype=torch.long)
+    attention_mask = torch.zeros_like(input_ids)
+    counts = torch.zeros_like(input_ids, dtype=torch.bool)
+    for row, ids in enumerate(samples):
+        start = longest - len(ids) if left else 0
+        input_ids[row, start : start + len(ids)] = torch.tensor(ids)
+        attention_mask[row, start : start + len(ids)] = 1
+        counts[row, start + 1 : start + len(ids)] = True
+    return Batch(input_ids, attention_mask, counts)
+
+
+def pad_id(tokenizer: Any) -> int:
+    """The tokenizer's padding token, else its end-of-text token, else 0: masked, so any id will do."""
+    for value in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0):
+        if value is not None:
+            return int(value)
+    raise AssertionError
+
+
+def order(num_samples: int, length: int, generator: torch.Generator) -> list[int]:
+    """`length` indices: every sample once in a random order, then all again in another, and so on."""
+    out: list[int] = []
+    while len(out) < length:
+        out += torch.randperm(num_samples, generator=generator).tolist()
+    return out[:length]
+
+
+def plan_single(num_samples: int, updates: int, batch_size: int, seed: int) -> list[list[int]]:
+    """Which samples of one corpus each of `updates` updates takes."""
+    flat = order(num_samples, updates * batch_size, torch.Generator().manual_seed(seed))
+    return [flat[i : i + batch_size] for i in range(0, len(flat), batch_size)]
+
+
+def plan_mixture(
+    num_samples: Sequence[int], weights: Sequence[float], updates: int, batch_size: int, seed: int
+) -> list[list[tuple[int, int]]]:
+    """Which (corpus, sample) each update takes from several corpora mixed by weight.
+
+    Stratified: each corpus' share of the samples so far is within one sample of its weight, which gives a steadier
+    retain loss than independent draws do. The order of a corpus' own samples is random.
+    """
+    total = updates * batch_size
+    generator = torch.Generator().manual_seed(seed)
+    orders = [order(n, total, generator) for n in num_samples]
+    share = [w / sum(weights) for w in weights]
+    taken = [0] * len(weights)
+    flat: list[tuple[int, int]] = []
+    for position in range(1, total + 1):
+        corpus = max(range(len(weights)), key=lambda k: share[k] * position - taken[k])
+        flat.append((corpus, orders[corpus][taken[corpus]]))
+        taken[corpus] += 1
+    return [flat[i : i + batch_size] for i in range(0, total, batch_size)]

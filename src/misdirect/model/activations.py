@@ -1,0 +1,165 @@
+"""Capture and replay: the engine. The only hooks of the project.
+
+Nothing above block `last` matters to RMU and nothing below block `first` changes. `capture` runs the frozen model once
+without gradients, writes down how Hugging Face calls each of the blocks first..last (hidden state, masks, rotary tables,
+every keyword), and stops. `replay` runs just those blocks again on the recorded arguments, with the trained matrices put
+in by `torch.func.functional_call`. So one model serves as the frozen one and as the updated one, and gradients exist for
+the trained matrices alone.
+
+    seen = capture(model, blocks, first=5, last=7, input_ids=ids, attention_mask=mask)
+    h = replay(blocks, seen, {5: {"mlp.down_proj.weight": w5}, ...})     # (B, T, D), differentiable in w5
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+Weights = Mapping[int, Mapping[str, Tensor]]  # block index -> parameter path in the block -> value
+
+
+class Call(NamedTuple):
+    """How the model called one block; the hidden state is taken out of `args` or `kwargs` and given anew at replay."""
+
+    block: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Captured(NamedTuple):
+    """What one frozen forward pass leaves: the state that enters block `first`, the calls, the state after `last`."""
+
+    hidden: Float[Tensor, "B T D"]
+    calls: tuple[Call, ...]
+    output: Float[Tensor, "B T D"] | None
+
+
+class _Stop(Exception):
+    """Ends a forward pass once everything wanted has been seen."""
+
+
+def split_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+    """(hidden state, the other positional arguments, the other keywords) of a call to a block."""
+    if args:
+        return args[0], args[1:], dict(kwargs)
+    rest = dict(kwargs)
+    return rest.pop("hidden_states"), (), rest
+
+
+def first_output(output: Any) -> Tensor:
+    """A block returns its hidden state, alone or as the first of a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+@contextmanager
+def hooked(handles: Sequence[Callable[[], Any]]) -> Iterator[None]:
+    """Registers hooks, and removes every one of them whatever happens."""
+    placed = []
+    try:
+        for place in handles:
+            placed.append(place())
+        yield
+    finally:
+        for handle in placed:
+            handle.remove()
+
+
+def capture(
+    model: nn.Module,
+    blocks: nn.ModuleList,
+    first: int,
+    last: int,
+    input_ids: Int[Tensor, "B T"],
+    attention_mask: Int[Tensor, "B T"],
+    want_output: bool = True,
+) -> Captured:
+    """One forward pass of the frozen model up to block `last`, recorded.
+
+    Without `want_output` the pass stops as soon as block `last` has been called and before it computes: forget text
+    needs no frozen target.
+    """
+    calls: list[Call] = []
+    state: dict[str, Tensor] = {}
+
+    def before(index: int) -> Callable[..., None]:
+        def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden, rest_args, rest_kwargs = split_hidden(args, kwargs)
+            if index == first:
+                state["hidden"] = hidden
+            calls.append(Call(index, rest_args, rest_kwargs))
+            if index == last and not want_output:
+                raise _Stop
+
+        return record
+
+    def after(module: nn.Module, args: Any, output: Any) -> None:
+        state["output"] = first_output(output)
+        raise _Stop
+
+    places: list[Callable[[], Any]] = [
+        lambda i=i: blocks[i].register_forward_pre_hook(before(i), with_kwargs=True)  # type: ignore[misc]
+        for i in range(first, last + 1)
+    ]
+    places.append(lambda: blocks[last].register_forward_hook(after))
+    with hooked(places), torch.no_grad():
+        try:
+            model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        except _Stop:
+            pass
+        else:
+            raise AssertionError(f"the forward pass never reached block {last}")
+    return Captured(state["hidden"], tuple(calls), state.get("output"))
+
+
+def replay(blocks: nn.ModuleList, seen: Captured, weights: Weights) -> Float[Tensor, "B T D"]:
+    """The state after block `last`, computed again from `seen` with `weights` in place of the blocks' own."""
+    hidden = seen.hidden
+    for call in seen.calls:
+        block = blocks[call.block]
+        given = weights.get(call.block)
+        args = (hidden, *call.args)
+        output = (
+            torch.func.functional_call(block, dict(given), args, call.kwargs) if given else block(*args, **call.kwargs)
+        )
+        hidden = first_output(output)
+    return hidden
+
+
+def check_replay(
+    model: nn.Module, blocks: nn.ModuleList, first: int, last: int, input_ids: Tensor, attention_mask: Tensor
+) -> None:
+    """Refuses a model whose replay is not its own forward pass.
+
+    On a CPU the two must agree bit for bit; on an accelerator within the difference of two captures. It catches blocks
+    that talk to each other past the residual stream, and dropout left on. Raises ValueError.
+    """
+    one = capture(model, blocks, first, last, input_ids, attention_mask)
+    assert one.output is not None
+    with torch.no_grad():
+        again = replay(blocks, one, {})
+    allowed = 0.0
+    if input_ids.device.type != "cpu":
+        two = capture(model, blocks, first, last, input_ids, attention_mask)
+        assert two.output is not None
+        allowed = (one.output - two.output).abs().max().item()
+    difference = (again - one.output).abs().max().item()
+    if not difference <= allowed:
+        raise ValueError(
+            f"replaying blocks {first} to {last} differs from the model's own forward pass by {difference:.3g} "
+            f"(expected at most {allowed:.3g}): this architecture passes something beside the residual stream, "
+            "or dropout is on"
+        )
+
+
+def states_after(
+    model: nn.Module, blocks: nn.ModuleList, index: int, input_ids: Tensor, attention_mask: Tensor
+) -> Float[Tensor, "B T D"]:
+    """The residual stream after one block, the model otherwise untouched."""
+    output = capture(model, blocks, index, index, input_ids, attention_mask).output
+    assert output is not None
+    return output

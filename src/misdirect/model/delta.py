@@ -1,0 +1,88 @@
+"""`Delta`: the trained matrices' new values, under their names in the full model. The artifact of an unlearning run.
+
+    delta = load_delta("runs/demo/delta.safetensors")
+    with swapped_in(delta, model):
+        ...                                # the unlearned model; outside, the base, bit for bit
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from misdirect.runs import replacing
+
+
+@dataclass(frozen=True)
+class Delta:
+    """`tensors`: full parameter name -> new value; `metadata`: what made it (flat strings, as safetensors keeps them)."""
+
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@contextmanager
+def swapped_in(delta: Delta, model: nn.Module) -> Iterator[None]:
+    """Puts the change into a full model and takes it out again, whatever happens; the bits before and after are equal.
+
+    Raises ValueError where the model has no such parameter or one of another shape.
+    """
+    parameters = dict(model.named_parameters())
+    for name, value in delta.tensors.items():
+        shape = tuple(parameters[name].shape) if name in parameters else None
+        if shape != tuple(value.shape):
+            raise ValueError(
+                f"the delta changes {name} of shape {tuple(value.shape)}, the model has "
+                f"{shape or 'no such parameter'}; expected the model that it was made from"
+            )
+    before = {name: parameters[name].data for name in delta.tensors}
+    try:
+        for name, value in delta.tensors.items():
+            parameters[name].data = value.to(before[name])
+        yield
+    finally:
+        for name, value in before.items():
+            parameters[name].data = value
+
+
+def save_delta(delta: Delta, path: Path) -> None:
+    save_tensors({name: value.detach().cpu() for name, value in delta.tensors.items()}, path, delta.metadata)
+
+
+def load_delta(path: Path) -> Delta:
+    tensors, metadata = load_tensors(path)
+    return Delta(tensors, metadata)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file, written beside `path` and renamed: existing means complete."""
+    from safetensors.torch import save_file
+
+    with replacing(path) as temporary:
+        save_file({n: t.contiguous() for n, t in tensors.items()}, temporary, dict(metadata or {}))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) of a safetensors file. Raises ValueError where it is missing, damaged or cut short."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is missing, damaged or cut short: {str(error).splitlines()[0]}") from None
+
+
+def largest_change(delta: Delta, model: nn.Module) -> float:
+    """The largest absolute difference between the delta's values and the model's own."""
+    parameters = dict(model.named_parameters())
+    return max((v.to(parameters[n]) - parameters[n]).abs().max().item() for n, v in delta.tensors.items())
+
+
+def norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    return {name: torch.linalg.vector_norm(value.float()).item() for name, value in tensors.items()}

@@ -1,0 +1,210 @@
+"""`LM`: a model and its tokenizer, whole or only as far as the mathematics needs.
+
+MODEL is `demo` (SmolLM2-135M-Instruct out of a package), a local folder, or a hub id. Weights are read from safetensors;
+pickle checkpoints and code that comes with a model are refused unless asked for by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from misdirect.model import blocks as structure
+
+
+@dataclass(frozen=True)
+class LM:
+    """A model in eval mode with gradients off, its tokenizer, and where they came from."""
+
+    model: Any
+    tokenizer: Any
+    source: str
+    num_hidden_layers: int  # of the full model, also where `model` is truncated
+    block_prefix: str  # the block list's name in the full causal model, such as `model.layers`
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        return structure.find_blocks(self.model)[1]
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` is a GPU where there is one. Raises ValueError for a device that this machine lacks."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(device.split(":")[0], False):
+        raise ValueError(f"--device {device} is not available on this machine; expected auto or cpu")
+    return torch.device(device)
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto` is float32 on a CPU, where bfloat16 is several times slower, and bfloat16 elsewhere."""
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return getattr(torch, dtype)
+
+
+def resolve_source(source: str) -> str:
+    """The folder or hub id behind MODEL; makes the demo's model when it is not there yet."""
+    if source == "demo":
+        from misdirect.data.demo import model_folder
+
+        return str(model_folder())
+    return source
+
+
+def load_config(source: str, trust_remote_code: bool = False) -> Any:
+    """The Hugging Face config of MODEL. Raises ValueError where there is none or where it asks to run its own code."""
+    from transformers import AutoConfig
+
+    folder = Path(source).expanduser()
+    looks_local = folder.exists() or source.startswith((".", "/", "~"))
+    if looks_local and not (folder / "config.json").is_file():
+        raise ValueError(f"{source} holds no config.json; expected a model folder, a hub id, or demo")
+    if looks_local and not trust_remote_code:
+        refuse_remote_code(folder)
+    try:
+        return AutoConfig.from_pretrained(str(folder) if looks_local else source, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers raises many kinds for a bad config, a bad id, a missing network
+        raise ValueError(f"{source} is no model that can be loaded: {first_line(error)}") from None
+
+
+def refuse_remote_code(folder: Path) -> None:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise ValueError(f"{folder / 'config.json'} is not JSON: {error}") from None
+    if isinstance(config, dict) and config.get("auto_map"):
+        raise ValueError(
+            f"{folder} wants to run its own code (auto_map in config.json), which is refused; "
+            "expected an architecture of transformers, or --trust-remote-code if you have read that code"
+        )
+
+
+def first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def check_weights(folder: Path, allow_pickle: bool) -> None:
+    """Refuses a local folder without safetensors, and a safetensors file that is cut short or not one."""
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    if not files and not allow_pickle:
+        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
+        if pickles:
+            raise ValueError(
+                f"{folder} holds only pickle checkpoints ({pickles[0]}), which can run code when loaded; "
+                "expected safetensors, or --allow-pickle if you trust its author"
+            )
+        raise ValueError(f"{folder} holds no weights; expected *.safetensors")
+    for file in files:
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise ValueError(f"{file} is damaged or cut short ({first_line(error)}); fetch it again") from None
+
+
+def truncated(config: Any, num_blocks: int) -> Any:
+    """A copy of `config` for the first `num_blocks` blocks; per-block lists such as `layer_types` are cut too."""
+    short = copy.deepcopy(config)
+    text = short.get_text_config(decoder=True)
+    full = text.num_hidden_layers
+    for key, value in vars(text).items():
+        if isinstance(value, list) and len(value) == full:
+            setattr(text, key, value[:num_blocks])
+    text.num_hidden_layers = num_blocks
+    return short
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences what transformers says while loading: leaving blocks out on purpose looks like a mistake to it."""
+    from transformers.utils import logging as hf
+
+    logger = logging.getLogger("transformers")
+    level, bars = logger.level, hf.is_progress_bar_enabled()
+    logger.setLevel(logging.ERROR)
+    hf.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if bars:
+            hf.enable_progress_bar()
+
+
+def prefix_config(config: Any, last: int, trust_remote_code: bool) -> tuple[Any, str]:
+    """(the config to load for blocks 0..last, the block list's name in the full causal model).
+
+    The truncated model is compared with the full one, both without memory; where they differ the full config is
+    returned, and the whole model is loaded.
+    """
+    from transformers import AutoModel, AutoModelForCausalLM
+
+    with torch.device("meta"), quiet():
+        causal = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        prefix = structure.find_blocks(causal)[0]
+        if last + 1 >= config.get_text_config(decoder=True).num_hidden_layers:
+            return config, prefix
+        full = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+        short_config = truncated(config, last + 1)
+        try:
+            short = AutoModel.from_config(short_config, trust_remote_code=trust_remote_code)
+            differs = structure.prefix_differs(full, short)
+        except (ValueError, IndexError, KeyError) as error:  # a config that cannot be cut is loaded whole
+            differs = first_line(error)
+    if differs:
+        logging.getLogger(__name__).warning("loading the whole model: cut after block %d, %s", last, differs)
+        return config, prefix
+    return short_config, prefix
+
+
+def load_lm(
+    source: str,
+    last: int | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> LM:
+    """MODEL as an `LM`: the full causal model, or with `last` only the embeddings and blocks 0..last.
+
+    Raises ValueError for a source that is no model, is damaged, holds only pickle, or wants to run its own code.
+    """
+    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+    place = pick_device(device)
+    where = str(Path(resolve_source(source)).expanduser()) if Path(source).expanduser().exists() else resolve_source(source)
+    config = load_config(where, trust_remote_code)
+    if Path(where).is_dir():
+        check_weights(Path(where), allow_pickle)
+    full_depth = config.get_text_config(decoder=True).num_hidden_layers
+    wanted, prefix = prefix_config(config, full_depth - 1 if last is None else last, trust_remote_code)
+    loader = AutoModelForCausalLM if last is None else AutoModel
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if not allow_pickle:
+        options["use_safetensors"] = True
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+            model = loader.from_pretrained(where, config=wanted, dtype=pick_dtype(dtype, place), **options)
+    except Exception as error:  # missing files, an unknown architecture, a size mismatch: many kinds, one line
+        raise ValueError(f"{source} cannot be loaded: {first_line(error)}") from None
+    model.eval().requires_grad_(False).to(place)
+    return LM(model, tokenizer, source, full_depth, prefix)

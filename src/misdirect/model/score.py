@@ -1,0 +1,206 @@
+"""Log-probability of continuations, with the context that several continuations share computed once.
+
+For a context x and a continuation y = y_1..y_n:  score = sum_i log p(y_i | x, y_<i), natural logarithm, in fp32.
+The context of a group runs through the model once, its key-value cache is repeated for the group's continuations, and
+only the positions that predict a continuation's tokens go through the LM head: a continuation of one token costs nothing
+more than its context. Equal to a plain full forward (`score_plainly`) within 1e-5 on a CPU in fp32.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from misdirect.data.batches import Batch, pad, pad_id
+from misdirect.model.load import LM
+
+
+class Encoded(NamedTuple):
+    """Token ids of one context and of its continuations."""
+
+    context: list[int]
+    continuations: list[list[int]]
+
+
+class Scored(NamedTuple):
+    """Summed log-probability and token count of each continuation of one context."""
+
+    logprobs: list[float]
+    num_tokens: list[int]
+
+
+def encode(tokenizer: Any, context: str, continuations: Sequence[str]) -> Encoded:
+    """Splits `context + continuation` into tokens so that both parts are as the whole text's tokens.
+
+    White space at the end of the context goes to the continuations (as lm-evaluation-harness does). Where the
+    tokenizer adds special tokens of its own (BOS), they start the context; a context without any token starts with
+    the end-of-text token. Raises ValueError for a continuation without a token of its own.
+    """
+    stripped = context.rstrip()
+    space = context[len(stripped) :]
+    ids = list(tokenizer(stripped, verbose=False)["input_ids"]) if stripped else []
+    wholes = tokenizer([stripped + space + c for c in continuations], verbose=False)["input_ids"]
+    if stripped:
+        tails = [list(whole[len(ids) :]) for whole in wholes]
+    else:
+        ids = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else pad_id(tokenizer)]
+        tails = [list(tokenizer(space + c, add_special_tokens=False)["input_ids"]) for c in continuations]
+    for text, tail in zip(continuations, tails, strict=True):
+        if not tail:
+            raise ValueError(f"the answer {text!r} has no token of its own after {context[-40:]!r}; expected text")
+    return Encoded(ids, tails)
+
+
+def score(
+    lm: LM, items: Sequence[Encoded], batch_tokens: int = 4096, advance: Callable[[int], None] | None = None
+) -> list[Scored]:
+    """Scores every continuation of every item, in the items' order; `advance(k)` is called as k items are done."""
+    out: list[Scored | None] = [None] * len(items)
+    scorer = score_batch if has_plain_cache(lm) else score_plainly
+    for rows in by_length(items, batch_tokens):
+        for row, scored in zip(rows, scorer(lm, [items[r] for r in rows]), strict=True):
+            out[row] = scored
+        if advance:
+            advance(len(rows))
+    return [scored for scored in out if scored is not None]
+
+
+def by_length(items: Sequence[Encoded], batch_tokens: int) -> Iterator[list[int]]:
+    """Rows grouped by similar size, longest first, each group within `batch_tokens` padded tokens (one item at least)."""
+
+    def size(row: int) -> tuple[int, int]:
+        return len(items[row].context), max(map(len, items[row].continuations))
+
+    rows = sorted(range(len(items)), key=size, reverse=True)
+    group: list[int] = []
+    width = tails = 0
+    for row in rows:
+        context, tail = size(row)
+        new_width = max(width, context)
+        new_tails = max(tails, tail * len(items[row].continuations))
+        if group and (len(group) + 1) * (new_width + new_tails) > batch_tokens:
+            yield group
+            group, new_width, new_tails = [], context, tail * len(items[row].continuations)
+        group.append(row)
+        width, tails = new_width, new_tails
+    if group:
+        yield group
+
+
+def similar_lengths(lengths: Sequence[int], waste: float = 0.3, worth: int = 128) -> Iterator[list[int]]:
+    """Rows with a length above 0, longest first, in groups that are padded little: a group ends at a row shorter by
+    `waste` than its longest, once it holds `worth` tokens."""
+    group: list[int] = []
+    for row in sorted((i for i, n in enumerate(lengths) if n > 0), key=lambda i: -lengths[i]):
+        longest = lengths[group[0]] if group else 0
+        if group and lengths[row] < (1 - waste) * longest and len(group) * longest >= worth:
+            yield group
+            group = []
+        group.append(row)
+    if group:
+        yield group
+
+
+def positions(mask: Tensor) -> Tensor:
+    """Position ids 0, 1, .. of real tokens under left padding."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+@functools.cache
+def _forward_arguments(model_class: type) -> frozenset[str]:
+    import inspect
+
+    return frozenset(inspect.signature(model_class.forward).parameters)  # type: ignore[attr-defined]
+
+
+def forward(lm: LM, input_ids: Tensor, mask: Tensor, keep: int, cache: Any = None, use_cache: bool = False) -> Any:
+    """One forward pass, logits for the last `keep` positions alone."""
+    takes = _forward_arguments(type(lm.model))
+    arguments: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask, "use_cache": use_cache}
+    if "position_ids" in takes:
+        arguments["position_ids"] = positions(mask)[:, -input_ids.shape[1] :]
+    if "logits_to_keep" in takes:
+        arguments["logits_to_keep"] = keep
+    if cache is not None:
+        arguments["past_key_values"] = cache
+    return lm.model(**arguments)
+
+
+def has_plain_cache(lm: LM) -> bool:
+    """Whether a context's cache can be repeated per continuation: a key-value cache of full-attention blocks."""
+    config = lm.model.config.get_text_config(decoder=True)
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    stateful = bool(getattr(lm.model, "_is_stateful", False))
+    return kinds <= {"full_attention", "sliding_attention"} and not stateful
+
+
+@torch.inference_mode()
+def score_batch(lm: LM, items: Sequence[Encoded]) -> list[Scored]:
+    """Contexts left-padded in one pass, then every continuation on its context's repeated cache in a second."""
+    fill = pad_id(lm.tokenizer)
+    contexts: Batch = pad([item.context for item in items], fill, left=True).to(lm.device)
+    output = forward(lm, contexts.input_ids, contexts.attention_mask, keep=1, use_cache=True)
+    heads = output.logits[:, -1].float().log_softmax(-1)  # (B, V): the first token of every continuation
+    owner = [row for row, item in enumerate(items) for _ in item.continuations]
+    tails = [tail for item in items for tail in item.continuations]
+    firsts = torch.tensor([tail[0] for tail in tails], device=lm.device)
+    sums = heads[torch.tensor(owner, device=lm.device), firsts]
+    for rows in similar_lengths([len(tail) - 1 for tail in tails]):
+        cache = copy.deepcopy(output.past_key_values)
+        chosen = torch.tensor([owner[i] for i in rows], device=lm.device)
+        cache.batch_select_indices(chosen)
+        inputs = pad([tails[i][:-1] for i in rows], fill).to(lm.device)
+        targets = pad([tails[i][1:] for i in rows], 0).input_ids.to(lm.device)  # (K, S)
+        mask = torch.cat([contexts.attention_mask[chosen], inputs.attention_mask], dim=1)
+        logits = forward(lm, inputs.input_ids, mask, inputs.input_ids.shape[1], cache, use_cache=True).logits
+        rest = token_logprobs(logits, targets) * inputs.attention_mask
+        sums[torch.tensor(rows, device=lm.device)] += rest.sum(-1)
+    return regroup(sums.tolist(), items)
+
+
+def regroup(sums: Sequence[float], items: Sequence[Encoded]) -> list[Scored]:
+    values = iter(sums)
+    return [Scored([next(values) for _ in i.continuations], [len(t) for t in i.continuations]) for i in items]
+
+
+def token_logprobs(logits: Float[Tensor, "B T V"], targets: Tensor) -> Float[Tensor, "B T"]:
+    """log p of each target under the logits at its position, in fp32, without a copy of the whole log-softmax."""
+    chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1).float()
+    return chosen - logits.float().logsumexp(-1)
+
+
+@torch.inference_mode()
+def score_plainly(lm: LM, items: Sequence[Encoded]) -> list[Scored]:
+    """Every context + continuation as a full forward pass of its own: the slow, obvious form, and the oracle."""
+    sums = []
+    for item in items:
+        for tail in item.continuations:
+            ids = torch.tensor([item.context + tail], device=lm.device)
+            logits = lm.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+            logprobs = logits[0, len(item.context) - 1 : -1].float().log_softmax(-1)
+            sums.append(logprobs.gather(-1, ids[0, len(item.context) :, None]).sum().item())
+    return regroup(sums, items)
+
+
+@torch.inference_mode()
+def text_logprobs(
+    lm: LM, samples: Sequence[Sequence[int]], batch_tokens: int = 4096, advance: Callable[[int], None] | None = None
+) -> list[list[float]]:
+    """log p of every token but the first of each sample, in the samples' order."""
+    out: list[list[float]] = [[] for _ in samples]
+    items = [Encoded(list(sample), [[0]]) for sample in samples]
+    for rows in by_length(items, batch_tokens):
+        batch = pad([samples[r] for r in rows], pad_id(lm.tokenizer)).to(lm.device)
+        logits = forward(lm, batch.input_ids, batch.attention_mask, keep=batch.input_ids.shape[1]).logits
+        logprobs = token_logprobs(logits[:, :-1], batch.input_ids[:, 1:])
+        for i, row in enumerate(rows):
+            out[row] = logprobs[i, : len(samples[row]) - 1].tolist()
+        if advance:
+            advance(len(rows))
+    return out

@@ -1,0 +1,47 @@
+"""Progress on the terminal (standard error): bars with the remaining time, and one-line notes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+console = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+def note(text: str) -> None:
+    """One line to standard error, as it is."""
+    console.print(escape(text))
+
+
+@contextmanager
+def bar(description: str, total: int) -> Iterator[Callable[..., None]]:
+    """A progress bar with the remaining time; yields `advance(count, text)`. `text` stands behind the bar."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[text]}"),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(escape(description), total=total, text="")
+
+        def advance(count: int = 1, text: str = "") -> None:
+            progress.update(task, advance=count, text=escape(text))
+
+        yield advance
+
+
+@contextmanager
+def working(description: str) -> Iterator[None]:
+    """A spinner for work whose length is not known beforehand."""
+    with console.status(escape(description)):
+        if not console.is_terminal:
+            note(description)
+        yield

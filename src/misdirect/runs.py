@@ -1,0 +1,230 @@
+"""The run directory, the only interface between stages: paths, atomic files, environment, what is complete.
+
+A file is written under a temporary name beside its place and renamed, so existing means complete. This module imports
+no torch; JSON here, tensors in `misdirect.model.delta`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from misdirect.config import SPEED_ONLY
+
+CONFIG, ENV, LOG, SUMMARY = "config.json", "env.json", "log.jsonl", "summary.json"
+DELTA, CONTROL, CHECKPOINT = "delta.safetensors", "control.safetensors", "checkpoint.safetensors"
+REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number with its uncertainty: a row of `summary.json` less what the result says once."""
+
+    metric: str
+    value: float
+    stderr: float | None = None
+    n: int | None = None
+    low: float | None = None
+    high: float | None = None
+    chance: float | None = None
+    floor: float | None = None
+    step: int | None = None
+    block: int | None = None
+    budget: float | None = None
+    base_knows: bool | None = None
+    headline: bool | None = None
+    paired: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A measurement: its own config, metrics, and the per-item records that every metric can be computed from again."""
+
+    measurement: str
+    set: str
+    config: Mapping[str, Any]
+    metrics: tuple[Metric, ...]
+    records: tuple[Mapping[str, Any], ...]
+    seconds: float = 0.0
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that becomes `path` when the block ends well and vanishes when it does not."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Indented JSON; NaN and infinity have no JSON form and become null."""
+    write_text(path, json.dumps(finite(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def finite(data: Any) -> Any:
+    if isinstance(data, float):
+        return data if data - data == 0 else None
+    if isinstance(data, Mapping):
+        return {str(key): finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [finite(value) for value in data]
+    return data
+
+
+def read_json(path: Path) -> Any:
+    """Raises ValueError with the path where the file is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """The lines of `log.jsonl`, a torn last one left out."""
+    if not (run / LOG).exists():
+        return []
+    rows = []
+    for line in (run / LOG).read_text(encoding="utf-8").splitlines():
+        with suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder holds a run of ours; a model folder has a `config.json` too, but no `misdirect` in it."""
+    if not (path / CONFIG).is_file():
+        return False
+    config = read_json(path / CONFIG)
+    return isinstance(config, dict) and "misdirect" in config
+
+
+def require_run(path: Path) -> None:
+    """Raises ValueError unless `path` is a finished run."""
+    if not is_run(path):
+        raise ValueError(f"{path} is no run (no {CONFIG}); expected a folder that `misdirect unlearn` wrote")
+    if not (path / DELTA).is_file():
+        raise ValueError(
+            f"{path} is an unfinished run (no {DELTA}); expected the same misdirect unlearn command again: it goes on"
+        )
+
+
+def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Dotted names of the settings that differ, those that only change the speed left out."""
+    names = []
+    for key in sorted(old.keys() | new.keys()):
+        if key in SPEED_ONLY or old.get(key) == new.get(key):
+            continue
+        names.append(key)
+    return names
+
+
+def result_path(run: Path, model: str, measurement: str, name: str) -> Path:
+    """`results/base/mcq.biology.json`; the set's name is the user's, so only its safe characters stay."""
+    safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+    if safe != name:
+        safe += "-" + hashlib.sha256(name.encode()).hexdigest()[:8]
+    return run / "results" / model / f"{measurement}.{safe}.json"
+
+
+def save_result(run: Path, model: str, result: Result) -> None:
+    metrics = [drop_none(asdict(metric)) for metric in result.metrics]
+    write_json(
+        result_path(run, model, result.measurement, result.set),
+        asdict(result) | {"model": model, "attack": None, "metrics": metrics},
+    )
+
+
+def drop_none(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if value is not None}
+
+
+def load_result(run: Path, model: str, measurement: str, name: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The stored result, or None when there is none yet.
+
+    Raises ValueError naming the fields when it was measured with other settings.
+    """
+    path = result_path(run, model, measurement, name)
+    if not path.exists():
+        return None
+    stored = read_json(path)
+    fields = differing(stored["config"], json.loads(json.dumps(finite(dict(config)))))
+    if fields:
+        changes = ", ".join(f"{f} {stored['config'].get(f)!r} -> {config.get(f)!r}" for f in fields)
+        raise ValueError(
+            f"{path} was measured with other settings ({changes}); expected the same, another --out, or that file removed"
+        )
+    return stored
+
+
+def load_results(run: Path) -> list[dict[str, Any]]:
+    """Every result of a run in a fixed order: base, unlearned, then attacks."""
+    return [read_json(path) for path in sorted((run / "results").rglob("*.json"))]
+
+
+def summary_rows(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Every metric of every result as one flat list: the shape that reports, CI and other people's scripts read."""
+    return [
+        {"model": r["model"], "attack": r["attack"], "measurement": r["measurement"], "set": r["set"]} | metric
+        for r in results
+        for metric in r["metrics"]
+    ]
+
+
+def write_summary(run: Path) -> list[dict[str, Any]]:
+    rows = summary_rows(load_results(run))
+    write_json(run / SUMMARY, rows)
+    return rows
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def fingerprint(texts: Iterable[str]) -> str:
+    """SHA-256 over texts and their borders: two data sets are the same when this is."""
+    digest = hashlib.sha256()
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """Versions of what computes, without importing it."""
+    versions = {}
+    for package in ("misdirect", "torch", "transformers", "tokenizers", "safetensors", "numpy"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "versions": versions,
+        "command": " ".join(["misdirect", *sys.argv[1:]]),
+    }

@@ -1,0 +1,99 @@
+"""Intervals, paired tests, centring on chance. Plain numbers in and out; scipy does the distributions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+Z95 = 1.959963984540054  # the normal's 97.5 % quantile
+
+
+class Interval(NamedTuple):
+    low: float
+    high: float
+
+
+def wilson(successes: int, n: int) -> Interval:
+    """95 % Wilson score interval of a proportion (Wilson 1927). Raises ValueError for n < 1."""
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"{successes} of {n} is no proportion; expected 0 <= successes <= n and n of at least 1")
+    p, z2 = successes / n, Z95 * Z95
+    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    # at the borders the formula is exact in algebra but not in floating point
+    low = 0.0 if successes == 0 else max(0.0, centre - half)
+    return Interval(low, 1.0 if successes == n else min(1.0, centre + half))
+
+
+def proportion_stderr(successes: int, n: int) -> float:
+    """sqrt(p (1 - p) / n)."""
+    p = successes / n
+    return math.sqrt(p * (1 - p) / n)
+
+
+def centred(accuracy: float, chance: float) -> float:
+    """(accuracy - chance) / (1 - chance): 0 is guessing, 1 is all right."""
+    return (accuracy - chance) / (1 - chance)
+
+
+class Paired(NamedTuple):
+    """Two models on the same questions: what changed, with a 95 % interval and McNemar's exact two-sided p-value."""
+
+    difference: float  # accuracy of the second less that of the first
+    stderr: float
+    low: float
+    high: float
+    lost: int  # right in the first, wrong in the second
+    gained: int
+    n: int
+    p_value: float
+
+
+def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
+    """Paired comparison of two models' right and wrong answers (McNemar 1947, exact binomial form).
+
+    The interval is normal on the mean of the per-item differences. Raises ValueError for other lengths or none.
+    """
+    if len(first) != len(second) or not first:
+        raise ValueError(f"{len(first)} and {len(second)} answers cannot be paired; expected the same number, at least 1")
+    from scipy.stats import binomtest
+
+    n = len(first)
+    lost = sum(a and not b for a, b in zip(first, second, strict=True))
+    gained = sum(b and not a for a, b in zip(first, second, strict=True))
+    difference = (gained - lost) / n
+    variance = (gained + lost) / n - difference**2
+    stderr = math.sqrt(max(0.0, variance) / n)
+    p_value = float(binomtest(lost, lost + gained, 0.5).pvalue) if lost + gained else 1.0
+    return Paired(
+        difference, stderr, difference - Z95 * stderr, difference + Z95 * stderr, lost, gained, n, p_value
+    )
+
+
+class Mean(NamedTuple):
+    value: float
+    stderr: float
+    low: float
+    high: float
+
+
+def ratio_of_sums(numerators: Sequence[float], denominators: Sequence[float]) -> Mean:
+    """sum(a) / sum(b) with a standard error that takes the items (documents) as the independent units.
+
+    Linearised: the residuals a_i - r b_i, over the mean of b. A single item has no spread: stderr NaN.
+    """
+    n, total = len(numerators), sum(denominators)
+    if not n or total <= 0:
+        raise ValueError("no tokens to average over; expected at least one")
+    ratio = sum(numerators) / total
+    if n == 1:
+        return Mean(ratio, math.nan, math.nan, math.nan)
+    squares = sum((a - ratio * b) ** 2 for a, b in zip(numerators, denominators, strict=True))
+    stderr = math.sqrt(squares * n / (n - 1)) / total
+    return Mean(ratio, stderr, ratio - Z95 * stderr, ratio + Z95 * stderr)
+
+
+def above_chance(successes: int, n: int, chance: float) -> bool:
+    """Whether the 95 % interval lies wholly above guessing."""
+    return wilson(successes, n).low > chance

@@ -1,0 +1,1 @@
+"""Unlearning methods: data and a model in, a `Delta` out."""

@@ -1,0 +1,305 @@
+"""RMU: Representation Misdirection for Unlearning (Li et al. 2024, arXiv 2403.03218).
+
+Only the MLP output matrices of blocks l-2..l are trained, so that after block l forget text ends at c*u, a fixed random
+direction u of a chosen length c, and retain text stays where the frozen model has it. Topics alternate, each with its
+own u, c and alpha. How we deviate from the published code under `numerics="clean"`: one model instead of two
+(`misdirect.model.activations`), fp32 masters, padding and first tokens out of the loss, seeded order, AdamW with bias
+correction, optional schedule. `numerics="published"` deviates in nothing but the number of models.
+
+    lm = load_lm("demo", last=7)
+    delta, log = unlearn(lm, {"biology": forget_texts}, [("general", retain_texts, 1.0)], resolve(UnlearnConfig(recipe="demo"), 30))
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from misdirect.config import Topic, UnlearnConfig
+from misdirect.data import batches
+from misdirect.data.batches import Batch
+from misdirect.model.activations import Weights, capture, check_replay, replay
+from misdirect.model.blocks import find_matrix, residual_width
+from misdirect.model.delta import Delta
+from misdirect.model.load import LM
+from misdirect.unlearning import steering
+from misdirect.unlearning.loss import mean_cosine, published_distance, squared_distance
+from misdirect.unlearning.optimizer import adamw_step, clip, learning_rate
+
+NORM_BATCHES = 8  # forget batches over which the median token norm is measured
+PUBLISHED_MAX_TOKENS = (512, 768)  # first topic, every other topic
+
+
+@dataclass(frozen=True)
+class ForgetTopic:
+    """One topic ready to train: its samples, and where they are steered."""
+
+    name: str
+    samples: list[list[int]]
+    direction: Tensor  # (D,) unit, fp32
+    target: Tensor  # c*u: (D,) in fp32, or (1, 1, D) in the model's dtype under `published`
+    steering_coefficient: float
+    retain_weight: float
+    median_norm: float
+
+
+class State(NamedTuple):
+    """All that changes during a run; a checkpoint is this, and nothing else is needed to go on bit for bit."""
+
+    step: int
+    weights: dict[str, Tensor]
+    first: dict[str, Tensor]
+    second: dict[str, Tensor]
+
+
+class Job(NamedTuple):
+    """All that does not change during a run."""
+
+    lm: LM
+    config: UnlearnConfig
+    updates: int
+    topics: list[ForgetTopic]
+    retain: list[list[list[int]]]  # corpus -> sample -> token ids
+    retain_weights: list[float]
+    matrices: dict[int, str]  # trained block -> parameter path inside it
+
+
+class Divergence(ValueError):
+    """The loss is not a number; `step` updates were made before."""
+
+    def __init__(self, step: int, topic: str) -> None:
+        self.step = step
+        super().__init__(f"the loss of {topic} is not a finite number at update {step + 1}; expected a smaller --lr")
+
+
+def prepare(
+    lm: LM,
+    forget: Mapping[str, Sequence[str]],
+    retain: Sequence[tuple[str, Sequence[str], float]],
+    config: UnlearnConfig,
+    topics: Sequence[Topic] = (),
+) -> Job:
+    """Tokenises, measures norms, draws control vectors, finds the matrices, and checks that replay is exact.
+
+    `forget`: topic name -> texts; `retain`: (name, texts, weight) each; `topics` may give a topic its own steering or
+    alpha. `config` must be resolved. Raises ValueError for a model or data that RMU cannot work with.
+    """
+    if not forget or not retain:
+        raise ValueError(f"{'no forget' if not forget else 'no retain'} text was given; expected at least one of each")
+    assert config.block is not None and config.num_blocks is not None and config.max_tokens is not None
+    published = config.numerics == "published"
+    blocks = lm.blocks
+    trained = range(config.block - config.num_blocks + 1, config.block + 1)
+    matrices = {i: find_matrix(blocks[i], residual_width(lm.model), config.matrix) for i in trained}
+    samples = {
+        name: tokenise(lm, texts, config, PUBLISHED_MAX_TOKENS[min(index, 1)], name)
+        for index, (name, texts) in enumerate(forget.items())
+    }
+    kept = [tokenise(lm, texts, config, PUBLISHED_MAX_TOKENS[0], name) for name, texts, _ in retain]
+    own = {topic.name: topic for topic in topics}
+    made = forget_topics(lm, config, samples, own, published)
+    job = Job(lm, config, num_updates(config, samples, kept), made, kept, [w for _, _, w in retain], matrices)
+    probe = batch_of(job, list(samples.values())[0][: config.batch_size])
+    check_replay(lm.model, blocks, trained[0], config.block, probe.input_ids, probe.attention_mask)
+    return job
+
+
+def tokenise(lm: LM, texts: Sequence[str], config: UnlearnConfig, published_max: int, name: str) -> list[list[int]]:
+    if config.numerics == "published":  # cut off, not cut up
+        encoded = lm.tokenizer(list(texts), truncation=True, max_length=published_max)["input_ids"]
+        samples = [list(ids) for ids in encoded if len(ids)]
+    else:
+        assert config.max_tokens is not None
+        samples = batches.tokenise(lm.tokenizer, texts, config.max_tokens)
+    if not samples:
+        raise ValueError(f"{name} holds no text of two tokens or more; expected some")
+    return samples
+
+
+def forget_topics(
+    lm: LM, config: UnlearnConfig, samples: Mapping[str, list[list[int]]], own: Mapping[str, Topic], published: bool
+) -> list[ForgetTopic]:
+    width = residual_width(lm.model)
+    assert config.block is not None and config.batch_size and config.steering and config.alpha
+    norms, coefficients = [], []
+    for name, ids in samples.items():
+        probes = [
+            batches.pad(ids[i : i + config.batch_size], batches.pad_id(lm.tokenizer))
+            for i in range(0, min(len(ids), NORM_BATCHES * config.batch_size), config.batch_size)
+        ]
+        norms.append(steering.median_norm(lm, config.block, probes))
+        strength = own[name].steering if name in own and own[name].steering else config.steering
+        coefficients.append(steering.coefficient(strength or "", norms[-1]))
+    if published:
+        dtype = next(lm.model.parameters()).dtype
+        targets = steering.published_control_vectors(coefficients, width, config.seed, dtype, lm.device)
+        directions = [t.flatten().float() / t.float().norm() for t in targets]
+    else:
+        directions = [u.to(lm.device) for u in steering.control_vectors(len(samples), width, config.seed)]
+        targets = [c * u for c, u in zip(coefficients, directions, strict=True)]
+    weights = [
+        own[n].retain_weight if n in own and own[n].retain_weight is not None else config.alpha for n in samples
+    ]
+    return [
+        ForgetTopic(name, ids, directions[i], targets[i], coefficients[i], weights[i] or 0.0, norms[i])
+        for i, (name, ids) in enumerate(samples.items())
+    ]
+
+
+def num_updates(config: UnlearnConfig, samples: Mapping[str, list[list[int]]], kept: list[list[list[int]]]) -> int:
+    """`--updates`, or as many as `--epochs` over all topics needs; under `published` one pass is the most there is."""
+    assert config.batch_size is not None
+    size = config.batch_size
+    if config.numerics == "published":
+        one_pass = len(samples) * min(-(-len(ids) // size) for ids in [*samples.values(), sum(kept, [])])
+        return min(config.updates or one_pass, one_pass)
+    if config.epochs is not None:
+        return max(1, math.ceil(config.epochs * max(len(ids) for ids in samples.values()) / size) * len(samples))
+    assert config.updates is not None
+    return config.updates
+
+
+def schedule(job: Job) -> list[tuple[ForgetTopic, list[list[int]], list[list[int]]]]:
+    """(topic, forget samples, retain samples) of every update, from counts and the seed alone."""
+    config, num_topics = job.config, len(job.topics)
+    assert config.batch_size is not None
+    size, rounds = config.batch_size, -(-job.updates // num_topics)
+    if config.numerics == "published":  # in file order; every topic sees the same retain lines
+        retain = [sample for corpus in job.retain for sample in corpus]
+        pick = [slice(i * size, (i + 1) * size) for i in range(rounds)]
+        pairs = [[(t, t.samples[p], retain[p]) for t in job.topics] for p in pick]
+        return [pair for round_ in pairs for pair in round_][: job.updates]
+    forget = [
+        batches.plan_single(len(t.samples), rounds, size, config.seed + 1 + i) for i, t in enumerate(job.topics)
+    ]
+    mixed = batches.plan_mixture([len(c) for c in job.retain], job.retain_weights, job.updates, size, config.seed)
+    return [
+        (
+            job.topics[step % num_topics],
+            [job.topics[step % num_topics].samples[i] for i in forget[step % num_topics][step // num_topics]],
+            [job.retain[corpus][i] for corpus, i in mixed[step]],
+        )
+        for step in range(job.updates)
+    ]
+
+
+def batch_of(job: Job, samples: Sequence[Sequence[int]]) -> Batch:
+    published = job.config.numerics == "published"
+    tokenizer = job.lm.tokenizer
+    fill = tokenizer.eos_token_id if published and tokenizer.eos_token_id is not None else batches.pad_id(tokenizer)
+    return batches.pad(samples, fill, left=published).to(job.lm.device)
+
+
+def initial_state(job: Job) -> State:
+    """The model's own matrices as leaves: fp32 masters, or the model's dtype under `published`; moments zero."""
+    blocks = job.lm.blocks
+    weights = {}
+    for index, path in job.matrices.items():
+        value = blocks[index].get_parameter(path).detach().clone()
+        weights[f"{index}.{path}"] = value if job.config.numerics == "published" else value.float()
+    zeros = {name: torch.zeros_like(value) for name, value in weights.items()}
+    return State(0, weights, zeros, {name: value.clone() for name, value in zeros.items()})
+
+
+def by_block(job: Job, weights: Mapping[str, Tensor]) -> Weights:
+    """The leaves as the replay wants them: per block, in the model's dtype."""
+    dtype = next(job.lm.model.parameters()).dtype
+    return {index: {path: weights[f"{index}.{path}"].to(dtype)} for index, path in job.matrices.items()}
+
+
+def train(job: Job, state: State, after_update: Callable[[State, dict[str, Any]], None]) -> State:
+    """The loop. Calls `after_update(state, log line)` after every update; raises `Divergence` when the loss is not finite.
+
+    `state` is updated in place tensor by tensor, which is what makes the memory three matrices and their moments.
+    """
+    lm, config = job.lm, job.config
+    model, blocks, last = lm.model, lm.blocks, config.block
+    first = min(job.matrices)
+    published = config.numerics == "published"
+    assert last is not None and config.lr and config.schedule and config.warmup is not None and config.clip is not None
+    with mode(lm, train=published):
+        for step, (topic, forget_samples, retain_samples) in enumerate(schedule(job)):
+            if step < state.step:
+                continue
+            started = time.perf_counter()
+            forget, retain = batch_of(job, forget_samples), batch_of(job, retain_samples)
+            leaves = {name: value.requires_grad_() for name, value in state.weights.items()}
+
+            seen = capture(model, blocks, first, last, forget.input_ids, forget.attention_mask, want_output=False)
+            forget_states = replay(blocks, seen, by_block(job, leaves))  # (B, T, D)
+            seen = capture(model, blocks, first, last, retain.input_ids, retain.attention_mask)
+            retain_states = replay(blocks, seen, by_block(job, leaves))  # (B, T, D)
+            assert seen.output is not None
+            if published:
+                forget_loss = published_distance(forget_states, topic.target)
+                retain_loss = published_distance(retain_states, seen.output)
+            else:
+                forget_loss = squared_distance(forget_states, topic.target, forget.counts)
+                retain_loss = squared_distance(retain_states, seen.output, retain.counts)
+            loss = forget_loss + topic.retain_weight * retain_loss
+            if not torch.isfinite(loss):
+                raise Divergence(step, topic.name)
+            grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+
+            gradient_norm = clip(grads, config.clip)
+            lr = learning_rate(step, job.updates, config.lr, config.warmup, config.schedule)
+            with torch.no_grad():
+                for name, weight in state.weights.items():
+                    adamw_step(weight, grads[name], state.first[name], state.second[name], step + 1, lr, published)
+
+            state = state._replace(step=step + 1)
+            forget_states = forget_states.detach()
+            after_update(
+                state,
+                {
+                    "step": step + 1,
+                    "topic": topic.name,
+                    "forget_loss": forget_loss.item(),
+                    "retain_loss": retain_loss.item(),
+                    "cosine": mean_cosine(forget_states, topic.direction, forget.counts).item(),
+                    "forget_norm": steering.token_norms(forget_states, forget.counts).median().item(),
+                    "gradient_norm": gradient_norm,
+                    "lr": lr,
+                    "tokens": int(forget.attention_mask.sum() + retain.attention_mask.sum()),
+                    "seconds": time.perf_counter() - started,
+                },
+            )
+    return state
+
+
+@contextmanager
+def mode(lm: LM, train: bool) -> Iterable[None]:  # type: ignore[misc]
+    """`.train()` mode for the published arithmetic (dropout on, where a model has it), and back."""
+    was = lm.model.training
+    lm.model.train(train)
+    try:
+        yield
+    finally:
+        lm.model.train(was)
+
+
+def to_delta(job: Job, state: State, metadata: Mapping[str, str]) -> Delta:
+    """The trained matrices under their names in the full model."""
+    prefix = job.lm.block_prefix
+    return Delta({f"{prefix}.{name}": value.detach().clone() for name, value in state.weights.items()}, metadata)
+
+
+def unlearn(
+    lm: LM,
+    forget: Mapping[str, Sequence[str]],
+    retain: Sequence[tuple[str, Sequence[str], float]],
+    config: UnlearnConfig,
+    topics: Sequence[Topic] = (),
+) -> tuple[Delta, list[dict[str, Any]]]:
+    """One RMU run in memory: (the changed matrices, a log line per update). The model is left as it was, bit for bit."""
+    job = prepare(lm, forget, retain, config, topics)
+    log: list[dict[str, Any]] = []
+    state = train(job, initial_state(job), lambda _, line: log.append(line))
+    return to_delta(job, state, {}), log

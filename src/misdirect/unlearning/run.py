@@ -1,0 +1,182 @@
+"""One unlearning run in a run directory: written so that killing it at any moment loses at most a few updates.
+
+`config.json` says what was asked and chosen; `checkpoint.safetensors` holds matrices, moments and position while the run
+is under way; `delta.safetensors` exists when it is done. Calling again with the same settings goes on, bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from misdirect import __version__, runs
+from misdirect.config import Corpus, Topic, UnlearnConfig, as_dict
+from misdirect.model.delta import Delta, load_delta, load_tensors, save_delta, save_tensors
+from misdirect.model.load import LM
+from misdirect.unlearning import rmu
+
+
+def describe(
+    job: rmu.Job,
+    model_hash: str,
+    topics: Sequence[Topic],
+    forget: Mapping[str, Sequence[str]],
+    corpora: Sequence[Corpus],
+    retain: Sequence[tuple[str, Sequence[str], float]],
+) -> dict[str, Any]:
+    """`config.json`: everything that the result depends on, as plain data."""
+    return {
+        "misdirect": __version__,
+        "model": job.lm.source,
+        "settings": as_dict(job.config) | {"updates": job.updates},
+        "topics": [asdict(topic) for topic in topics],
+        "retain": [asdict(corpus) for corpus in corpora],
+        "data": {
+            "model_sha256": model_hash,
+            "forget_sha256": {name: runs.fingerprint(texts) for name, texts in forget.items()},
+            "retain_sha256": {name: runs.fingerprint(texts) for name, texts, _ in retain},
+        },
+        "chosen": {
+            "block": job.config.block,
+            "trained": [f"{job.lm.block_prefix}.{index}.{path}" for index, path in job.matrices.items()],
+            "topics": {
+                t.name: {
+                    "steering_coefficient": t.steering_coefficient,
+                    "median_norm": t.median_norm,
+                    "retain_weight": t.retain_weight,
+                    "num_samples": len(t.samples),
+                    "tokens": sum(map(len, t.samples)),
+                }
+                for t in job.topics
+            },
+            "retain": {
+                name: {"num_samples": len(samples), "tokens": sum(map(len, samples))}
+                for (name, _, _), samples in zip(retain, job.retain, strict=True)
+            },
+        },
+    }
+
+
+def refuse_other_run(run: Path, asked: Mapping[str, Any]) -> None:
+    """Raises ValueError, naming the fields, where the folder holds a run with other settings."""
+    if not runs.is_run(run):
+        if (run / runs.CONFIG).exists() or (run / "results").exists():
+            raise ValueError(f"{run} holds something that is no run; expected an empty or new folder for --out")
+        return
+    stored = runs.read_json(run / runs.CONFIG)
+    asked = json.loads(json.dumps(runs.finite(dict(asked))))
+    names = [
+        f"{part}.{field}" if isinstance(stored.get(part), dict) else part
+        for part in ("model", "settings", "topics", "retain", "data")
+        for field in (
+            runs.differing(stored[part], asked[part])
+            if isinstance(stored.get(part), dict)
+            else [""] * (stored.get(part) != asked[part])
+        )
+    ]
+    if names:
+        raise ValueError(
+            f"{run} holds a run with other settings ({', '.join(names)} differ); expected the same settings, "
+            "or another --out"
+        )
+
+
+def save_checkpoint(run: Path, state: rmu.State) -> None:
+    parts = {"weight": state.weights, "first": state.first, "second": state.second}
+    tensors = {f"{part}:{name}": value.detach() for part, found in parts.items() for name, value in found.items()}
+    save_tensors(tensors, run / runs.CHECKPOINT, {"step": str(state.step)})
+
+
+def load_checkpoint(run: Path, job: rmu.Job) -> rmu.State:
+    """The state to go on from, on the model's device; the initial one where there is no checkpoint."""
+    if not (run / runs.CHECKPOINT).exists():
+        return rmu.initial_state(job)
+    tensors, metadata = load_tensors(run / runs.CHECKPOINT)
+    parts: dict[str, dict[str, Any]] = {"weight": {}, "first": {}, "second": {}}
+    for key, value in tensors.items():
+        part, name = key.split(":", 1)
+        parts[part][name] = value.to(job.lm.device)
+    return rmu.State(int(metadata["step"]), parts["weight"], parts["first"], parts["second"])
+
+
+def cut_log(run: Path, step: int) -> None:
+    """Drops log lines past a checkpoint: those updates are made again."""
+    lines = [line for line in runs.read_log(run) if line["step"] <= step]
+    runs.write_text(run / runs.LOG, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def finished(run: Path) -> Delta | None:
+    return load_delta(run / runs.DELTA) if (run / runs.DELTA).is_file() else None
+
+
+def execute(
+    job: rmu.Job, run: Path, config: Mapping[str, Any], advance: Callable[[int, str], None] | None = None
+) -> Delta:
+    """Trains `job` inside `run`, from its checkpoint where there is one, and writes the delta and the control vectors.
+
+    Raises ValueError where the folder holds another run, and `Divergence` (after saving nothing new: the last good
+    checkpoint stays) where the loss is not finite.
+    """
+    refuse_other_run(run, config)
+    done = finished(run)
+    if done is not None:
+        return done
+    runs.write_json(run / runs.CONFIG, config)
+    runs.write_json(run / runs.ENV, runs.environment() | {"device": str(job.lm.device)})
+    save_tensors(
+        {t.name: t.direction for t in job.topics},
+        run / runs.CONTROL,
+        {t.name: repr(t.steering_coefficient) for t in job.topics},
+    )
+    state = load_checkpoint(run, job)
+    cut_log(run, state.step)
+    if advance and state.step:
+        advance(state.step, "resumed")
+    with (run / runs.LOG).open("a", encoding="utf-8") as log:
+
+        def after_update(state: rmu.State, line: dict[str, Any]) -> None:
+            log.write(json.dumps(runs.finite(line)) + "\n")
+            if state.step % job.config.checkpoint_every == 0 and state.step < job.updates:
+                log.flush()
+                save_checkpoint(run, state)
+            if advance:
+                advance(1, f"forget {line['forget_loss']:.4g}  retain {line['retain_loss']:.3g}")
+
+        try:
+            state = rmu.train(job, state, after_update)
+        except rmu.Divergence as error:
+            kept = int(load_tensors(run / runs.CHECKPOINT)[1]["step"]) if (run / runs.CHECKPOINT).exists() else 0
+            where = f"the checkpoint of update {kept} is kept in {run}" if kept else "no checkpoint had been due"
+            raise ValueError(f"{error}; {where}") from None
+    delta = rmu.to_delta(job, state, delta_metadata(job, config))
+    save_delta(delta, run / runs.DELTA)
+    with suppress(FileNotFoundError):
+        (run / runs.CHECKPOINT).unlink()
+    return delta
+
+
+def delta_metadata(job: rmu.Job, config: Mapping[str, Any]) -> dict[str, str]:
+    return {
+        "format": "pt",
+        "method": "rmu",
+        "model": job.lm.source,
+        "model_sha256": str(config["data"]["model_sha256"]),
+        "misdirect": __version__,
+    }
+
+
+def model_hash(lm: LM) -> str:
+    """SHA-256 over the names, shapes and bits of the loaded blocks' parameters: the model that was really used."""
+    digest = hashlib.sha256()
+    for index, block in enumerate(lm.blocks):
+        for name, value in block.named_parameters():
+            digest.update(f"{index}.{name} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

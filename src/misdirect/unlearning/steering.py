@@ -1,0 +1,58 @@
+"""Control vectors, and steering coefficients from measured activation norms.
+
+Per topic one fixed direction u; forget activations are moved to c*u. Source: arXiv 2403.03218 (uniform draw, absolute c);
+c as a multiple of the measured norm follows the idea of Adaptive RMU, arXiv 2408.06223.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from misdirect.config import parse_steering
+from misdirect.data.batches import Batch
+from misdirect.model.activations import states_after
+from misdirect.model.load import LM
+
+
+def control_vectors(num_topics: int, width: int, seed: int) -> list[Float[Tensor, "D"]]:
+    """A unit vector per topic, fp32, from a CPU generator. Uniform on [0, 1) as published, so every entry is positive."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.rand(width, generator=generator) for _ in range(num_topics)]
+    return [v / torch.linalg.vector_norm(v) for v in drawn]
+
+
+def published_control_vectors(
+    coefficients: Sequence[float], width: int, seed: int, dtype: torch.dtype, device: torch.device
+) -> list[Float[Tensor, "1 1 D"]]:
+    """c*u per topic as the published code makes it: drawn in the model's dtype on its device."""
+    generator = torch.Generator(device=device).manual_seed(seed)
+    out = []
+    for coefficient in coefficients:
+        drawn = torch.rand(1, 1, width, generator=generator, dtype=dtype, device=device)
+        out.append(drawn / torch.norm(drawn) * coefficient)
+    return out
+
+
+def token_norms(states: Float[Tensor, "B T D"], counts: Bool[Tensor, "B T"]) -> Float[Tensor, "N"]:
+    """||h|| of every counted token."""
+    return torch.linalg.vector_norm(states.float(), dim=-1)[counts]
+
+
+def median_norm(lm: LM, block: int, batches: Sequence[Batch]) -> float:
+    """Median token norm of the residual stream after `block`. First tokens, whose norm is often a hundred times larger,
+    do not count."""
+    norms = [
+        token_norms(states_after(lm.model, lm.blocks, block, b.input_ids, b.attention_mask), b.counts)
+        for b in (batch.to(lm.device) for batch in batches)
+    ]
+    return torch.cat(norms).median().item()
+
+
+def coefficient(steering: str, norm: float) -> float:
+    """`6.5` -> 6.5; `5x` -> 5 times the measured median norm."""
+    value, relative = parse_steering(steering)
+    return value * norm if relative else value
