@@ -42,9 +42,8 @@ __all__ = [
     "unlearn",
 ]
 
-_HOME = {"RECIPES": "misdirect.recipes"} | {
-    name: "misdirect.config" for name in ("Corpus", "EvaluateConfig", "Topic", "UnlearnConfig")
-}
+_CONFIGS = ("Corpus", "EvaluateConfig", "Topic", "UnlearnConfig")
+_HOME = {"RECIPES": "misdirect.recipes", **dict.fromkeys(_CONFIGS, "misdirect.config")}
 
 
 def __getattr__(name: str) -> Any:

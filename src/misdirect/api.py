@@ -5,6 +5,7 @@ Checks come before anything slow, so that a typing error costs no time, and noth
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from misdirect.model.load import LM
 
 Advance = Callable[[int], None]
+CHARS_PER_TOKEN = 4.0  # English, roughly: for estimates of time alone
+ESTIMATE_FROM = 30.0  # seconds from which on an estimate is printed beforehand
 
 
 def unlearn(
@@ -95,6 +98,7 @@ class Task:
     name: str
     config: Mapping[str, Any]
     num_items: int
+    num_chars: int
     measure: Callable[[LM, Advance], runs.Result]
     judged: Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]]
 
@@ -129,7 +133,9 @@ def evaluate(
     folder = path if is_run else writable(out or "")
     tasks = make_tasks(questions or {}, texts or {}, prompts or {}, config)
     if not tasks:
-        raise ValueError("nothing to measure; expected --questions NAME=SOURCE, --text NAME=SOURCE or --prompts NAME=SOURCE")
+        raise ValueError(
+            "nothing to measure; expected --questions NAME=SOURCE, --text NAME=SOURCE or --prompts NAME=SOURCE"
+        )
     models = ("base", "unlearned") if is_run else ("base",)
     missing = {
         m: [t for t in tasks if runs.load_result(folder, m, t.measurement, t.name, t.config) is None] for m in models
@@ -156,27 +162,31 @@ def make_tasks(
     for name, source in questions.items():
         items = read_questions(source)
         measure = lambda lm, step, n=name, i=items: mcq.mcq(lm, n, i, config, step)  # noqa: E731
-        size = mcq.num_items(items, config)
-        tasks.append(Task(mcq.MEASUREMENT, name, mcq.config_of(config, items), size, measure, mcq.judged))
+        size = mcq.num_items(items, config), mcq.num_chars(items, config)
+        tasks.append(Task(mcq.MEASUREMENT, name, mcq.config_of(config, items), *size, measure, mcq.judged))
     for name, source in texts.items():
         documents = read_texts(source)
         measure = lambda lm, step, n=name, d=documents: nll.nll(lm, n, d, config, step)  # noqa: E731
-        size = nll.num_items(documents, config)
-        tasks.append(Task(nll.MEASUREMENT, name, nll.config_of(config, documents), size, measure, nll.judged))
+        size = nll.num_items(documents, config), nll.num_chars(documents, config)
+        tasks.append(Task(nll.MEASUREMENT, name, nll.config_of(config, documents), *size, measure, nll.judged))
     for name, source in prompts.items():
         asked = read_texts(source)
         measure = lambda lm, step, n=name, a=asked: generation.generation(lm, n, a, config, step)  # noqa: E731
         made = generation.config_of(config, asked)
-        tasks.append(Task(generation.MEASUREMENT, name, made, len(asked), measure, lambda result, base: result))
+        size = len(asked), 0
+        tasks.append(Task(generation.MEASUREMENT, name, made, *size, measure, lambda result, base: result))
     return tasks
 
 
 def measure_all(lm: LM, folder: Path, missing: Mapping[str, Sequence[Task]]) -> None:
     """Makes and stores every missing measurement, one model after the other over one set of weights."""
-    import contextlib
-
     from misdirect.model.delta import load_delta, swapped_in
+    from misdirect.model.score import tokens_per_second
 
+    tokens = sum(t.num_chars for tasks in missing.values() for t in tasks) / CHARS_PER_TOKEN
+    speed = tokens_per_second(lm)
+    if tokens / speed > ESTIMATE_FROM:
+        note(f"About {tokens / speed / 60:.1f} minutes: {tokens:,.0f} tokens at {speed:,.0f} a second")
     with bar("Evaluating", sum(t.num_items for tasks in missing.values() for t in tasks)) as advance:
         for model, tasks in missing.items():
             change: Any = contextlib.nullcontext()
@@ -240,7 +250,11 @@ def demo(
     started = time.perf_counter()
     settings = DemoSettings()
     run = unlearn(
-        model, [Topic("biology", "demo-forget")], settings.retain, out, UnlearnConfig(recipe="demo", seed=seed, device=device)
+        model,
+        [Topic("biology", "demo-forget")],
+        settings.retain,
+        out,
+        UnlearnConfig(recipe="demo", seed=seed, device=device),
     )
     note(f"Unlearned in {time.perf_counter() - started:.0f} s, model and text loaded")
     config = EvaluateConfig(limit=limit, text_limit=40, max_tokens=128, formats="cloze", device=device)

@@ -18,14 +18,18 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from misdirect import __version__, runs
 from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig
 
-SOURCE_HELP = "a file or folder (jsonl, json, csv, tsv, parquet, txt, md; also .gz), hub:DATASET[:CONFIG[:SPLIT]], or demo-..."
+SOURCES = (
+    "a file or folder (jsonl, json, csv, tsv, parquet, txt, md; also .gz), hub:DATASET[:CONFIG[:SPLIT]], or demo-..."
+)
+ASKED = "Questions a side, of 856 on biology and 1,108 on other science; 0 asks all."
+
 
 app = App(
     name="misdirect",
     version=__version__,
     help="Unlearn a topic from any Hugging Face decoder on one small machine, then measure what is really gone.\n\n"
     "New here? Type: misdirect demo",
-    help_epilogue=f"MODEL is demo (SmolLM2-135M-Instruct from a package), a local folder, or a hub id. SOURCE is {SOURCE_HELP}.",
+    help_epilogue=f"MODEL is demo (SmolLM2-135M-Instruct from a package), a local folder, or a hub id. SOURCE is {SOURCES}.",
     help_format="plaintext",
 )
 
@@ -106,7 +110,7 @@ def demo(
     *,
     out: Path = Path("runs/demo"),
     model: str = "demo",
-    limit: Annotated[int, Parameter(help="Questions a side, of 856 on biology and 1,108 on other science; 0 asks all.")] = 300,
+    limit: Annotated[int, Parameter(help=ASKED)] = 300,
     seed: int = 0,
 ) -> None:
     """Forget biology in SmolLM2-135M-Instruct, measure what is gone and what is kept, and write a page that shows it.
@@ -129,7 +133,9 @@ def demo(
     run = api.demo(out, model, limit or None, seed)
     print_table(runs.read_json(run / runs.SUMMARY))
     print(f"\nThe page: {run / runs.REPORT}")
-    say_next(f"misdirect unlearn demo --forget {shlex.quote('mytopic=FILE')} --retain wiki=demo-retain-wikipedia --out runs/mine")
+    say_next(
+        f"misdirect unlearn demo --forget {shlex.quote('mytopic=FILE')} --retain wiki=demo-retain-wikipedia --out runs/mine"
+    )
 
 
 @app.command
@@ -173,7 +179,8 @@ def unlearn(
     strength, strengths = per_topic("--steering", steering, list(sources))
     weight, weights = per_topic("--alpha", alpha, list(sources))
     topics = [
-        Topic(name, source, strengths.get(name), number("--alpha", weights.get(name))) for name, source in sources.items()
+        Topic(name, source, strengths.get(name), number("--alpha", weights.get(name)))
+        for name, source in sources.items()
     ]
     config = UnlearnConfig(**dataclasses.asdict(settings), steering=strength, alpha=number("--alpha", weight))
     run = api.unlearn(
@@ -298,10 +305,8 @@ def change(row: dict[str, Any], percent: bool) -> str:
     if not paired or paired.get("low") is None:
         return "-"
     scale, digits = (100, 1) if percent else (1, 3)
-    return " ".join(
-        [f"{scale * paired['difference']:+.{digits}f}", f"[{scale * paired['low']:+.{digits}f},"]
-        + [f"{scale * paired['high']:+.{digits}f}]"]
-    )
+    value, low, high = (f"{scale * paired[key]:+.{digits}f}" for key in ("difference", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def config_tokens(path: Path, given: Sequence[str]) -> list[str]:

@@ -152,7 +152,9 @@ def parse_steering(text: str) -> tuple[float, bool]:
     except ValueError:
         value = 0.0
     if not 0 < value < float("inf"):
-        raise ValueError(f"steering {text!r} is not a strength; expected a number such as 6.5, or a multiple such as 5x")
+        raise ValueError(
+            f"steering {text!r} is not a strength; expected a number such as 6.5, or a multiple such as 5x"
+        )
     return value, relative
 
 

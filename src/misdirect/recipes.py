@@ -63,7 +63,9 @@ def resolve(config: UnlearnConfig, num_hidden_layers: int | None = None) -> Unle
     if config.numerics == "published":  # the published code has none of the three
         chosen |= {"schedule": "constant", "warmup": 0, "clip": 0.0}
     if num_hidden_layers is not None:
-        chosen.setdefault("block", DEFAULT_BLOCK if num_hidden_layers >= 2 * DEFAULT_BLOCK + 1 else num_hidden_layers // 2)
+        chosen.setdefault(
+            "block", DEFAULT_BLOCK if num_hidden_layers >= 2 * DEFAULT_BLOCK + 1 else num_hidden_layers // 2
+        )
         block = given["block"] if given["block"] is not None else chosen["block"]
         chosen.setdefault("num_blocks", min(DEFAULT_NUM_BLOCKS, block + 1))
         check_block(block, given["num_blocks"] or chosen["num_blocks"], num_hidden_layers)

@@ -56,7 +56,9 @@ def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
     The interval is normal on the mean of the per-item differences. Raises ValueError for other lengths or none.
     """
     if len(first) != len(second) or not first:
-        raise ValueError(f"{len(first)} and {len(second)} answers cannot be paired; expected the same number, at least 1")
+        raise ValueError(
+            f"{len(first)} and {len(second)} answers cannot be paired; expected the same number, at least 1"
+        )
     from scipy.stats import binomtest
 
     n = len(first)
@@ -66,9 +68,7 @@ def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
     variance = (gained + lost) / n - difference**2
     stderr = math.sqrt(max(0.0, variance) / n)
     p_value = float(binomtest(lost, lost + gained, 0.5).pvalue) if lost + gained else 1.0
-    return Paired(
-        difference, stderr, difference - Z95 * stderr, difference + Z95 * stderr, lost, gained, n, p_value
-    )
+    return Paired(difference, stderr, difference - Z95 * stderr, difference + Z95 * stderr, lost, gained, n, p_value)
 
 
 class Mean(NamedTuple):

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from misdirect.data.files import Row, read_rows
+from misdirect.data.files import Row, is_unicode, read_rows
 
 TEXT_COLUMNS = ("text", "content", "passage", "document", "article", "body", "abstract")
 
@@ -23,6 +23,8 @@ def read_texts(source: str) -> list[str]:
         text = row.get(column)
         if not isinstance(text, str):
             raise ValueError(f"{source}, row {number}: {column!r} is {type(text).__name__}; expected text")
+        if not is_unicode(text):
+            raise ValueError(f"{source}, row {number}: {column!r} holds half a surrogate pair; expected Unicode text")
         if text.strip():
             texts.append(text)
     if not texts:

@@ -11,6 +11,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,12 @@ def read_rows(source: str) -> list[Row]:
 
 
 def find_files(source: str) -> list[Path]:
-    path = Path(source).expanduser()
-    if not path.exists():
+    try:
+        path = Path(source).expanduser()
+        there = path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, no such home folder, a null character
+        raise ValueError(f"{source} is no name of a file: {error}") from None
+    if not there:
         from misdirect.data import demo
 
         raise ValueError(
@@ -53,7 +58,11 @@ def find_files(source: str) -> list[Path]:
 
 def kind(path: Path) -> str:
     """The suffix that says how to read a file, `.gz` aside."""
-    return (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
+    return (path.with_suffix("") if is_gzip(path) else path).suffix.lower()
+
+
+def is_gzip(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
 
 
 def file_rows(path: Path) -> list[Row]:
@@ -78,11 +87,11 @@ def file_rows(path: Path) -> list[Row]:
 
 def file_bytes(path: Path) -> bytes:
     try:
-        if path.suffix == ".gz":
+        if is_gzip(path):
             with gzip.open(path) as stream:
                 return stream.read()
         return path.read_bytes()
-    except (OSError, EOFError, gzip.BadGzipFile) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
 
 
@@ -132,7 +141,7 @@ def parquet_rows(data: bytes, path: Path) -> list[Row]:
 
 def hub_rows(source: str) -> list[Row]:
     """`hub:DATASET[:CONFIG[:SPLIT]]` through the `datasets` library; the split defaults to train, else the only one."""
-    name, config, split = (source.removeprefix("hub:").split(":") + ["", ""])[:3]
+    name, config, split = [*source.removeprefix("hub:").split(":"), "", ""][:3]
     if not name or source.count(":") > 3:
         raise ValueError(f"{source!r} is no hub source; expected hub:DATASET[:CONFIG[:SPLIT]]")
     import datasets
@@ -149,3 +158,8 @@ def hub_rows(source: str) -> list[Row]:
     if chosen not in splits:
         raise ValueError(f"{source} has no split {chosen!r}; expected one of {', '.join(splits)}")
     return [dict(row) for row in splits[chosen]]
+
+
+def is_unicode(text: str) -> bool:
+    """Whether `text` can be encoded: a JSON escape such as \\ud800 alone cannot, and no tokenizer takes it."""
+    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from misdirect.data.files import Row, read_rows
+from misdirect.data.files import Row, is_unicode, read_rows
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -45,15 +45,20 @@ def parse_question(row: Row, where: str, number: int) -> Question:
     if not isinstance(row["question"], str) or not row["question"].strip():
         raise ValueError(f"{where}: the question is {short(row['question'])}; expected text")
     choices = parse_choices(row["choices"], where)
-    answer = parse_answer(row["answer"], len(choices), where)
-    identity = row.get("id")
-    return Question(
-        str(number - 1 if identity is None else identity),
-        row["question"],
-        choices,
-        answer,
-        str(row.get("subject") or row.get("topic") or ""),
-    )
+    answer = parse_answer(unlabelled(row["answer"], row["choices"]), len(choices), where)
+    identity = str(number - 1 if row.get("id") is None else row["id"])
+    subject = str(row.get("subject") or row.get("topic") or "")
+    if not all(map(is_unicode, (row["question"], *choices, identity, subject))):
+        raise ValueError(f"{where} holds half a surrogate pair; expected Unicode text")
+    return Question(identity, row["question"], choices, answer, subject)
+
+
+def unlabelled(answer: Any, choices: Any) -> Any:
+    """The index behind a label: in ARC's form an answer is one of the labels, which are A, B, .. or 1, 2, .."""
+    labels = choices.get("label") if isinstance(choices, dict) else None
+    if not isinstance(answer, str) or not isinstance(labels, list | tuple) or answer not in labels:
+        return answer
+    return labels.index(answer)
 
 
 def parse_choices(value: Any, where: str) -> tuple[str, ...]:
@@ -74,7 +79,7 @@ def parse_answer(value: Any, num_choices: int, where: str) -> int:
     elif text.isascii() and text.isdigit():
         index = int(text) if len(text) < 4 else -1
     else:
-        index = LETTERS.find(text.upper()) if len(text) == 1 else -1
+        index = LETTERS.find(text.upper()) if len(text) == 1 and text.isascii() else -1
     if not 0 <= index < num_choices:
         last = LETTERS[num_choices - 1]
         raise ValueError(

@@ -55,7 +55,13 @@ def generation(
         tokens = out[0, ids.shape[1] :].tolist()
         text = lm.tokenizer.decode(tokens, skip_special_tokens=True).strip()
         records.append(
-            {"id": str(index), "prompt": prompt, "text": text, "num_tokens": len(tokens), "repetition": repetition(text)}
+            {
+                "id": str(index),
+                "prompt": prompt,
+                "text": text,
+                "num_tokens": len(tokens),
+                "repetition": repetition(text),
+            }
         )
         if advance:
             advance(1)

@@ -59,9 +59,7 @@ def mcq(
     if config.formats != "letter":
         add_cloze(records, scored(cloze(lambda q: q.question)), scored(cloze(lambda q: "")))
     if config.formats != "cloze":
-        letters = [
-            encode(lm.tokenizer, letter_prompt(q), [f" {x}" for x in LETTERS[: len(q.choices)]]) for q in chosen
-        ]
+        letters = [encode(lm.tokenizer, letter_prompt(q), [f" {x}" for x in LETTERS[: len(q.choices)]]) for q in chosen]
         add_letter(records, scored(letters))
     seconds = time.perf_counter() - started
     return Result(MEASUREMENT, name, config_of(config, questions), metrics(records), tuple(records), seconds)
@@ -71,6 +69,15 @@ def num_items(questions: Sequence[Question], config: EvaluateConfig) -> int:
     """How many items `mcq` advances by in all."""
     passes = {"all": 3, "cloze": 2, "letter": 1}[config.formats]
     return passes * min(len(questions), config.limit or len(questions))
+
+
+def num_chars(questions: Sequence[Question], config: EvaluateConfig) -> int:
+    """Characters that the model reads in all, for an estimate of the time."""
+    share = min(1.0, (config.limit or len(questions)) / len(questions))
+    choices = sum(len(choice) for q in questions for choice in q.choices)
+    asked = sum(len(q.question) for q in questions)
+    cloze, letter = config.formats != "letter", config.formats != "cloze"
+    return int(share * (cloze * (asked + 2 * choices) + letter * (asked + choices)))
 
 
 Record = dict[str, Any]

@@ -43,7 +43,8 @@ def swapped_in(delta: Delta, model: nn.Module) -> Iterator[None]:
     before = {name: parameters[name].data for name in delta.tensors}
     try:
         for name, value in delta.tensors.items():
-            parameters[name].data = value.to(before[name])
+            # a copy: who trains the model inside must not train the delta
+            parameters[name].data = value.to(before[name], copy=True)
         yield
     finally:
         for name, value in before.items():

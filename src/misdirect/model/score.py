@@ -9,7 +9,8 @@ more than its context. Equal to a plain full forward (`score_plainly`) within 1e
 from __future__ import annotations
 
 import copy
-import functools
+import inspect
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -112,16 +113,13 @@ def positions(mask: Tensor) -> Tensor:
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
-@functools.cache
-def _forward_arguments(model_class: type) -> frozenset[str]:
-    import inspect
-
-    return frozenset(inspect.signature(model_class.forward).parameters)  # type: ignore[attr-defined]
+def forward_arguments(model_class: Any) -> frozenset[str]:
+    return frozenset(inspect.signature(model_class.forward).parameters)
 
 
 def forward(lm: LM, input_ids: Tensor, mask: Tensor, keep: int, cache: Any = None, use_cache: bool = False) -> Any:
     """One forward pass, logits for the last `keep` positions alone."""
-    takes = _forward_arguments(type(lm.model))
+    takes = forward_arguments(type(lm.model))
     arguments: dict[str, Any] = {"input_ids": input_ids, "attention_mask": mask, "use_cache": use_cache}
     if "position_ids" in takes:
         arguments["position_ids"] = positions(mask)[:, -input_ids.shape[1] :]
@@ -186,6 +184,18 @@ def score_plainly(lm: LM, items: Sequence[Encoded]) -> list[Scored]:
             logprobs = logits[0, len(item.context) - 1 : -1].float().log_softmax(-1)
             sums.append(logprobs.gather(-1, ids[0, len(item.context) :, None]).sum().item())
     return regroup(sums, items)
+
+
+@torch.inference_mode()
+def tokens_per_second(lm: LM, rows: int = 4, length: int = 32) -> float:
+    """Speed of a short forward pass on this machine, for estimates; the better of two, the first one warms up."""
+    ids = torch.full((rows, length), pad_id(lm.tokenizer), device=lm.device)
+    seconds = []
+    for _ in range(2):
+        started = time.perf_counter()
+        forward(lm, ids, torch.ones_like(ids), keep=1).logits.sum().item()
+        seconds.append(time.perf_counter() - started)
+    return rows * length / min(seconds)
 
 
 @torch.inference_mode()

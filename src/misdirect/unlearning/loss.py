@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 def squared_distance(
-    states: Float[Tensor, "B T D"], target: Float[Tensor, "B T D"] | Float[Tensor, "D"], counts: Bool[Tensor, "B T"]
+    states: Float[Tensor, "B T D"], target: Float[Tensor, "B T D"] | Float[Tensor, " D"], counts: Bool[Tensor, "B T"]
 ) -> Float[Tensor, ""]:
     """Mean over counted tokens of ||states - target||^2 / D, in fp32. 0 where no token counts."""
     per_token = (states.float() - target.float()).square().mean(-1)  # (B, T)
@@ -32,7 +32,7 @@ def published_distance(
 
 
 def mean_cosine(
-    states: Float[Tensor, "B T D"], direction: Float[Tensor, "D"], counts: Bool[Tensor, "B T"]
+    states: Float[Tensor, "B T D"], direction: Float[Tensor, " D"], counts: Bool[Tensor, "B T"]
 ) -> Float[Tensor, ""]:
     """Mean cosine of counted tokens with a direction: 1 when steering has fully succeeded."""
     return F.cosine_similarity(states.float(), direction.float(), dim=-1)[counts].mean()

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from misdirect.config import Topic, UnlearnConfig
 from misdirect.data import batches
@@ -72,7 +73,7 @@ class Job(NamedTuple):
 
 
 class Divergence(ValueError):
-    """The loss is not a number; `step` updates were made before."""
+    """The loss or its gradient is not a number; `step` updates were made before."""
 
     def __init__(self, step: int, topic: str) -> None:
         self.step = step
@@ -106,14 +107,19 @@ def prepare(
     own = {topic.name: topic for topic in topics}
     made = forget_topics(lm, config, samples, own, published)
     job = Job(lm, config, num_updates(config, samples, kept), made, kept, [w for _, _, w in retain], matrices)
-    probe = batch_of(job, list(samples.values())[0][: config.batch_size])
+    probe = batch_of(job, next(iter(samples.values()))[: config.batch_size])
     check_replay(lm.model, blocks, trained[0], config.block, probe.input_ids, probe.attention_mask)
     return job
 
 
 def tokenise(lm: LM, texts: Sequence[str], config: UnlearnConfig, published_max: int, name: str) -> list[list[int]]:
     if config.numerics == "published":  # cut off, not cut up
-        encoded = lm.tokenizer(list(texts), truncation=True, max_length=published_max)["input_ids"]
+        side = lm.tokenizer.truncation_side
+        try:
+            lm.tokenizer.truncation_side = "right"
+            encoded = lm.tokenizer(list(texts), truncation=True, max_length=published_max)["input_ids"]
+        finally:
+            lm.tokenizer.truncation_side = side
         samples = [list(ids) for ids in encoded if len(ids)]
     else:
         assert config.max_tokens is not None
@@ -154,12 +160,16 @@ def forget_topics(
 
 
 def num_updates(config: UnlearnConfig, samples: Mapping[str, list[list[int]]], kept: list[list[list[int]]]) -> int:
-    """`--updates`, or as many as `--epochs` over all topics needs; under `published` one pass is the most there is."""
+    """`--updates`, or as many as `--epochs` over all topics needs.
+
+    Under `published` at most as many as the shortest corpus has batches, whatever the number of topics: with two topics
+    the published code stops half way through the shorter one.
+    """
     assert config.batch_size is not None
     size = config.batch_size
     if config.numerics == "published":
-        one_pass = len(samples) * min(-(-len(ids) // size) for ids in [*samples.values(), sum(kept, [])])
-        return min(config.updates or one_pass, one_pass)
+        most = min(-(-len(ids) // size) for ids in [*samples.values(), list(chain(*kept))])
+        return min(config.updates or most, most)
     if config.epochs is not None:
         return max(1, math.ceil(config.epochs * max(len(ids) for ids in samples.values()) / size) * len(samples))
     assert config.updates is not None
@@ -224,11 +234,14 @@ def train(job: Job, state: State, after_update: Callable[[State, dict[str, Any]]
     first = min(job.matrices)
     published = config.numerics == "published"
     assert last is not None and config.lr and config.schedule and config.warmup is not None and config.clip is not None
-    with mode(lm, train=published):
+    drops = published and has_dropout(model)
+    with mode(lm, train=published), torch.random.fork_rng([lm.device] if lm.device.type == "cuda" else []):
         for step, (topic, forget_samples, retain_samples) in enumerate(schedule(job)):
             if step < state.step:
                 continue
             started = time.perf_counter()
+            if drops:  # each update draws from its own seed, so that a resumed run drops what an undisturbed one does
+                torch.manual_seed(config.seed + 1_000_003 * (step + 1))
             forget, retain = batch_of(job, forget_samples), batch_of(job, retain_samples)
             leaves = {name: value.requires_grad_() for name, value in state.weights.items()}
 
@@ -236,6 +249,9 @@ def train(job: Job, state: State, after_update: Callable[[State, dict[str, Any]]
             forget_states = replay(blocks, seen, by_block(job, leaves))  # (B, T, D)
             seen = capture(model, blocks, first, last, retain.input_ids, retain.attention_mask)
             retain_states = replay(blocks, seen, by_block(job, leaves))  # (B, T, D)
+            if drops:  # the published frozen model is in eval mode
+                with mode(lm, train=False):
+                    seen = capture(model, blocks, first, last, retain.input_ids, retain.attention_mask)
             assert seen.output is not None
             if published:
                 forget_loss = published_distance(forget_states, topic.target)
@@ -249,6 +265,8 @@ def train(job: Job, state: State, after_update: Callable[[State, dict[str, Any]]
             grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
 
             gradient_norm = clip(grads, config.clip)
+            if not math.isfinite(gradient_norm):  # before any weight is spoilt
+                raise Divergence(step, topic.name)
             lr = learning_rate(step, job.updates, config.lr, config.warmup, config.schedule)
             with torch.no_grad():
                 for name, weight in state.weights.items():
@@ -274,8 +292,14 @@ def train(job: Job, state: State, after_update: Callable[[State, dict[str, Any]]
     return state
 
 
+def has_dropout(model: nn.Module) -> bool:
+    """Whether train mode computes something else than eval mode: a dropout layer, or a rate that attention reads."""
+    rates = [v for m in model.modules() for k, v in vars(m).items() if isinstance(v, float) and ("drop" in k or k == "p")]
+    return any(rate > 0 for rate in rates)
+
+
 @contextmanager
-def mode(lm: LM, train: bool) -> Iterable[None]:  # type: ignore[misc]
+def mode(lm: LM, train: bool) -> Iterator[None]:
     """`.train()` mode for the published arithmetic (dropout on, where a model has it), and back."""
     was = lm.model.training
     lm.model.train(train)

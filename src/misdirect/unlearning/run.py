@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from misdirect import __version__, runs
-from misdirect.config import Corpus, Topic, UnlearnConfig, as_dict
+from misdirect.config import Corpus, Topic, as_dict
 from misdirect.model.delta import Delta, load_delta, load_tensors, save_delta, save_tensors
 from misdirect.model.load import LM
 from misdirect.unlearning import rmu

@@ -18,7 +18,7 @@ from misdirect.model.activations import states_after
 from misdirect.model.load import LM
 
 
-def control_vectors(num_topics: int, width: int, seed: int) -> list[Float[Tensor, "D"]]:
+def control_vectors(num_topics: int, width: int, seed: int) -> list[Float[Tensor, " D"]]:
     """A unit vector per topic, fp32, from a CPU generator. Uniform on [0, 1) as published, so every entry is positive."""
     generator = torch.Generator().manual_seed(seed)
     drawn = [torch.rand(width, generator=generator) for _ in range(num_topics)]
@@ -37,7 +37,7 @@ def published_control_vectors(
     return out
 
 
-def token_norms(states: Float[Tensor, "B T D"], counts: Bool[Tensor, "B T"]) -> Float[Tensor, "N"]:
+def token_norms(states: Float[Tensor, "B T D"], counts: Bool[Tensor, "B T"]) -> Float[Tensor, " N"]:
     """||h|| of every counted token."""
     return torch.linalg.vector_norm(states.float(), dim=-1)[counts]
 

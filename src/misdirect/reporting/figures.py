@@ -1,0 +1,225 @@
+"""The pictures of a run: accuracy, change of NLL, training curves. Each function draws plain data in a palette.
+
+Sets are rows with their name above, so that a picture is still readable at the width of a phone. matplotlib is imported
+when something is drawn and not before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from misdirect.reporting.reading import KINDS, Kind, Pair, Run, number
+from misdirect.reporting.wording import signed
+
+Palette = Mapping[str, str]  # colour name -> colour
+WIDTH = 4.8  # inches; 346 units of the drawing, about the width of a phone
+LABEL_CHARS = 36
+SERIES = ("series0", "series1", "series2", "series3")
+PANEL_TITLES: Mapping[Kind, str] = {"forget": "FORGET", "retain": "RETAIN", "other": "ALL SETS"}
+# log key -> title of its panel
+CURVES = {
+    "forget_loss": "Forget loss",
+    "retain_loss": "Retain loss",
+    "cosine": "Cosine to control vector",
+    "forget_norm": "Median forget token norm",
+    "gradient_norm": "Gradient norm",
+    "lr": "Learning rate",
+}
+
+
+def label(text: str, chars: int = LABEL_CHARS) -> str:
+    """One line of at most `chars` characters: the middle of a longer one goes."""
+    text = " ".join(text.split())
+    return text if len(text) <= chars else f"{text[: chars - 10]}…{text[-9:]}"
+
+
+def accuracy(pairs: Sequence[Pair], palette: Palette) -> Any:
+    """Accuracy of base (ring) and unlearned (dot) with 95 % intervals, chance and floor; a panel per kind of set."""
+    figure, panels = stacked(pairs, palette, legend=True)
+    for axes, kind, rows in panels:
+        for index, pair in enumerate(rows):
+            draw_accuracy(axes, index, pair, palette)
+        axes.set_xlim(0, 1)
+        axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
+        axes.set_title(PANEL_TITLES[kind], color=palette[kind])
+    handles, spacing = accuracy_legend(pairs, palette), {"handletextpad": 0.4, "columnspacing": 1.4, "borderpad": 0.0}
+    figure.legend(handles=handles, loc="outside lower left", ncols=4, labelcolor=palette["muted"], **spacing)
+    return figure
+
+
+def draw_accuracy(axes: Any, index: int, pair: Pair, palette: Palette) -> None:
+    colour = palette[pair.kind]
+    for key, style in (("chance", "--"), ("floor", ":")):
+        value = number({key: pair.both(key)}, key)
+        if value is not None:
+            axes.plot([value] * 2, [index - 0.2, index + 0.4], style, color=palette["muted"], linewidth=1.1)
+    points = [(number(row, "value"), row) for row in (pair.base, pair.unlearned)]
+    heights = (index + 0.0, index + 0.22) if None not in (points[0][0], points[1][0]) else (index + 0.1,) * 2
+    if heights[0] != heights[1]:
+        axes.plot([points[0][0], points[1][0]], heights, color=palette["rule"], linewidth=2.5, zorder=1)
+    for (value, row), y, face in zip(points, heights, ("none", colour), strict=True):
+        if value is not None:
+            whisker(axes, row, y, colour)
+            axes.plot(
+                [value], [y], "o", color=colour, markerfacecolor=face, markersize=5, markeredgewidth=1.3, zorder=3
+            )
+    shown = [f"{100 * value:.1f}" for value, _ in points if value is not None]
+    note = "" if pair.base_knows else "  (base does not know)"
+    write_row(axes, index, label(pair.set, LABEL_CHARS - len(note)) + note, " → ".join(shown) + " %", palette)
+
+
+def whisker(axes: Any, row: Any, y: float, colour: str) -> None:
+    low, high = number(row, "low"), number(row, "high")
+    if low is not None and high is not None:
+        axes.plot([low, high], [y, y], color=colour, linewidth=1.2, solid_capstyle="butt", zorder=2)
+
+
+def write_row(axes: Any, index: int, left: str, right: str, palette: Palette) -> None:
+    """The set's name and its numbers above the row, on the page's colour so that no line runs through them."""
+    box = {"facecolor": palette["page"], "edgecolor": "none", "pad": 1.2}
+    where = axes.get_yaxis_transform()
+    for x, side, text in ((0, "left", left), (1, "right", right)):
+        axes.text(x, index - 0.33, text, transform=where, color=palette["ink"], ha=side, va="center", bbox=box)
+
+
+def accuracy_legend(pairs: Sequence[Pair], palette: Palette) -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    colour = palette["muted"]
+    marks: list[tuple[str, str, dict[str, Any]]] = [
+        ("base", "base", {"marker": "o", "markerfacecolor": "none", "linestyle": ""}),
+        ("unlearned", "unlearned", {"marker": "o", "linestyle": ""}),
+        ("chance", "chance", {"linestyle": "--"}),
+        ("floor", "floor: question removed", {"linestyle": ":"}),
+    ]
+    seen = {name for name in ("base", "unlearned") if any(getattr(p, name) is not None for p in pairs)}
+    seen |= {name for name in ("chance", "floor") if any(p.both(name) is not None for p in pairs)}
+    return [Line2D([], [], color=colour, markersize=5, linewidth=1.1, label=text, **how)
+            for name, text, how in marks if name in seen]  # fmt: skip
+
+
+def stacked(pairs: Sequence[Pair], palette: Palette, legend: bool) -> tuple[Any, list[tuple[Any, Kind, list[Pair]]]]:
+    """A figure with a panel for each kind of set that there is, a row a set, the first row on top."""
+    from matplotlib.figure import Figure
+
+    groups = [(kind, rows) for kind in KINDS if (rows := [p for p in pairs if p.kind == kind])]
+    height = sum(0.46 * len(rows) + 0.62 for _, rows in groups) + (0.3 if legend else 0.05)
+    figure: Any = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.06, w_pad=0.02)
+    grid = figure.subplots(len(groups), 1, squeeze=False, height_ratios=[len(rows) + 0.4 for _, rows in groups])
+    panels = []
+    for axes, (kind, rows) in zip(grid[:, 0], groups, strict=True):
+        axes.set_ylim(len(rows) - 0.45, -0.5)
+        plain(axes, palette)
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+        axes.grid(axis="x", color=palette["rule"], linewidth=0.5)
+        axes.set_axisbelow(True)
+        panels.append((axes, kind, rows))
+    return figure, panels
+
+
+def plain(axes: Any, palette: Palette) -> None:
+    axes.set_facecolor("none")
+    axes.tick_params(color=palette["muted"], labelcolor=palette["muted"], length=2.5)
+    for spine in axes.spines.values():
+        spine.set_color(palette["rule"])
+
+
+def nll_change(pairs: Sequence[Pair], palette: Palette) -> Any:
+    """Paired change of NLL per text set with its 95 % interval. A panel per kind, each with its own scale, so that a
+    large change on forget text does not flatten the others."""
+    figure, panels = stacked(pairs, palette, legend=False)
+    for axes, kind, rows in panels:
+        ends = [0.0]
+        for index, pair in enumerate(rows):
+            low, value, high = (number(pair.paired, key) for key in ("low", "difference", "high"))
+            assert value is not None, pair
+            ends += [x for x in (low, value, high) if x is not None]
+            whisker(axes, pair.paired, index + 0.1, palette[kind])
+            axes.plot([value], [index + 0.1], "o", color=palette[kind], markersize=5, zorder=3)
+            interval = "" if low is None or high is None else f"  [{signed(low, 3)}, {signed(high, 3)}]"
+            write_row(axes, index, label(pair.set, 28), signed(value, 3) + interval, palette)
+        margin = 0.06 * (max(ends) - min(ends) or 1.0)
+        axes.set_xlim(min(ends) - margin, max(ends) + margin)
+        axes.axvline(0, color=palette["muted"], linewidth=1.0)
+        axes.locator_params(axis="x", nbins=6)
+        axes.set_title(f"{PANEL_TITLES[kind]}: change of NLL, nats per token", color=palette[kind])
+    return figure
+
+
+def curves(log: Sequence[Mapping[str, Any]], palette: Palette) -> Any:
+    """What the log holds of `CURVES` over the updates, a colour per topic."""
+    from matplotlib.figure import Figure
+
+    keys = curve_keys(log)
+    topics = list(dict.fromkeys(str(line.get("topic", "")) for line in log))
+    num_rows = -(-len(keys) // 2)
+    figure: Any = Figure(figsize=(WIDTH, 1.35 * num_rows + (0.3 if len(topics) > 1 else 0.05)), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.06, w_pad=0.04)
+    grid = figure.subplots(num_rows, 2, squeeze=False).flatten()
+    for axes, key in zip(grid, keys, strict=False):
+        draw_curve(axes, key, log, topics, palette)
+    for axes in grid[len(keys) :]:
+        axes.set_visible(False)
+    if len(topics) > 1:
+        figure.legend(
+            handles=topic_legend(topics, palette), loc="outside lower left", ncols=2, labelcolor=palette["muted"]
+        )
+    return figure
+
+
+def curve_keys(log: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [key for key in CURVES if any(number(line, key) is not None for line in log)]
+
+
+def draw_curve(axes: Any, key: str, log: Sequence[Mapping[str, Any]], topics: Sequence[str], palette: Palette) -> None:
+    values = []
+    for index, topic in enumerate(topics if key != "lr" else [None]):
+        lines = [line for line in log if topic is None or str(line.get("topic", "")) == topic]
+        points = [(line["step"], y) for line in lines if (y := number(line, key)) is not None]
+        values += [y for _, y in points]
+        colour = palette["muted" if topic is None else SERIES[index % len(SERIES)]]
+        marker = "o" if len(points) == 1 else ""
+        axes.plot(
+            *zip(*points, strict=True), color=colour, linewidth=1.1, marker=marker, markersize=3
+        ) if points else None
+    if min(values) > 0 and max(values) > 100 * min(values):
+        axes.set_yscale("log")
+    elif key == "cosine":
+        axes.set_ylim(min(-0.05, *values), 1.05)
+    else:
+        axes.set_ylim(bottom=min(0.0, *values))
+    axes.yaxis.set_major_formatter(lambda y, _: f"{y:g}".replace("-", "\u2212"))
+    axes.yaxis.set_minor_formatter(lambda y, _: "")
+    plain(axes, palette)
+    axes.locator_params(axis="x", nbins=4, integer=True)
+    axes.grid(axis="y", color=palette["rule"], linewidth=0.5)
+    axes.set_title(CURVES[key], color=palette["ink"], fontsize=7.5, fontweight="normal")
+
+
+def topic_legend(topics: Sequence[str], palette: Palette) -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    # "topic" stands first because matplotlib leaves out labels that begin with an underscore
+    return [Line2D([], [], color=palette[SERIES[i % len(SERIES)]], linewidth=1.4, label=f"topic {label(topic, 28)}")
+            for i, topic in enumerate(topics)]  # fmt: skip
+
+
+def available(run: Run) -> dict[str, Any]:
+    """Name -> what to draw: (function, data) of each picture that the run has data for."""
+    changes = [p for p in run.headlines("nll") if number(p.paired, "difference") is not None]
+    found: dict[str, Any] = {}
+    scored = [
+        p
+        for p in run.headlines("mcq")
+        if number(p.base, "value") is not None or number(p.unlearned, "value") is not None
+    ]
+    if scored:
+        found["accuracy"] = (accuracy, scored)
+    if changes:
+        found["nll"] = (nll_change, changes)
+    if curve_keys(run.log):
+        found["training"] = (curves, run.log)
+    return found

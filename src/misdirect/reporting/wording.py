@@ -1,0 +1,116 @@
+"""Numbers and names as the page writes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from misdirect.reporting.reading import number
+
+NONE = "\u2013"
+SPACE = "\u00a0"  # before a unit, so that it stays with its number
+LABELS: Mapping[str, str] = {
+    "cloze_accuracy": "cloze accuracy",
+    "cloze_per_char_accuracy": "cloze accuracy per character",
+    "cloze_per_token_accuracy": "cloze accuracy per token",
+    "letter_accuracy": "letter accuracy",
+    "nll_per_token": "NLL per token",
+    "repetition": "repetition",
+}
+CENTRED = "_centred"
+
+
+def signed(value: float, digits: int) -> str:
+    """With a sign, a true minus where it is one, and 0 without any."""
+    text = f"{value:+.{digits}f}"
+    return text[1:] if not float(text) else text.replace("-", "\u2212")
+
+
+def metric_label(metric: str) -> str:
+    if metric.endswith(CENTRED):
+        return f"{metric_label(metric.removesuffix(CENTRED))}, centred on chance"
+    return LABELS.get(metric, metric)
+
+
+def is_share(metric: str) -> bool:
+    """Whether the metric is written in per cent."""
+    return metric.endswith("accuracy")
+
+
+def value(metric: str, x: float | None) -> str:
+    """`62.5 %` for an accuracy, three decimals for anything else."""
+    if x is None:
+        return NONE
+    return f"{100 * x:.1f}{SPACE}%" if is_share(metric) else f"{x:.3f}".replace("-", "\u2212")
+
+
+def interval(metric: str, row: Mapping[str, Any] | None) -> str:
+    """`55.1 to 69.4 %`; empty where there is none."""
+    low, high = number(row, "low"), number(row, "high")
+    if low is None or high is None:
+        return ""
+    return f"{value(metric, low).removesuffix(SPACE + '%')} to {value(metric, high)}"
+
+
+def change(metric: str, x: float | None) -> str:
+    """With its sign; an accuracy's in percentage points."""
+    if x is None:
+        return NONE
+    return f"{signed(100 * x, 1)}{SPACE}pp" if is_share(metric) else signed(x, 3)
+
+
+def change_interval(metric: str, paired: Mapping[str, Any]) -> str:
+    low, high = number(paired, "low"), number(paired, "high")
+    if low is None or high is None:
+        return ""
+    return f"{change(metric, low).removesuffix(SPACE + 'pp')} to {change(metric, high)}"
+
+
+def factor(nats: float) -> str:
+    """exp of a change of NLL: by what perplexity is multiplied."""
+    if nats > 100:
+        return f"e^{nats:.0f}"
+    return f"{math.exp(nats):.3f}" if nats < math.log(10) else f"{math.exp(nats):.3g}"
+
+
+def p_value(p: float | None) -> str:
+    if p is None:
+        return NONE
+    return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
+
+
+def setting(data: Any) -> str:
+    """A value of a table of settings."""
+    if data is None:
+        return NONE
+    if isinstance(data, float):
+        return f"{data:.6g}" if math.isfinite(data) else str(data)
+    if isinstance(data, list):
+        return ", ".join(setting(item) for item in data)
+    return str(data)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} seconds" if seconds >= 10 else f"{seconds:.1f} seconds"
+    minutes = round(seconds / 60)
+    return f"{minutes} minutes" if minutes < 120 else f"{minutes / 60:.1f} hours"
+
+
+def listed(words: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)
+
+
+def counted(n: int, noun: str, plural: str | None = None) -> str:
+    return f"{n} {noun if n == 1 else plural or noun + 's'}"
+
+
+def flat(data: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested mappings as (dotted name, value) rows."""
+    if isinstance(data, Mapping):
+        return [row for key, item in data.items() for row in flat(item, f"{prefix}.{key}" if prefix else str(key))]
+    if isinstance(data, list) and any(isinstance(item, Mapping) for item in data):
+        return [row for index, item in enumerate(data) for row in flat(item, f"{prefix}[{index}]")]
+    return [(prefix, setting(data))]

@@ -1,0 +1,9 @@
+"""Every shape and type that a signature states is checked while the tests run."""
+
+from jaxtyping import install_import_hook
+
+install_import_hook("misdirect", "beartype.beartype")  # before anything imports misdirect
+
+import torch  # noqa: E402
+
+torch.set_num_threads(2)
