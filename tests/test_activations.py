@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import texts, tiny_model, tiny_tokenizer
 from torch import nn
 
 from misdirect.data.batches import Batch, pad, tokenise
 from misdirect.model.activations import capture, replay, states_after
 from misdirect.model.blocks import find_blocks
+from tiny import texts, tiny_model, tiny_tokenizer
 
 FIRST, LAST = 1, 2
 

@@ -9,9 +9,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from tiny import LAYERS, WIDTH, texts, tiny_config, tiny_folder, tiny_model, tiny_tokenizer
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from misdirect.config import UnlearnConfig
 from misdirect.data.batches import Batch, pad, tokenise
@@ -21,6 +20,7 @@ from misdirect.model.delta import Delta, swapped_in
 from misdirect.model.load import LM, load_lm
 from misdirect.recipes import resolve
 from misdirect.unlearning.rmu import unlearn
+from tiny import LAYERS, WIDTH, texts, tiny_config, tiny_folder, tiny_model, tiny_tokenizer
 
 FIRST, LAST = 1, 3
 
@@ -173,7 +173,13 @@ def test_the_trained_matrix_is_the_familys_mlp_output(case: Case) -> None:
 
 def test_unlearning_leaves_the_models_as_they_were_and_the_delta_fits_the_full_one(case: Case) -> None:
     config = UnlearnConfig(
-        block=LAST, updates=2, batch_size=2, max_tokens=24, lr=1e-2, steering="3x", matrix=NAMED_BY_THE_USER.get(case.family)
+        block=LAST,
+        updates=2,
+        batch_size=2,
+        max_tokens=24,
+        lr=1e-2,
+        steering="3x",
+        matrix=NAMED_BY_THE_USER.get(case.family),
     )
     loaded, full = bits(case.lm.model), bits(case.full)
     delta, log = unlearn(
@@ -198,9 +204,8 @@ def test_swapped_in_is_taken_out_when_the_body_raises_or_trains() -> None:
     model = tiny_model("llama", num_hidden_layers=2)
     before, name = bits(model), "model.layers.1.mlp.down_proj.weight"
     delta = Delta({name: torch.ones_like(model.get_parameter(name))})
-    with pytest.raises(KeyError), swapped_in(delta, model):
-        model.get_parameter(name).data.add_(1.0)
-        raise KeyError
+    with pytest.raises(KeyError, match=name), swapped_in(delta, model):
+        raise KeyError(model.get_parameter(name).data.add_(1.0), name)
     assert_same_bits(model, before)
     assert torch.equal(delta.tensors[name], torch.ones_like(delta.tensors[name]))
 
@@ -227,7 +232,7 @@ TRAPS = {
 @pytest.mark.parametrize("family", TRAPS)
 def test_a_block_of_routed_experts_is_refused_by_name(family: str) -> None:
     block = find_blocks(tiny_model(family, num_hidden_layers=2))[1][0]
-    with pytest.raises(ValueError, match="routed experts.*--matrix") as refused:
+    with pytest.raises(ValueError, match=r"routed experts.*--matrix") as refused:
         find_matrix(block, WIDTH)
     candidates = str(refused.value).split("out of: ")[1].split(", ")
     assert type(block).__name__ in str(refused.value)
@@ -279,10 +284,32 @@ def test_a_model_that_scales_by_its_depth_is_loaded_whole(tmp_path: Path, caplog
         assert not torch.allclose(state_after(short.eval(), f"model.layers.{LAST}", batch), expected, atol=1e-3)
 
 
+def test_a_multimodal_wrapper_is_cut_in_its_text_part(tmp_path: Path) -> None:
+    text = tiny_config("gemma3_text").to_dict()
+    vision = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 16,
+        "patch_size": 8,
+    }  # fmt: skip
+    folder = tmp_path / "gemma3"
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    AutoModelForImageTextToText.from_config(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    lm, batch = load_lm(str(folder), LAST), padded_batch()
+    full = AutoModelForCausalLM.from_pretrained(folder).eval()
+    assert len(lm.blocks) == LAST + 1
+    assert lm.num_hidden_layers == LAYERS
+    assert find_matrix(lm.blocks[LAST], WIDTH) == "mlp.down_proj.weight"
+    assert f"{lm.block_prefix}.{LAST}.mlp.down_proj.weight" in dict(full.named_parameters())
+    seen = capture(lm.model, lm.blocks, FIRST, LAST, batch.input_ids, batch.attention_mask)
+    with torch.no_grad():
+        expected = state_after(full, f"{lm.block_prefix}.{LAST}", batch)
+    assert torch.equal(replay(lm.blocks, seen, {}), expected)
+
+
 def test_dropout_left_on_is_refused() -> None:
     model = tiny_model("gpt2", resid_pdrop=0.5)
     blocks, batch = find_blocks(model)[1], padded_batch()
     check_replay(model, blocks, FIRST, LAST, batch.input_ids, batch.attention_mask)
     model.train()
-    with pytest.raises(ValueError, match="replaying blocks 1 to 3 differs .* dropout is on"):
+    with pytest.raises(ValueError, match=r"replaying blocks 1 to 3 differs .* dropout is on"):
         check_replay(model, blocks, FIRST, LAST, batch.input_ids, batch.attention_mask)

@@ -6,6 +6,8 @@ import csv
 import gzip
 import json
 import random
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,6 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny import texts as draw_texts
-from tiny import tiny_tokenizer
 
 from misdirect.data import batches
 from misdirect.data.corpora import read_texts
@@ -30,8 +30,10 @@ from misdirect.data.questions import (
     read_questions,
     sample,
 )
+from tiny import texts as draw_texts
+from tiny import tiny_tokenizer
 
-TEXTS = ["A cell, with \"quotes\",\nand two lines.", "Ein zweiter Text: Zürich 東京 🧬", "third\ttabbed"]
+TEXTS = ['A cell, with "quotes",\nand two lines.', "Ein zweiter Text: Zürich 東京 🧬", "third\ttabbed"]
 
 
 def jsonl(path: Path, rows: list[Any], newline: str = "\n", encoding: str = "utf-8") -> Path:
@@ -154,7 +156,7 @@ BAD_FILES: list[tuple[str, bytes, str]] = [
     ("a.json", b'[{"text": "a"}, 3]', "holds no list of objects"),
     ("a.json", b"[" * 100_000, "is not JSON"),
     ("a.json", b"nonsense", "is not JSON"),
-    ("a.csv", b"text,n\n" + b"a" * 10, "row 1"),
+    ("a.csv", b"n,text\n1,a\n2\n", "row 2: 'text' is NoneType; expected text"),
     ("a.txt", "Zürich".encode("latin-1"), "is not UTF-8 text (byte 1)"),
     ("a.jsonl", '{"text": "a"}'.encode("utf-16"), "is not UTF-8 text"),
     ("a.parquet", b"PAR1 and no more", "is not a readable parquet file"),
@@ -168,28 +170,24 @@ BAD_FILES: list[tuple[str, bytes, str]] = [
 
 @pytest.mark.parametrize(("name", "data", "message"), BAD_FILES)
 def test_a_bad_file_is_named(tmp_path: Path, name: str, data: bytes, message: str) -> None:
-    if message == "row 1":  # a short row of a table is fine: what is missing is no text column
-        (tmp_path / name).write_bytes(data)
-        assert read_texts(str(tmp_path / name)) == ["a" * 10]
-        return
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
         read_texts(str(tmp_path / name))
-    assert message in str(caught.value)
     assert str(tmp_path / name) in str(caught.value)
 
 
-@pytest.mark.parametrize("source", ["no-such-file.jsonl", "x" * 300 + ".txt", "~no-such-user/a.txt", "a\0b.txt", "demo-bio"])
+@pytest.mark.parametrize(
+    "source", ["no-such-file.jsonl", "x" * 300 + ".txt", "~no-such-user/a.txt", "a\0b.txt", "demo-bio"]
+)
 def test_a_missing_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="^" + re.escape(source)):
         read_rows(source)
-    assert str(caught.value).startswith(source)
 
 
 def test_a_folder_without_texts_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(b"")
-    with pytest.raises(ValueError, match="holds no .jsonl"):
+    with pytest.raises(ValueError, match=r"holds no \.jsonl"):
         read_texts(str(tmp_path))
 
 
@@ -211,7 +209,7 @@ def test_an_answer_is_an_index_or_a_letter(answer: Any, index: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "answer", [4, -1, "4", "-1", "E", "", "AB", 1.0, True, None, [1], "ı", "²", "9" * 5000, 10**30, "A."]
+    "answer", [4, -1, "4", "-1", "E", "", "AB", 1.0, True, None, [1], "\u0131", "²", "9" * 5000, 10**30, "A."]
 )
 def test_an_answer_out_of_range_is_refused(answer: Any) -> None:
     with pytest.raises(ValueError, match=r"here: the answer .* is out of range; expected 0 to 3 or A to D"):
@@ -248,10 +246,8 @@ BAD_QUESTIONS: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("row", "message"), BAD_QUESTIONS)
 def test_a_bad_question_is_refused(row: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="^here.*" + re.escape(message)):
         parse_question(row, "here", 1)
-    assert message in str(caught.value)
-    assert str(caught.value).startswith("here")
 
 
 def test_questions_out_of_every_format_that_can_hold_lists(tmp_path: Path) -> None:
@@ -267,6 +263,14 @@ def test_questions_without_ids_are_numbered_and_repeated_ids_refused(tmp_path: P
     jsonl(path, [question(id="x"), question(), question(id="x")])
     with pytest.raises(ValueError, match="row 3: the id 'x' is already taken"):
         read_questions(str(path))
+
+
+def outcome(call: Callable[[], Any]) -> Any:
+    """What `call` returns, or the ValueError that it raises; anything else that it raises goes through."""
+    try:
+        return call()
+    except ValueError as error:
+        return error
 
 
 anything = st.recursive(
@@ -292,10 +296,9 @@ near_questions = st.fixed_dictionaries(
 @settings(max_examples=400)
 @given(near_questions | st.dictionaries(st.text(max_size=5), anything, max_size=4))
 def test_a_row_is_a_valid_question_or_a_value_error(row: dict[str, Any]) -> None:
-    try:
-        parsed = parse_question(row, "here", 3)
-    except ValueError as error:
-        assert str(error).startswith("here")
+    parsed = outcome(lambda: parse_question(row, "here", 3))
+    if isinstance(parsed, ValueError):
+        assert str(parsed).startswith("here")
         return
     assert parsed.question.strip()
     assert 2 <= len(parsed.choices) <= len(LETTERS)
@@ -310,14 +313,17 @@ lines = st.lists(st.dictionaries(st.text(max_size=4), anything, max_size=3).map(
 
 
 @settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=json_like | lines.map(lambda found: "\n".join(found).encode()), suffix=st.sampled_from(SUFFIXES), gz=st.booleans())
+@given(
+    data=json_like | lines.map(lambda found: "\n".join(found).encode()),
+    suffix=st.sampled_from(SUFFIXES),
+    gz=st.booleans(),
+)
 def test_any_bytes_are_rows_or_a_value_error(tmp_path: Path, data: bytes, suffix: str, gz: bool) -> None:
     path = tmp_path / f"a{suffix}{'.gz' if gz else ''}"
     path.write_bytes(data)
-    try:
-        rows = file_rows(path)
-    except ValueError as error:
-        assert path.name in str(error)
+    rows = outcome(lambda: file_rows(path))
+    if isinstance(rows, ValueError):
+        assert path.name in str(rows)
         return
     assert all(isinstance(row, dict) for row in rows)
 
@@ -418,7 +424,9 @@ def test_a_plan_depends_on_nothing_but_its_arguments() -> None:
     st.integers(1, 40),
     st.integers(1, 5),
 )
-def test_a_mixture_is_never_further_from_its_weights_than_one_sample(weights: list[float], updates: int, size: int) -> None:
+def test_no_corpus_of_a_mixture_is_ever_a_whole_sample_ahead_of_its_weight(
+    weights: list[float], updates: int, size: int
+) -> None:
     plan = batches.plan_mixture([5] * len(weights), weights, updates, size, seed=0)
     flat = [pair for update in plan for pair in update]
     assert [len(update) for update in plan] == [size] * updates
@@ -426,7 +434,6 @@ def test_a_mixture_is_never_further_from_its_weights_than_one_sample(weights: li
     for position, (corpus, row) in enumerate(flat, 1):
         assert 0 <= row < 5
         taken[corpus] += 1
-        # the largest-deficit rule lets a corpus lag by its share of what the others are owed, and lead by one at most
         assert all(t - w / sum(weights) * position < 1 for t, w in zip(taken, weights, strict=True))
     counts = [sum(corpus == k for corpus, _ in flat) for k in range(len(weights))]
     assert sum(counts) == updates * size

@@ -12,10 +12,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 WIDTH, INNER, HEADS, LAYERS = 32, 80, 4, 6
-WORDS = (
+VOCABULARY = (
     "the of a in to and is was for on with by virus cell protein gene toxin spread host river house market law king war "
     "trade music light field force energy atom number line water stone bread north south winter morning answer question"
-).split()
+)
 
 COMMON = {
     "hidden_size": WIDTH, "intermediate_size": INNER, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
@@ -56,8 +56,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "expert_layer_offset": 0, "mamba_d_state": 4, "mamba_d_conv": 2, "mamba_expand": 2, "mamba_dt_rank": 4,
     },
     "minicpm3": COMMON | {
-        "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
-        "scale_depth": 1.4, "scale_emb": 12, "dim_model_base": 16,
+        "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8,
+        "v_head_dim": 8, "scale_depth": 1.4, "scale_emb": 12, "dim_model_base": 16,
     },
 }  # fmt: skip
 
@@ -104,4 +104,5 @@ def tiny_folder(tmp_path: Path, family: str = "llama", **overrides: Any) -> Path
 def texts(count: int, longest: int, seed: int = 0, shortest: int = 4) -> list[str]:
     """`count` texts of `shortest` to `longest` words; their lengths differ, so that batches are padded."""
     draw = random.Random(seed)
-    return [" ".join(draw.choices(WORDS, k=draw.randint(shortest, longest))) for _ in range(count)]
+    words = VOCABULARY.split()
+    return [" ".join(draw.choices(words, k=draw.randint(shortest, longest))) for _ in range(count)]

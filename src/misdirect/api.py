@@ -16,6 +16,7 @@ from misdirect import runs
 from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig
 from misdirect.progress import bar, note
 from misdirect.recipes import resolve
+from misdirect.reproduce import unlearn_command
 
 if TYPE_CHECKING:
     from misdirect.model.load import LM
@@ -59,6 +60,7 @@ def unlearn(
     lm = load_lm(model, config.block, config.device, config.dtype, trust_remote_code, allow_pickle)
     job = rmu.prepare(lm, forget_texts, retain_texts, config, topics)
     asked = running.describe(job, running.model_hash(lm), topics, forget_texts, corpora, retain_texts)
+    asked["command"] = unlearn_command(model, topics, corpora, config, str(out))
     running.refuse_other_run(run, asked)
     if running.finished(run) is not None:
         note(f"{run} is finished already; nothing to do")
@@ -131,6 +133,8 @@ def evaluate(
     if not is_run and out is None:
         raise ValueError(f"{target} is a model, not a run; expected --out FOLDER for its results")
     folder = path if is_run else writable(out or "")
+    if not is_run:
+        refuse_other_model(folder, str(target))
     tasks = make_tasks(questions or {}, texts or {}, prompts or {}, config)
     if not tasks:
         raise ValueError(
@@ -148,6 +152,16 @@ def evaluate(
         measure_all(lm, folder, missing)
     judge(folder, tasks, models)
     return runs.write_summary(folder)
+
+
+def refuse_other_model(folder: Path, model: str) -> None:
+    """Raises ValueError where the folder for a model's results holds a run, a model, or another model's results."""
+    if (folder / runs.CONFIG).exists():
+        what = "a run" if runs.is_run(folder) else "a model"
+        raise ValueError(f"{folder} holds {what}; expected a folder of its own for --out")
+    stored = runs.read_json(folder / runs.ENV).get("model") if (folder / runs.ENV).is_file() else model
+    if stored != model:
+        raise ValueError(f"{folder} holds the results of {stored}, not of {model}; expected another --out")
 
 
 def make_tasks(
@@ -205,9 +219,7 @@ def judge(folder: Path, tasks: Sequence[Task], models: Sequence[str]) -> None:
         for model in models:
             path = runs.result_path(folder, model, task.measurement, task.name)
             stored = runs.read_json(path)
-            judged = task.judged(stored, base)
-            if judged != stored:
-                runs.write_json(path, judged)
+            runs.write_json(path, task.judged(stored, base))
 
 
 def report(*targets: str | Path) -> Path:

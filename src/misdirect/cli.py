@@ -31,6 +31,7 @@ app = App(
     "New here? Type: misdirect demo",
     help_epilogue=f"MODEL is demo (SmolLM2-135M-Instruct from a package), a local folder, or a hub id. SOURCE is {SOURCES}.",
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # `main` says what happens next
 )
 
 
@@ -72,14 +73,12 @@ def pairs(flag: str, texts: Sequence[str]) -> dict[str, str]:
 def weighted(text: str) -> Corpus:
     """`NAME=SOURCE[@WEIGHT]` -> Corpus. An @ that no number follows belongs to the source."""
     name, source = pair("--retain", text)
-    head, at, tail = source.rpartition("@")
-    if at and head:
-        try:
-            return Corpus(name, head, float(tail))
-        except ValueError as error:
-            if "weight" in str(error):
-                raise
-    return Corpus(name, source)
+    head, _, tail = source.rpartition("@")
+    try:
+        weight = float(tail)
+    except ValueError:
+        return Corpus(name, source)
+    return Corpus(name, head, weight) if head else Corpus(name, source)
 
 
 def per_topic(flag: str, texts: Sequence[str], topics: Sequence[str]) -> tuple[str | None, dict[str, str]]:
@@ -293,6 +292,8 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def interval(row: dict[str, Any], percent: bool) -> str:
+    if row.get("value") is None:
+        return "not a number"
     if row.get("low") is None:
         return f"{row['value']:.3f}"
     if percent:
@@ -325,9 +326,12 @@ def config_tokens(path: Path, given: Sequence[str]) -> list[str]:
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
         raise ValueError(f"--config {path} holds no mapping; expected lines such as updates: 150")
     tokens: list[str] = []
+    names = {token.partition("=")[0] for token in given}
+    if given[1:2] and not given[1].startswith("-"):  # what stands behind the verb: it wins like a flag
+        names |= {"--model", "--target", "--run"}
     for key, value in data.items():
         flag = "--" + key.replace("_", "-")
-        if flag in {token.partition("=")[0] for token in given}:
+        if flag in names:
             continue
         if isinstance(value, dict):
             value = [f"{name}={source}" for name, source in value.items()]
@@ -357,15 +361,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         tokens = expand_config(given)
         app(tokens or ["--help"], exit_on_error=False, print_error=False, result_action="return_value")
-    except CycloptsError as error:
-        return complain(str(error))
-    except ValueError as error:
+    except BrokenPipeError:
+        return 1
+    except (CycloptsError, ValueError, OSError) as error:  # OSError: a full disk, a folder that may not be written to
         return complain(str(error))
     except KeyboardInterrupt:
         print("\nmisdirect: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        return 1
     return 0
 
 

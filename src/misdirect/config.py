@@ -32,6 +32,12 @@ class Topic:
     steering: str | None = None
     retain_weight: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.steering is not None:
+            parse_steering(self.steering)
+        if self.retain_weight is not None and not 0 < self.retain_weight < float("inf"):
+            raise ValueError(f"--alpha {self.name}={self.retain_weight} is out of range; expected a number above 0")
+
 
 @dataclass(frozen=True)
 class Corpus:
@@ -42,8 +48,8 @@ class Corpus:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.weight > 0:
-            raise ValueError(f"retain corpus {self.name!r} has weight {self.weight:g}; expected a weight above 0")
+        if not 0 < self.weight < float("inf"):
+            raise ValueError(f"retain corpus {self.name!r} has weight {self.weight:g}; expected a number above 0")
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,8 @@ class UnlearnConfig:
                 raise ValueError(f"{flag(name)} {value} is too small; expected at least {least}")
         for name in ("lr", "alpha", "epochs"):
             value = getattr(self, name)
-            if value is not None and not (0 < value < float("inf")):
-                raise ValueError(f"{flag(name)} {value} is out of range; expected a number above 0")
+            if value is not None and not 0 < value < 1e30:  # float32 ends soon after
+                raise ValueError(f"{flag(name)} {value} is out of range; expected a number above 0 and below 1e30")
         if self.updates is not None and self.epochs is not None:
             raise ValueError("both --updates and --epochs were given; expected one of them")
         if self.checkpoint_every < 1:

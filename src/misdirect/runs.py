@@ -77,8 +77,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
+    """A file that holds this text already is left alone, so that its time says when it came to be."""
+    data = text.encode("utf-8")
+    if path.is_file() and path.read_bytes() == data:
+        return
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(data)
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -144,8 +148,8 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 
 def result_path(run: Path, model: str, measurement: str, name: str) -> Path:
-    """`results/base/mcq.biology.json`; the set's name is the user's, so only its safe characters stay."""
-    safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+    """`results/base/mcq.biology.json`; the set's name is the user's, so only its safe characters stay, 50 at most."""
+    safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:50]
     if safe != name:
         safe += "-" + hashlib.sha256(name.encode()).hexdigest()[:8]
     return run / "results" / model / f"{measurement}.{safe}.json"
@@ -171,7 +175,7 @@ def load_result(run: Path, model: str, measurement: str, name: str, config: Mapp
     path = result_path(run, model, measurement, name)
     if not path.exists():
         return None
-    stored = read_json(path)
+    stored = read_result(path)
     fields = differing(stored["config"], json.loads(json.dumps(finite(dict(config)))))
     if fields:
         changes = ", ".join(f"{f} {stored['config'].get(f)!r} -> {config.get(f)!r}" for f in fields)
@@ -183,7 +187,18 @@ def load_result(run: Path, model: str, measurement: str, name: str, config: Mapp
 
 def load_results(run: Path) -> list[dict[str, Any]]:
     """Every result of a run in a fixed order: base, unlearned, then attacks."""
-    return [read_json(path) for path in sorted((run / "results").rglob("*.json"))]
+    return [read_result(path) for path in sorted((run / "results").rglob("*.json"))]
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """Raises ValueError where the file is not a result that misdirect wrote."""
+    result = read_json(path)
+    if (
+        not isinstance(result, dict)
+        or not {"model", "attack", "measurement", "set", "config", "metrics"} <= result.keys()
+    ):
+        raise ValueError(f"{path} is no result of misdirect; expected that file removed")
+    return result
 
 
 def summary_rows(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

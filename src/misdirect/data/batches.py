@@ -77,8 +77,8 @@ def plan_mixture(
 ) -> list[list[tuple[int, int]]]:
     """Which (corpus, sample) each update takes from several corpora mixed by weight.
 
-    Stratified: each corpus' share of the samples so far is within one sample of its weight, which gives a steadier
-    retain loss than independent draws do. The order of a corpus' own samples is random.
+    Stratified: no corpus is ever a whole sample ahead of its weight, which gives a steadier retain loss than
+    independent draws do. The order of a corpus' own samples is random.
     """
     total = updates * batch_size
     generator = torch.Generator().manual_seed(seed)

@@ -5,6 +5,7 @@ The interval takes documents as the independent units. The comparison with the b
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -62,8 +63,13 @@ def nll(
 
 
 def metrics(records: Sequence[Mapping[str, Any]]) -> tuple[Metric, ...]:
-    mean = stats.ratio_of_sums([-r["logprob"] for r in records], [r["num_tokens"] for r in records])
+    mean = stats.ratio_of_sums([-logprob(r) for r in records], [float(r["num_tokens"]) for r in records])
     return (Metric("nll_per_token", mean.value, mean.stderr, len(records), mean.low, mean.high, headline=True),)
+
+
+def logprob(record: Mapping[str, Any]) -> float:
+    """NaN where the model gave no number: JSON keeps that as null."""
+    return math.nan if record["logprob"] is None else record["logprob"]
 
 
 def judged(result: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,6 +77,8 @@ def judged(result: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]
     if result["model"] == "base":
         return dict(result)
     pairs = list(zip(base["records"], result["records"], strict=True))
-    change = stats.ratio_of_sums([a["logprob"] - b["logprob"] for a, b in pairs], [a["num_tokens"] for a, _ in pairs])
+    change = stats.ratio_of_sums(
+        [logprob(a) - logprob(b) for a, b in pairs], [float(a["num_tokens"]) for a, _ in pairs]
+    )
     paired = {"difference": change.value, "stderr": change.stderr, "low": change.low, "high": change.high}
     return {**result, "metrics": [{**row, "paired": {**paired, "n": len(pairs)}} for row in result["metrics"]]}

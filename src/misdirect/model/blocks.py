@@ -141,7 +141,8 @@ def prefix_differs(full: nn.Module, prefix: nn.Module) -> str | None:
         if changed:
             return f"block {index} has another {changed[0].lstrip('.')}"
     outside = [
-        {n: tuple(p.shape) for n, p in m.named_parameters() if not re.search(r"\.\d+\.", f".{n}")} for m in (full, prefix)
+        {n: tuple(p.shape) for n, p in m.named_parameters() if not re.search(r"\.\d+\.", f".{n}")}
+        for m in (full, prefix)
     ]
     return "the parameters around the blocks differ" if outside[0] != outside[1] else None
 

@@ -1,5 +1,7 @@
 """`Delta`: the trained matrices' new values, under their names in the full model. The artifact of an unlearning run.
 
+In use:
+
     delta = load_delta("runs/demo/delta.safetensors")
     with swapped_in(delta, model):
         ...                                # the unlearned model; outside, the base, bit for bit

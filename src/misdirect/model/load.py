@@ -190,7 +190,9 @@ def load_lm(
     from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
     place = pick_device(device)
-    where = str(Path(resolve_source(source)).expanduser()) if Path(source).expanduser().exists() else resolve_source(source)
+    where = (
+        str(Path(resolve_source(source)).expanduser()) if Path(source).expanduser().exists() else resolve_source(source)
+    )
     config = load_config(where, trust_remote_code)
     if Path(where).is_dir():
         check_weights(Path(where), allow_pickle)

@@ -1,6 +1,6 @@
 """Log-probability of continuations, with the context that several continuations share computed once.
 
-For a context x and a continuation y = y_1..y_n:  score = sum_i log p(y_i | x, y_<i), natural logarithm, in fp32.
+For a context x and a continuation y = y_1..y_n:  score = sum_i log p(y_i | x, y_<i), natural logarithm, in fp32 at least.
 The context of a group runs through the model once, its key-value cache is repeated for the group's continuations, and
 only the positions that predict a continuation's tokens go through the LM head: a continuation of one token costs nothing
 more than its context. Equal to a plain full forward (`score_plainly`) within 1e-5 on a CPU in fp32.
@@ -37,25 +37,33 @@ class Scored(NamedTuple):
 
 
 def encode(tokenizer: Any, context: str, continuations: Sequence[str]) -> Encoded:
-    """Splits `context + continuation` into tokens so that both parts are as the whole text's tokens.
+    """Splits `context + continuation` into tokens so that both parts together are the whole text's tokens.
 
-    White space at the end of the context goes to the continuations (as lm-evaluation-harness does). Where the
-    tokenizer adds special tokens of its own (BOS), they start the context; a context without any token starts with
-    the end-of-text token. Raises ValueError for a continuation without a token of its own.
+    White space at the end of the context goes to the continuations (as lm-evaluation-harness does), and so does a token
+    of the context that the tokenizer would merge with what follows. Special tokens that the tokenizer adds itself (BOS)
+    start the context; a context without any token starts with BOS, else with the end-of-text token. Raises ValueError
+    for a continuation without a token of its own.
     """
     stripped = context.rstrip()
     space = context[len(stripped) :]
-    ids = list(tokenizer(stripped, verbose=False)["input_ids"]) if stripped else []
-    wholes = tokenizer([stripped + space + c for c in continuations], verbose=False)["input_ids"]
+    start = next(t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id, pad_id(tokenizer)) if t is not None)
     if stripped:
-        tails = [list(whole[len(ids) :]) for whole in wholes]
+        ids = list(tokenizer(stripped, verbose=False)["input_ids"])
+        wholes = [list(w) for w in tokenizer([stripped + space + c for c in continuations], verbose=False)["input_ids"]]
+        shared = min(shared_length(ids, whole) for whole in wholes)
+        ids, tails = ids[:shared], [whole[shared:] for whole in wholes]
     else:
-        ids = [tokenizer.bos_token_id if tokenizer.bos_token_id is not None else pad_id(tokenizer)]
-        tails = [list(tokenizer(space + c, add_special_tokens=False)["input_ids"]) for c in continuations]
+        ids, tails = [], [list(tokenizer(space + c, add_special_tokens=False)["input_ids"]) for c in continuations]
+    ids = ids or [start]
     for text, tail in zip(continuations, tails, strict=True):
         if not tail:
             raise ValueError(f"the answer {text!r} has no token of its own after {context[-40:]!r}; expected text")
     return Encoded(ids, tails)
+
+
+def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def score(
@@ -144,7 +152,7 @@ def score_batch(lm: LM, items: Sequence[Encoded]) -> list[Scored]:
     fill = pad_id(lm.tokenizer)
     contexts: Batch = pad([item.context for item in items], fill, left=True).to(lm.device)
     output = forward(lm, contexts.input_ids, contexts.attention_mask, keep=1, use_cache=True)
-    heads = output.logits[:, -1].float().log_softmax(-1)  # (B, V): the first token of every continuation
+    heads = at_least_fp32(output.logits[:, -1]).log_softmax(-1)  # (B, V): the first token of every continuation
     owner = [row for row, item in enumerate(items) for _ in item.continuations]
     tails = [tail for item in items for tail in item.continuations]
     firsts = torch.tensor([tail[0] for tail in tails], device=lm.device)
@@ -168,9 +176,14 @@ def regroup(sums: Sequence[float], items: Sequence[Encoded]) -> list[Scored]:
 
 
 def token_logprobs(logits: Float[Tensor, "B T V"], targets: Tensor) -> Float[Tensor, "B T"]:
-    """log p of each target under the logits at its position, in fp32, without a copy of the whole log-softmax."""
-    chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1).float()
-    return chosen - logits.float().logsumexp(-1)
+    """log p of each target under the logits at its position, in fp32 at least, without a copy of the whole log-softmax."""
+    chosen = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    return at_least_fp32(chosen) - at_least_fp32(logits).logsumexp(-1)
+
+
+def at_least_fp32(values: Tensor) -> Tensor:
+    """bfloat16 and float16 as float32; float64 stays as it is."""
+    return values if values.dtype == torch.float64 else values.float()
 
 
 @torch.inference_mode()
@@ -181,7 +194,7 @@ def score_plainly(lm: LM, items: Sequence[Encoded]) -> list[Scored]:
         for tail in item.continuations:
             ids = torch.tensor([item.context + tail], device=lm.device)
             logits = lm.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-            logprobs = logits[0, len(item.context) - 1 : -1].float().log_softmax(-1)
+            logprobs = at_least_fp32(logits[0, len(item.context) - 1 : -1]).log_softmax(-1)
             sums.append(logprobs.gather(-1, ids[0, len(item.context) :, None]).sum().item())
     return regroup(sums, items)
 

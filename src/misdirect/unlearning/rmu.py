@@ -141,6 +141,11 @@ def forget_topics(
             for i in range(0, min(len(ids), NORM_BATCHES * config.batch_size), config.batch_size)
         ]
         norms.append(steering.median_norm(lm, config.block, probes))
+        if not math.isfinite(norms[-1]):
+            raise ValueError(
+                f"the states of {name} after block {config.block} are not finite numbers before anything is trained; "
+                "expected sound weights, or another --dtype"
+            )
         strength = own[name].steering if name in own and own[name].steering else config.steering
         coefficients.append(steering.coefficient(strength or "", norms[-1]))
     if published:
@@ -150,9 +155,7 @@ def forget_topics(
     else:
         directions = [u.to(lm.device) for u in steering.control_vectors(len(samples), width, config.seed)]
         targets = [c * u for c, u in zip(coefficients, directions, strict=True)]
-    weights = [
-        own[n].retain_weight if n in own and own[n].retain_weight is not None else config.alpha for n in samples
-    ]
+    weights = [own[n].retain_weight if n in own and own[n].retain_weight is not None else config.alpha for n in samples]
     return [
         ForgetTopic(name, ids, directions[i], targets[i], coefficients[i], weights[i] or 0.0, norms[i])
         for i, (name, ids) in enumerate(samples.items())
@@ -186,9 +189,7 @@ def schedule(job: Job) -> list[tuple[ForgetTopic, list[list[int]], list[list[int
         pick = [slice(i * size, (i + 1) * size) for i in range(rounds)]
         pairs = [[(t, t.samples[p], retain[p]) for t in job.topics] for p in pick]
         return [pair for round_ in pairs for pair in round_][: job.updates]
-    forget = [
-        batches.plan_single(len(t.samples), rounds, size, config.seed + 1 + i) for i, t in enumerate(job.topics)
-    ]
+    forget = [batches.plan_single(len(t.samples), rounds, size, config.seed + 1 + i) for i, t in enumerate(job.topics)]
     mixed = batches.plan_mixture([len(c) for c in job.retain], job.retain_weights, job.updates, size, config.seed)
     return [
         (
@@ -294,7 +295,9 @@ def train(job: Job, state: State, after_update: Callable[[State, dict[str, Any]]
 
 def has_dropout(model: nn.Module) -> bool:
     """Whether train mode computes something else than eval mode: a dropout layer, or a rate that attention reads."""
-    rates = [v for m in model.modules() for k, v in vars(m).items() if isinstance(v, float) and ("drop" in k or k == "p")]
+    rates = [
+        v for m in model.modules() for k, v in vars(m).items() if isinstance(v, float) and ("drop" in k or k == "p")
+    ]
     return any(rate > 0 for rate in rates)
 
 

@@ -128,6 +128,8 @@ def execute(
     done = finished(run)
     if done is not None:
         return done
+    for torn in run.glob(".*.part"):  # what a killed process was writing
+        torn.unlink()
     runs.write_json(run / runs.CONFIG, config)
     runs.write_json(run / runs.ENV, runs.environment() | {"device": str(job.lm.device)})
     save_tensors(
