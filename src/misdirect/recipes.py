@@ -28,8 +28,8 @@ YI_34B: dict[str, Any] = {
 
 # Our own search on SmolLM2-135M-Instruct over the demo's development split; the points tried are in dev/LOG.md.
 DEMO: dict[str, Any] = {
-    "block": 7, "num_blocks": 3, "steering": "5x", "alpha": 100.0, "lr": 1e-3, "batch_size": 4, "updates": 150,
-    "max_tokens": 128, "schedule": "cosine", "warmup": 10, "clip": 1.0,
+    "block": 7, "num_blocks": 3, "steering": "5x", "alpha": 200.0, "lr": 2e-3, "batch_size": 8, "updates": 200,
+    "max_tokens": 64, "schedule": "cosine", "warmup": 10, "clip": 1.0,
 }  # fmt: skip
 
 RECIPES = MappingProxyType({"zephyr-7b": ZEPHYR_7B, "yi-34b": YI_34B, "demo": DEMO})

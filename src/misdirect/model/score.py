@@ -3,7 +3,8 @@
 For a context x and a continuation y = y_1..y_n:  score = sum_i log p(y_i | x, y_<i), natural logarithm, in fp32 at least.
 The context of a group runs through the model once, its key-value cache is repeated for the group's continuations, and
 only the positions that predict a continuation's tokens go through the LM head: a continuation of one token costs nothing
-more than its context. Equal to a plain full forward (`score_plainly`) within 1e-5 on a CPU in fp32.
+more than its context. Equal to a plain full forward (`score_plainly`) within the rounding of the forward pass: measured on
+SmolLM2-135M, 4e-5 a token in fp32 and under 1e-9 in float64.
 """
 
 from __future__ import annotations

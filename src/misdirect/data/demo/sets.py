@@ -149,7 +149,8 @@ SETS: Mapping[str, Callable[[], list[Row]]] = MappingProxyType(
     {
         "demo-forget": lambda: trained(sciq("biology") + boolq("biology") + squad("biology")) + kept(arc_challenge("biology")),
         "demo-retain-science": lambda: trained(sciq(*OTHER_SCIENCE)),
-        "demo-retain-exams": lambda: kept(arc_challenge("other") + mmlu(*MMLU_SCIENCE)),
+        "demo-retain-questions": lambda: kept(arc_challenge("other")),
+        "demo-retain-exams": lambda: kept(mmlu(*MMLU_SCIENCE)),
         "demo-retain-unsure": lambda: kept(boolq("unsure") + squad("unsure")),
         "demo-retain-society": lambda: kept(mmlu(*MMLU_SOCIETY)),
         "demo-retain-wikipedia": lambda: trained(boolq("other") + squad("other")),
