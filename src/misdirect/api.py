@@ -71,6 +71,9 @@ def unlearn(
             f"{topic.name}: steering to {topic.steering_coefficient:.4g} at block {config.block} "
             f"({multiple:.3g}x the median token norm {topic.median_norm:.4g}), alpha {topic.retain_weight:g}"
         )
+    estimate = job.updates * rmu.seconds_per_update(job)
+    if estimate > ESTIMATE_FROM:
+        note(f"About {estimate / 60:.1f} minutes for {job.updates} updates")
     with bar(f"Unlearning {', '.join(t.name for t in topics)}", job.updates) as advance:
         running.execute(job, run, asked, advance)
     return run

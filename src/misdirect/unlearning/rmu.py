@@ -21,6 +21,7 @@ from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from misdirect.config import Topic, UnlearnConfig
@@ -225,17 +226,42 @@ def by_block(job: Job, weights: Mapping[str, Tensor]) -> Weights:
     return {index: {path: weights[f"{index}.{path}"].to(dtype)} for index, path in job.matrices.items()}
 
 
+class Losses(NamedTuple):
+    """Both terms of one update, differentiable in the leaves, and where forget text ended."""
+
+    forget: Float[Tensor, ""]
+    retain: Float[Tensor, ""]
+    forget_states: Float[Tensor, "B T D"]
+
+
+def losses(job: Job, leaves: Mapping[str, Tensor], topic: ForgetTopic, forget: Batch, retain: Batch) -> Losses:
+    """Captures both batches under the frozen model and replays the trained blocks on them with `leaves`."""
+    model, blocks = job.lm.model, job.lm.blocks
+    first, last = min(job.matrices), max(job.matrices)
+    seen = capture(model, blocks, first, last, forget.input_ids, forget.attention_mask, want_output=False)
+    forget_states = replay(blocks, seen, by_block(job, leaves))  # (B, T, D)
+    seen = capture(model, blocks, first, last, retain.input_ids, retain.attention_mask)
+    retain_states = replay(blocks, seen, by_block(job, leaves))  # (B, T, D)
+    if model.training and has_dropout(model):  # the published frozen model is in eval mode
+        with mode(job.lm, train=False):
+            seen = capture(model, blocks, first, last, retain.input_ids, retain.attention_mask)
+    assert seen.output is not None
+    if job.config.numerics == "published":
+        forget_loss = published_distance(forget_states, topic.target)
+        return Losses(forget_loss, published_distance(retain_states, seen.output), forget_states)
+    forget_loss = squared_distance(forget_states, topic.target, forget.counts)
+    return Losses(forget_loss, squared_distance(retain_states, seen.output, retain.counts), forget_states)
+
+
 def train(job: Job, state: State, after_update: Callable[[State, dict[str, Any]], None]) -> State:
     """The loop. Calls `after_update(state, log line)` after every update; raises `Divergence` when the loss is not finite.
 
     `state` is updated in place tensor by tensor, which is what makes the memory three matrices and their moments.
     """
     lm, config = job.lm, job.config
-    model, blocks, last = lm.model, lm.blocks, config.block
-    first = min(job.matrices)
     published = config.numerics == "published"
-    assert last is not None and config.lr and config.schedule and config.warmup is not None and config.clip is not None
-    drops = published and has_dropout(model)
+    assert config.lr and config.schedule and config.warmup is not None and config.clip is not None
+    drops = published and has_dropout(lm.model)
     with mode(lm, train=published), torch.random.fork_rng([lm.device] if lm.device.type == "cuda" else []):
         for step, (topic, forget_samples, retain_samples) in enumerate(schedule(job)):
             if step < state.step:
@@ -246,21 +272,8 @@ def train(job: Job, state: State, after_update: Callable[[State, dict[str, Any]]
             forget, retain = batch_of(job, forget_samples), batch_of(job, retain_samples)
             leaves = {name: value.requires_grad_() for name, value in state.weights.items()}
 
-            seen = capture(model, blocks, first, last, forget.input_ids, forget.attention_mask, want_output=False)
-            forget_states = replay(blocks, seen, by_block(job, leaves))  # (B, T, D)
-            seen = capture(model, blocks, first, last, retain.input_ids, retain.attention_mask)
-            retain_states = replay(blocks, seen, by_block(job, leaves))  # (B, T, D)
-            if drops:  # the published frozen model is in eval mode
-                with mode(lm, train=False):
-                    seen = capture(model, blocks, first, last, retain.input_ids, retain.attention_mask)
-            assert seen.output is not None
-            if published:
-                forget_loss = published_distance(forget_states, topic.target)
-                retain_loss = published_distance(retain_states, seen.output)
-            else:
-                forget_loss = squared_distance(forget_states, topic.target, forget.counts)
-                retain_loss = squared_distance(retain_states, seen.output, retain.counts)
-            loss = forget_loss + topic.retain_weight * retain_loss
+            terms = losses(job, leaves, topic, forget, retain)
+            loss = terms.forget + topic.retain_weight * terms.retain
             if not torch.isfinite(loss):
                 raise Divergence(step, topic.name)
             grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
@@ -274,23 +287,32 @@ def train(job: Job, state: State, after_update: Callable[[State, dict[str, Any]]
                     adamw_step(weight, grads[name], state.first[name], state.second[name], step + 1, lr, published)
 
             state = state._replace(step=step + 1)
-            forget_states = forget_states.detach()
-            after_update(
-                state,
-                {
-                    "step": step + 1,
-                    "topic": topic.name,
-                    "forget_loss": forget_loss.item(),
-                    "retain_loss": retain_loss.item(),
-                    "cosine": mean_cosine(forget_states, topic.direction, forget.counts).item(),
-                    "forget_norm": steering.token_norms(forget_states, forget.counts).median().item(),
-                    "gradient_norm": gradient_norm,
-                    "lr": lr,
-                    "tokens": int(forget.attention_mask.sum() + retain.attention_mask.sum()),
-                    "seconds": time.perf_counter() - started,
-                },
-            )
+            states = terms.forget_states.detach()
+            line = {
+                "step": step + 1,
+                "topic": topic.name,
+                "forget_loss": terms.forget.item(),
+                "retain_loss": terms.retain.item(),
+                "cosine": mean_cosine(states, topic.direction, forget.counts).item(),
+                "forget_norm": steering.token_norms(states, forget.counts).median().item(),
+                "gradient_norm": gradient_norm,
+                "lr": lr,
+                "tokens": int(forget.attention_mask.sum() + retain.attention_mask.sum()),
+                "seconds": time.perf_counter() - started,
+            }
+            after_update(state, line)
     return state
+
+
+def seconds_per_update(job: Job) -> float:
+    """Measured on the run's first two updates, without making them: the second counts, the first one warms up."""
+    leaves = {name: value.requires_grad_() for name, value in initial_state(job).weights.items()}
+    started = time.perf_counter()
+    for topic, forget, retain in schedule(job)[:2]:
+        started = time.perf_counter()
+        terms = losses(job, leaves, topic, batch_of(job, forget), batch_of(job, retain))
+        torch.autograd.grad(terms.forget + terms.retain, list(leaves.values()))
+    return time.perf_counter() - started
 
 
 def has_dropout(model: nn.Module) -> bool:

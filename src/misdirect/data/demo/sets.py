@@ -147,7 +147,9 @@ def measured(texts: list[str]) -> list[Row]:
 
 SETS: Mapping[str, Callable[[], list[Row]]] = MappingProxyType(
     {
-        "demo-forget": lambda: trained(sciq("biology") + boolq("biology") + squad("biology")) + kept(arc_challenge("biology")),
+        "demo-forget": lambda: (
+            trained(sciq("biology") + boolq("biology") + squad("biology")) + kept(arc_challenge("biology"))
+        ),
         "demo-retain-science": lambda: trained(sciq(*OTHER_SCIENCE)),
         "demo-retain-questions": lambda: kept(arc_challenge("other")),
         "demo-retain-exams": lambda: kept(mmlu(*MMLU_SCIENCE)),
