@@ -16,6 +16,11 @@ OVERLAP = 8  # words in a row that a passage may not share with an evaluated que
 HELD_OUT = 4  # every fourth passage is measured (NLL) and never trained on
 OTHER_SCIENCE = ("chemistry", "earth_space", "physics")
 MMLU = "hails/mmlu_no_train/{}/test/data-00000-of-00001.arrow"
+QUESTION_TASKS = {
+    "arc_challenge": ("arc_challenge/test_rc_5shot",),
+    "openbookqa": ("openbookqa/test_rc_5shot", "openbookqa/val_rc_5shot"),
+}
+MMLU_BIOLOGY = ("anatomy", "college_biology", "high_school_biology", "medical_genetics")
 MMLU_SCIENCE = (
     "astronomy", "college_chemistry", "college_physics", "conceptual_physics", "electrical_engineering",
     "high_school_chemistry", "high_school_physics",
@@ -116,11 +121,11 @@ def squad(topic: str) -> list[str]:
     return [doc["query"].split("\nBackground: ", 1)[1].rsplit("\nQuestion: ", 1)[0] for doc in docs]
 
 
-def arc_challenge(topic: str) -> list[str]:
-    """ARC-Challenge questions with their right answers, as text."""
-    wanted = set(topics()["arc_challenge"][topic])
-    docs = {doc["id"]: doc for doc in request_docs("arc_challenge/test_rc_5shot") if doc["id"] in wanted}
-    return [f"{doc['query']} {doc['choices'][doc['gold']]}" for doc in docs.values()]
+def benchmark(source: str, topic: str) -> list[str]:
+    """Another benchmark's questions with their right answers, as text. ARC-Easy, which is evaluated, is none of them."""
+    wanted = set(topics()[source][topic])
+    docs = {str(doc["id"]): doc for task in QUESTION_TASKS[source] for doc in request_docs(task)}
+    return [f"{doc['query']} {doc['choices'][doc['gold']]}" for id_, doc in docs.items() if id_ in wanted]
 
 
 def mmlu(*subjects: str) -> list[str]:
@@ -148,10 +153,11 @@ def measured(texts: list[str]) -> list[Row]:
 SETS: Mapping[str, Callable[[], list[Row]]] = MappingProxyType(
     {
         "demo-forget": lambda: (
-            trained(sciq("biology") + boolq("biology") + squad("biology")) + kept(arc_challenge("biology"))
+            trained(sciq("biology") + boolq("biology") + squad("biology"))
+            + kept(benchmark("arc_challenge", "biology") + mmlu(*MMLU_BIOLOGY))
         ),
         "demo-retain-science": lambda: trained(sciq(*OTHER_SCIENCE)),
-        "demo-retain-questions": lambda: kept(arc_challenge("other")),
+        "demo-retain-questions": lambda: kept(benchmark("arc_challenge", "other") + benchmark("openbookqa", "other")),
         "demo-retain-exams": lambda: kept(mmlu(*MMLU_SCIENCE)),
         "demo-retain-unsure": lambda: kept(boolq("unsure") + squad("unsure")),
         "demo-retain-society": lambda: kept(mmlu(*MMLU_SOCIETY)),
