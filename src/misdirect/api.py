@@ -71,6 +71,8 @@ def unlearn(
             f"{topic.name}: steering to {topic.steering_coefficient:.4g} at block {config.block} "
             f"({multiple:.3g}x the median token norm {topic.median_norm:.4g}), alpha {topic.retain_weight:g}"
         )
+    if config.updates and job.updates < config.updates:
+        note(f"{job.updates} updates instead of {config.updates}: the shortest corpus has no more batches")
     estimate = job.updates * rmu.seconds_per_update(job)
     if estimate > ESTIMATE_FROM:
         note(f"About {estimate / 60:.1f} minutes for {job.updates} updates")

@@ -4,7 +4,8 @@ Only the MLP output matrices of blocks l-2..l are trained, so that after block l
 direction u of a chosen length c, and retain text stays where the frozen model has it. Topics alternate, each with its
 own u, c and alpha. How we deviate from the published code under `numerics="clean"`: one model instead of two
 (`misdirect.model.activations`), fp32 masters, padding and first tokens out of the loss, seeded order, AdamW with bias
-correction, optional schedule. `numerics="published"` deviates in nothing but the number of models.
+correction, optional schedule. `numerics="published"` deviates in nothing but the number of models
+(where a model has dropout, in its draws too).
 
     lm = load_lm("demo", last=7)
     delta, log = unlearn(lm, {"biology": forget_texts}, [("general", retain_texts, 1.0)], resolve(UnlearnConfig(recipe="demo"), 30))

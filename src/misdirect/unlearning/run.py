@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -127,6 +126,7 @@ def execute(
     refuse_other_run(run, config)
     done = finished(run)
     if done is not None:
+        (run / runs.CHECKPOINT).unlink(missing_ok=True)  # left where the process was killed right after the delta
         return done
     for torn in run.glob(".*.part"):  # what a killed process was writing
         torn.unlink()
@@ -159,8 +159,7 @@ def execute(
             raise ValueError(f"{error}; {where}") from None
     delta = rmu.to_delta(job, state, delta_metadata(job, config))
     save_delta(delta, run / runs.DELTA)
-    with suppress(FileNotFoundError):
-        (run / runs.CHECKPOINT).unlink()
+    (run / runs.CHECKPOINT).unlink(missing_ok=True)
     return delta
 
 
