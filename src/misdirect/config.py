@@ -73,7 +73,7 @@ class UnlearnConfig:
     alpha: float | None = knob(None, "Retain weight: the factor of the retain loss. [default: 100]")
     updates: int | None = knob(
         None,
-        "Optimizer updates over all topics. [default: 150; under --numerics published at most the batches of the shortest corpus]",
+        "Optimizer updates over all topics. [default: 150; under --numerics published at most the shortest corpus' batches]",
     )
     epochs: float | None = knob(None, "Instead of --updates: passes over the forget text.")
     batch_size: int | None = knob(None, "Samples per update, forget and retain each. [default: 4]")
