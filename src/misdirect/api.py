@@ -243,10 +243,10 @@ class DemoSettings:
 
     retain: tuple[Corpus, ...] = (
         Corpus("science", "demo-retain-science", 4.0),
-        Corpus("exams", "demo-retain-exams", 3.0),
+        Corpus("questions", "demo-retain-questions", 4.0),
+        Corpus("exams", "demo-retain-exams", 2.0),
         Corpus("wikipedia", "demo-retain-wikipedia", 2.0),
         Corpus("unsure", "demo-retain-unsure", 1.0),
-        Corpus("society", "demo-retain-society", 0.5),
     )
     questions: tuple[tuple[str, str], ...] = (("biology", "demo-biology"), ("other-science", "demo-science"))
     texts: tuple[tuple[str, str], ...] = (

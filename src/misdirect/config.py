@@ -76,7 +76,8 @@ class UnlearnConfig:
         "Optimizer updates over all topics. [default: 150; under --numerics published at most the shortest corpus' batches]",
     )
     epochs: float | None = knob(None, "Instead of --updates: passes over the forget text.")
-    batch_size: int | None = knob(None, "Samples per update, forget and retain each. [default: 4]")
+    batch_size: int | None = knob(None, "Forget samples per update. [default: 4]")
+    retain_batch_size: int | None = knob(None, "Retain samples per update. [default: as many as --batch-size]")
     max_tokens: int | None = knob(None, "Longest sample in tokens; longer texts are cut into several. [default: 256]")
     lr: float | None = knob(None, "Peak learning rate of AdamW. [default: 5e-5 as published]")
     schedule: Schedule | None = knob(None, "Learning rate over the run. [default: constant]")
@@ -91,7 +92,16 @@ class UnlearnConfig:
     checkpoint_every: int = knob(25, "Updates between checkpoints, from which a killed run resumes.")
 
     def __post_init__(self) -> None:
-        at_least = {"block": 0, "num_blocks": 1, "updates": 1, "batch_size": 1, "max_tokens": 2, "warmup": 0, "clip": 0}
+        at_least = {
+            "block": 0,
+            "num_blocks": 1,
+            "updates": 1,
+            "batch_size": 1,
+            "retain_batch_size": 1,
+            "max_tokens": 2,
+            "warmup": 0,
+            "clip": 0,
+        }
         for name, least in at_least.items():
             value = getattr(self, name)
             if value is not None and value < least:
@@ -107,7 +117,7 @@ class UnlearnConfig:
         if self.steering is not None:
             parse_steering(self.steering)
         if self.numerics == "published":
-            for name in ("schedule", "warmup", "clip", "epochs"):
+            for name in ("schedule", "warmup", "clip", "epochs", "retain_batch_size"):
                 if getattr(self, name) not in (None, "constant", 0):
                     raise ValueError(
                         f"{flag(name)} has no effect under --numerics published; expected it left out, "

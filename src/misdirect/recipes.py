@@ -28,8 +28,8 @@ YI_34B: dict[str, Any] = {
 
 # Our own search on SmolLM2-135M-Instruct over the demo's development split; the points tried are in dev/LOG.md.
 DEMO: dict[str, Any] = {
-    "block": 7, "num_blocks": 3, "steering": "5x", "alpha": 200.0, "lr": 2e-3, "batch_size": 8, "updates": 200,
-    "max_tokens": 64, "schedule": "cosine", "warmup": 10, "clip": 1.0,
+    "block": 7, "num_blocks": 3, "steering": "5x", "alpha": 200.0, "lr": 2e-3, "batch_size": 6, "retain_batch_size": 14,
+    "updates": 240, "max_tokens": 64, "schedule": "cosine", "warmup": 10, "clip": 1.0,
 }  # fmt: skip
 
 RECIPES = MappingProxyType({"zephyr-7b": ZEPHYR_7B, "yi-34b": YI_34B, "demo": DEMO})
@@ -60,8 +60,9 @@ def resolve(config: UnlearnConfig, num_hidden_layers: int | None = None) -> Unle
     given = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     if config.epochs is not None:
         chosen.pop("updates", None)
-    if config.numerics == "published":  # the published code has none of the three
+    if config.numerics == "published":  # the published code has none of the four
         chosen |= {"schedule": "constant", "warmup": 0, "clip": 0.0}
+        chosen.pop("retain_batch_size", None)
     if num_hidden_layers is not None:
         chosen.setdefault(
             "block", DEFAULT_BLOCK if num_hidden_layers >= 2 * DEFAULT_BLOCK + 1 else num_hidden_layers // 2

@@ -192,7 +192,10 @@ def schedule(job: Job) -> list[tuple[ForgetTopic, list[list[int]], list[list[int
         pairs = [[(t, t.samples[p], retain[p]) for t in job.topics] for p in pick]
         return [pair for round_ in pairs for pair in round_][: job.updates]
     forget = [batches.plan_single(len(t.samples), rounds, size, config.seed + 1 + i) for i, t in enumerate(job.topics)]
-    mixed = batches.plan_mixture([len(c) for c in job.retain], job.retain_weights, job.updates, size, config.seed)
+    retain_size = config.retain_batch_size or size
+    mixed = batches.plan_mixture(
+        [len(c) for c in job.retain], job.retain_weights, job.updates, retain_size, config.seed
+    )
     return [
         (
             job.topics[step % num_topics],

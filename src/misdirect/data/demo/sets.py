@@ -25,9 +25,6 @@ MMLU_SCIENCE = (
     "astronomy", "college_chemistry", "college_physics", "conceptual_physics", "electrical_engineering",
     "high_school_chemistry", "high_school_physics",
 )  # fmt: skip
-MMLU_SOCIETY = (
-    "high_school_geography", "management", "marketing", "philosophy", "sociology", "us_foreign_policy",
-)  # fmt: skip
 MMLU_ECONOMICS = ("econometrics", "high_school_macroeconomics", "high_school_microeconomics")
 MMLU_HISTORY = ("high_school_european_history", "high_school_us_history", "high_school_world_history")
 
@@ -160,7 +157,6 @@ SETS: Mapping[str, Callable[[], list[Row]]] = MappingProxyType(
         "demo-retain-questions": lambda: kept(benchmark("arc_challenge", "other") + benchmark("openbookqa", "other")),
         "demo-retain-exams": lambda: kept(mmlu(*MMLU_SCIENCE)),
         "demo-retain-unsure": lambda: kept(boolq("unsure") + squad("unsure")),
-        "demo-retain-society": lambda: kept(mmlu(*MMLU_SOCIETY)),
         "demo-retain-wikipedia": lambda: trained(boolq("other") + squad("other")),
         "demo-text-biology": lambda: measured(sciq("biology") + boolq("biology") + squad("biology")),
         "demo-text-science": lambda: measured(sciq(*OTHER_SCIENCE)),
