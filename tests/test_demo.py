@@ -18,7 +18,13 @@ pytestmark = pytest.mark.real
 
 QUESTIONS = ("demo-biology", "demo-biology-dev", "demo-science", "demo-science-dev")
 FORGET = "demo-forget"
-RETAIN = ("demo-retain-science", "demo-retain-exams", "demo-retain-society", "demo-retain-wikipedia")
+RETAIN = (
+    "demo-retain-science",
+    "demo-retain-questions",
+    "demo-retain-exams",
+    "demo-retain-unsure",
+    "demo-retain-wikipedia",
+)
 MEASURED = (
     "demo-text-biology",
     "demo-text-science",
@@ -133,7 +139,7 @@ def test_what_ships_with_the_package_is_ids_and_topics_alone() -> None:
     shipped = [item.name for item in folder.iterdir() if item.is_file() and not item.name.endswith(".py")]
     assert shipped == ["topics.json"]
     data = json.loads(folder.joinpath("topics.json").read_text())
-    assert set(data) == {"arc_easy", "arc_challenge", "sciq", "boolq", "squad"}
+    assert set(data) == {"arc_easy", "arc_challenge", "openbookqa", "sciq", "boolq", "squad"}
     for source in data.values():
         for topic, ids in source.items():
             assert re.fullmatch(r"[a-z_]{3,20}", topic)

@@ -6,6 +6,7 @@ Checks come before anything slow, so that a typing error costs no time, and noth
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,7 +60,9 @@ def unlearn(
     config = resolve(config, depth)
     lm = load_lm(model, config.block, config.device, config.dtype, trust_remote_code, allow_pickle)
     job = rmu.prepare(lm, forget_texts, retain_texts, config, topics)
-    asked = running.describe(job, running.model_hash(lm), topics, forget_texts, corpora, retain_texts)
+    asked = running.describe(
+        job, running.model_hash(lm, config.block or 0), topics, forget_texts, corpora, retain_texts
+    )
     asked["command"] = unlearn_command(model, topics, corpora, config, str(out))
     running.refuse_other_run(run, asked)
     if running.finished(run) is not None:
@@ -126,9 +129,11 @@ def evaluate(
     `questions`, `texts` and `prompts`: set name -> SOURCE. What is stored already is not measured again. Raises
     ValueError for bad input, and where a stored result was measured with other settings.
     """
-    from misdirect.model.load import load_lm
+    from misdirect.model.load import load_lm, pick_device, pick_dtype
 
     config = config or EvaluateConfig()
+    dtype: Any = str(pick_dtype(config.dtype, pick_device(config.device))).removeprefix("torch.")
+    config = dataclasses.replace(config, dtype=dtype)  # `auto` is not the same everywhere; a result says which it was
     path = Path(target).expanduser()
     is_run = runs.is_run(path)
     if is_run:
@@ -152,7 +157,9 @@ def evaluate(
     if any(missing.values()):
         source = runs.read_json(folder / runs.CONFIG)["model"] if is_run else str(target)
         lm = load_lm(source, None, config.device, config.dtype, trust_remote_code, allow_pickle)
-        if not is_run:
+        if is_run:
+            refuse_other_base(lm, folder)
+        else:
             runs.write_json(folder / runs.ENV, runs.environment() | {"model": source})
         measure_all(lm, folder, missing)
     judge(folder, tasks, models)
@@ -167,6 +174,17 @@ def refuse_other_model(folder: Path, model: str) -> None:
     stored = runs.read_json(folder / runs.ENV).get("model") if (folder / runs.ENV).is_file() else model
     if stored != model:
         raise ValueError(f"{folder} holds the results of {stored}, not of {model}; expected another --out")
+
+
+def refuse_other_base(lm: LM, run: Path) -> None:
+    """Raises ValueError where the weights behind the run's MODEL are no longer those that it was made from."""
+    from misdirect.unlearning.run import model_hash
+
+    config = runs.read_json(run / runs.CONFIG)
+    if str(next(lm.model.parameters()).dtype) != config["data"].get("dtype"):
+        return  # other bits, the same model: the hash says nothing
+    if model_hash(lm, config["chosen"]["block"]) != config["data"]["model_sha256"]:
+        raise ValueError(f"{config['model']} has other weights than {run} was made from; expected the same model")
 
 
 def make_tasks(

@@ -210,3 +210,19 @@ def load_lm(
         raise ValueError(f"{source} cannot be loaded: {first_line(error)}") from None
     model.eval().requires_grad_(False).to(place)
     return LM(model, tokenizer, source, full_depth, prefix)
+
+
+def check_length(lm: LM, longest: int, what: str) -> None:
+    """Raises ValueError where a text is longer than the model's table of learned positions (rotary models have none)."""
+    limit = getattr(structure.text_config(lm.model), "max_position_embeddings", None)
+    inside = lm.block_prefix.removeprefix("model.") + "."
+    tables = [
+        m.num_embeddings
+        for name, m in lm.model.named_modules()
+        if isinstance(m, nn.Embedding) and inside not in f"{name}." and "token" not in name and "wte" not in name
+    ]
+    if limit is not None and longest > limit and any(rows in (limit, limit + 2) for rows in tables):
+        raise ValueError(
+            f"{what} has {longest} tokens and {lm.source} takes {limit} at most; expected a smaller --max-tokens, "
+            "or shorter questions"
+        )

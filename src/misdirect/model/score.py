@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from misdirect.data.batches import Batch, pad, pad_id
-from misdirect.model.load import LM
+from misdirect.model.load import LM, check_length
 
 
 class Encoded(NamedTuple):
@@ -71,6 +71,7 @@ def score(
     lm: LM, items: Sequence[Encoded], batch_tokens: int = 4096, advance: Callable[[int], None] | None = None
 ) -> list[Scored]:
     """Scores every continuation of every item, in the items' order; `advance(k)` is called as k items are done."""
+    check_length(lm, max((len(i.context) + max(map(len, i.continuations)) for i in items), default=0), "a question")
     out: list[Scored | None] = [None] * len(items)
     scorer = score_batch if has_plain_cache(lm) else score_plainly
     for rows in by_length(items, batch_tokens):
@@ -217,6 +218,7 @@ def text_logprobs(
     lm: LM, samples: Sequence[Sequence[int]], batch_tokens: int = 4096, advance: Callable[[int], None] | None = None
 ) -> list[list[float]]:
     """log p of every token but the first of each sample, in the samples' order."""
+    check_length(lm, max(map(len, samples), default=0), "a text")
     out: list[list[float]] = [[] for _ in samples]
     items = [Encoded(list(sample), [[0]]) for sample in samples]
     for rows in by_length(items, batch_tokens):

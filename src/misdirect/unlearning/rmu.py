@@ -31,7 +31,7 @@ from misdirect.data.batches import Batch
 from misdirect.model.activations import Weights, capture, check_replay, replay
 from misdirect.model.blocks import find_matrix, residual_width
 from misdirect.model.delta import Delta
-from misdirect.model.load import LM
+from misdirect.model.load import LM, check_length
 from misdirect.unlearning import steering
 from misdirect.unlearning.loss import mean_cosine, published_distance, squared_distance
 from misdirect.unlearning.optimizer import adamw_step, clip, learning_rate
@@ -106,6 +106,7 @@ def prepare(
         for index, (name, texts) in enumerate(forget.items())
     }
     kept = [tokenise(lm, texts, config, PUBLISHED_MAX_TOKENS[0], name) for name, texts, _ in retain]
+    check_length(lm, max(len(ids) for found in [*samples.values(), *kept] for ids in found), "a sample")
     own = {topic.name: topic for topic in topics}
     made = forget_topics(lm, config, samples, own, published)
     job = Job(lm, config, num_updates(config, samples, kept), made, kept, [w for _, _, w in retain], matrices)

@@ -39,6 +39,7 @@ def describe(
         "retain": [asdict(corpus) for corpus in corpora],
         "data": {
             "model_sha256": model_hash,
+            "dtype": str(next(job.lm.model.parameters()).dtype),
             "forget_sha256": {name: runs.fingerprint(texts) for name, texts in forget.items()},
             "retain_sha256": {name: runs.fingerprint(texts) for name, texts, _ in retain},
         },
@@ -157,6 +158,8 @@ def execute(
             kept = int(load_tensors(run / runs.CHECKPOINT)[1]["step"]) if (run / runs.CHECKPOINT).exists() else 0
             where = f"the checkpoint of update {kept} is kept in {run}" if kept else "no checkpoint had been due"
             raise ValueError(f"{error}; {where}") from None
+    if not all(torch.isfinite(value).all() for value in state.weights.values()):
+        raise ValueError("the last update made weights that are not finite numbers; expected a smaller --lr")
     delta = rmu.to_delta(job, state, delta_metadata(job, config))
     save_delta(delta, run / runs.DELTA)
     (run / runs.CHECKPOINT).unlink(missing_ok=True)
@@ -173,10 +176,10 @@ def delta_metadata(job: rmu.Job, config: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def model_hash(lm: LM) -> str:
-    """SHA-256 over the names, shapes and bits of the loaded blocks' parameters: the model that was really used."""
+def model_hash(lm: LM, last: int) -> str:
+    """SHA-256 over the names, shapes and bits of blocks 0..last, all that RMU reads: the model that was really used."""
     digest = hashlib.sha256()
-    for index, block in enumerate(lm.blocks):
+    for index, block in enumerate(lm.blocks[: last + 1]):
         for name, value in block.named_parameters():
             digest.update(f"{index}.{name} {tuple(value.shape)} {value.dtype}".encode())
             digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
