@@ -28,7 +28,7 @@ YI_34B: dict[str, Any] = {
 
 # Our own search on SmolLM2-135M-Instruct over the demo's development split; the points tried are in dev/LOG.md.
 DEMO: dict[str, Any] = {
-    "block": 7, "num_blocks": 3, "steering": "5x", "alpha": 200.0, "lr": 2e-3, "batch_size": 6, "retain_batch_size": 14,
+    "block": 7, "num_blocks": 3, "steering": "5x", "alpha": 130.0, "lr": 2e-3, "batch_size": 6, "retain_batch_size": 14,
     "updates": 240, "max_tokens": 64, "schedule": "cosine", "warmup": 10, "clip": 1.0,
 }  # fmt: skip
 
