@@ -43,7 +43,8 @@ def one_model(batch: int, tokens: int, updates: int, folder: str) -> dict[str, f
 
     before = peak_mib()
     lm = load_lm(folder, 7, "cpu", "float32")
-    config = UnlearnConfig(recipe="demo", steering="500", batch_size=batch, max_tokens=tokens, updates=updates)
+    sizes: dict[str, int] = {"batch_size": batch, "retain_batch_size": batch, "max_tokens": tokens, "updates": updates}
+    config = UnlearnConfig(recipe="demo", steering="500", **sizes)
     (direction,) = control_vectors(1, 576, 0)
     ids = samples(batch, tokens, updates)
     topic = rmu.ForgetTopic("a", ids, direction, 500 * direction, 500.0, 100.0, 100.0)

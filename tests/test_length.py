@@ -18,7 +18,9 @@ def test_only_a_learned_table_limits_the_length(lm: LM) -> None:
     limit = lm.model.config.max_position_embeddings
     check_length(lm, limit, "a text")
     if lm.model.config.model_type == "gpt2":
-        with pytest.raises(ValueError, match=rf"a text has {limit + 1} tokens .* takes {limit} at most; .*--max-tokens"):
+        with pytest.raises(
+            ValueError, match=rf"a text has {limit + 1} tokens .* takes {limit} at most; .*--max-tokens"
+        ):
             text_logprobs(lm, [[5] * (limit + 1)])
     else:
         check_length(lm, limit + 1, "a text")
