@@ -113,7 +113,9 @@ def test_a_short_run_moves_forget_text_and_leaves_the_model_file(tmp_path: Path)
         forget={"biology": "demo-forget"},
         retain={"wikipedia": "demo-retain-wikipedia"},
         out=tmp_path / "run",
-        config=UnlearnConfig(recipe="demo", updates=6, batch_size=2, max_tokens=64, warmup=0, schedule="constant"),
+        config=UnlearnConfig(
+            recipe="demo", updates=6, batch_size=2, retain_batch_size=2, max_tokens=64, warmup=0, schedule="constant"
+        ),
     )
     assert (print_of(weights), weights.stat().st_mtime_ns) == before
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
