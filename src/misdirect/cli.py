@@ -263,6 +263,9 @@ def say_next(command: str, tool: bool = True) -> None:
     print(f"Next: {command}" if tool else f"Open it in a browser: {Path(shlex.split(command)[1]).resolve().as_uri()}")
 
 
+SHORT = {"cloze_accuracy": "cloze", "letter_accuracy": "letter", "nll_per_token": "NLL"}
+
+
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
     """The headline rows, base beside unlearned, with 95 % intervals and the paired change."""
     from rich.console import Console
@@ -281,14 +284,17 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
         base, other = found["base"], found.get("unlearned")
         table.add_row(
             escape(key[1]),
-            escape(key[2]) + ("" if base.get("base_knows", True) else " (base at chance)"),
+            SHORT.get(key[2], escape(key[2])) + ("" if base.get("base_knows", True) else ", base at chance"),
             interval(base, percent),
             interval(other, percent) if other else "-",
             change(other, percent) if other else "-",
             f"{100 * base['floor']:.1f} %" if "floor" in base else "",
             str(base["n"]),
         )
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120
+    console.print(table)
 
 
 def interval(row: dict[str, Any], percent: bool) -> str:
