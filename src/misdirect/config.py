@@ -16,6 +16,8 @@ Schedule = Literal["constant", "linear", "cosine"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Formats = Literal["all", "cloze", "letter"]
+Prompt = Literal["auto", "plain", "current", "paper"]
+ChatTemplate = Literal["auto", "none"]
 
 
 def knob(default: Any, text: str) -> Any:
@@ -127,26 +129,61 @@ class UnlearnConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Settings of an evaluation: how questions and text are scored."""
+    """Settings of an evaluation: how questions, text and prompts are measured."""
 
-    limit: int | None = knob(None, "Questions per set, drawn with the seed. [default: all]")
+    limit: int | None = knob(None, "Questions per set, drawn with the seed; 0 is all. [default: all]")
     formats: Formats = knob(
-        "all", "How questions are asked: cloze (the answer's text is scored), letter (A, B, ..), or all."
+        "all",
+        "How questions are asked: cloze (the answer's text is scored), letter (A, B, .., as given and permuted), or all.",
     )
-    text_limit: int | None = knob(200, "Documents per text set, drawn with the seed.")
+    prompt: Prompt = knob(
+        "auto",
+        "Letter prompts: current (lm-evaluation-harness since August 2024), paper (before, and in the WMDP paper: one "
+        "newline less), plain (no description). auto is current where the questions have a subject.",
+    )
+    shots: int = knob(0, "Answered examples before each question, of its subject where it has one.")
+    text_limit: int | None = knob(200, "Documents per text set, drawn with the seed; 0 is all.")
     max_tokens: int = knob(512, "Longest text sample in tokens; longer ones are cut off.")
+    new_tokens: int = knob(40, "Longest answer to a prompt in tokens.")
+    samples: int = knob(0, "Sampled answers to each prompt, beside the greedy one.")
+    temperature: float = knob(0.7, "Temperature of sampled answers.")
+    top_p: float = knob(1.0, "Sampled answers draw from the likeliest tokens that hold this probability together.")
+    chat_template: ChatTemplate = knob(
+        "auto", "Prompts as a user's turn where the model has a chat template, or as they are."
+    )
+    judge: str | None = knob(
+        None, "Address of an OpenAI-compatible endpoint that scores answers, such as http://localhost:8000/v1."
+    )
+    judge_model: str | None = knob(None, "Name of the judge's model at that address.")
     batch_tokens: int = knob(4096, "Tokens per forward pass: more is faster on a GPU, less needs less memory.")
-    new_tokens: int = knob(40, "Tokens per greedy answer.")
-    seed: int = knob(0, "Seed of the draw of questions and documents.")
+    seed: int = knob(0, "Seed of every draw: questions, documents, permuted choices, sampled answers.")
     device: Device = knob("auto", "Where to compute: auto takes a GPU when there is one.")
     dtype: Dtype = knob("auto", "The model's dtype: auto is float32 on a CPU, bfloat16 on a GPU.")
 
     def __post_init__(self) -> None:
-        at_least = {"limit": 1, "text_limit": 1, "max_tokens": 2, "batch_tokens": 1, "new_tokens": 1}
+        for name in ("limit", "text_limit"):
+            if getattr(self, name) == 0:
+                object.__setattr__(self, name, None)
+        at_least = {
+            "limit": 1,
+            "text_limit": 1,
+            "shots": 0,
+            "max_tokens": 2,
+            "new_tokens": 1,
+            "samples": 0,
+            "batch_tokens": 1,
+        }
         for name, least in at_least.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{flag(name)} {value} is too small; expected at least {least}")
+        if not 0 < self.temperature < 1e3:
+            raise ValueError(f"--temperature {self.temperature} is out of range; expected a number above 0")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"--top-p {self.top_p} is out of range; expected a number above 0 and at most 1")
+        if (self.judge is None) != (self.judge_model is None):
+            given, lacking = ("--judge", "--judge-model") if self.judge else ("--judge-model", "--judge")
+            raise ValueError(f"{given} was given without {lacking}; expected both")
 
 
 # Fields that change how fast a number is computed but not the number: a result stays valid when they differ.
