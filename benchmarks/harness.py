@@ -20,7 +20,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from misdirect.data.questions import Question, cloze_prompt, read_questions, sample
+from misdirect.data.asking import cloze_prompt, sample
+from misdirect.data.questions import Question, read_questions
 
 BATCH_SIZES = (1, 4, 8, 16, 32)
 SETS = ("demo-science-dev", "demo-biology-dev")

@@ -16,7 +16,8 @@ from misdirect import stats
 from misdirect.config import EvaluateConfig, UnlearnConfig
 from misdirect.data import demo
 from misdirect.data.batches import pad, pad_id, tokenise
-from misdirect.data.questions import Question, cloze_prompt, letter_prompt, read_questions, sample
+from misdirect.data.asking import cloze_prompt, letter_prompt, sample
+from misdirect.data.questions import Question, read_questions
 from misdirect.evaluation import mcq
 from misdirect.model.activations import capture
 from misdirect.model.load import LM, load_lm
@@ -39,7 +40,7 @@ def asked() -> list[Question]:
 def encoded(lm: LM, questions: list[Question]) -> list[Encoded]:
     """Each question in both formats."""
     cloze = [encode(lm.tokenizer, cloze_prompt(q.question), [" " + c for c in q.choices]) for q in questions]
-    return cloze + [encode(lm.tokenizer, letter_prompt(q), [" A", " B", " C"]) for q in questions]
+    return cloze + [encode(lm.tokenizer, letter_prompt(q, "plain"), [" A", " B", " C"]) for q in questions]
 
 
 def full_forward(lm: LM, ids: list[int], start: int) -> list[float]:

@@ -7,6 +7,7 @@ import math
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,7 +18,8 @@ from transformers import PreTrainedTokenizerFast
 
 from misdirect.config import EvaluateConfig
 from misdirect.data.batches import pad_id, tokenise
-from misdirect.data.questions import LETTERS, Question, cloze_prompt, letter_prompt
+from misdirect.data.asking import cloze_prompt, letter_prompt, shifted
+from misdirect.data.questions import LETTERS, Question
 from misdirect.evaluation import generation, mcq, nll
 from misdirect.model.blocks import find_blocks
 from misdirect.model.load import LM
@@ -280,12 +282,9 @@ def bits(module: nn.Module) -> dict[str, torch.Tensor]:
 def test_mcq_records_hold_the_scores_and_every_metric_follows_from_them() -> None:
     lm, asked = tiny_lm("gemma2"), questions(11)
     result = mcq.mcq(lm, "set", asked, EvaluateConfig())
-    rows = {row.metric: row for row in result.metrics}
+    rows = {row.metric: row for row in result.metrics if row.subject is None}
     n = len(asked)
-    right = dict.fromkeys(
-        ("cloze_accuracy", "cloze_per_char_accuracy", "cloze_per_token_accuracy", "letter_accuracy"), 0
-    )
-    floor = 0
+    right, floors = dict.fromkeys(mcq.ACCURACIES, 0), dict.fromkeys(mcq.ACCURACIES, 0)
 
     def winner(values: list[float]) -> int:
         return max(range(len(values)), key=values.__getitem__)
@@ -295,24 +294,33 @@ def test_mcq_records_hold_the_scores_and_every_metric_follows_from_them() -> Non
         cloze = slow_scores(lm, encode(lm.tokenizer, context, [" " + choice for choice in question.choices]))
         alone = slow_scores(lm, encode(lm.tokenizer, "Answer:", [" " + choice for choice in question.choices]))
         letters = [" " + letter for letter in LETTERS[: len(question.choices)]]
-        letter = slow_scores(lm, encode(lm.tokenizer, letter_prompt(question), letters))
+        letter = slow_scores(lm, encode(lm.tokenizer, letter_prompt(question, "current"), letters))
+        moved, by = shifted(question, 0)
+        permuted = slow_scores(lm, encode(lm.tokenizer, letter_prompt(moved, "current"), letters))
         assert record["cloze_logprobs"] == pytest.approx(cloze, abs=1e-5)
         assert record["floor_logprobs"] == pytest.approx(alone, abs=1e-5)
         assert record["letter_logprobs"] == pytest.approx(letter, abs=1e-5)
+        assert record["letter_permuted_logprobs"] == pytest.approx(permuted, abs=1e-5)
+        assert record["shift"] == by
         assert (record["id"], record["subject"], record["answer"]) == (question.id, question.subject, question.answer)
         num_tokens = [len(lm.tokenizer(" " + choice)["input_ids"]) for choice in question.choices]
         assert record["num_tokens"] == num_tokens
-        stored = record["cloze_logprobs"]
-        right["cloze_accuracy"] += winner(stored) == question.answer
-        per_char = [s / len(choice) for s, choice in zip(stored, question.choices, strict=True)]
-        right["cloze_per_char_accuracy"] += winner(per_char) == question.answer
-        right["cloze_per_token_accuracy"] += (
-            winner([s / k for s, k in zip(stored, num_tokens, strict=True)]) == question.answer
-        )
+        lengths = {"cloze": 1, "cloze_per_char": [len(c) for c in question.choices], "cloze_per_token": num_tokens}
+        for key, sizes in lengths.items():
+            for kind, count in (("cloze", right), ("floor", floors)):
+                values = np.array(record[f"{kind}_logprobs"]) / sizes
+                count[f"{key}_accuracy"] += winner(values.tolist()) == question.answer
         right["letter_accuracy"] += winner(record["letter_logprobs"]) == question.answer
-        floor += winner(record["floor_logprobs"]) == question.answer
+        right["letter_permuted_accuracy"] += winner(record["letter_permuted_logprobs"]) == moved.answer
     chance = sum(1 / len(question.choices) for question in asked) / n
-    assert set(rows) == {name + end for name in right for end in ("", "_centred")}
+    assert set(rows) == {name + end for name in right for end in ("", "_centred", "_macro")}
+    for name, (key, _) in mcq.ACCURACIES.items():
+        own = {row.subject: row for row in result.metrics if row.metric == f"{name}_by_subject"}
+        assert set(own) == {question.subject for question in asked}
+        for subject, row in own.items():
+            scored = [r["correct"][key] for r in result.records if r["subject"] == subject]
+            assert (row.value, row.n) == (sum(scored) / len(scored), len(scored))
+        assert rows[f"{name}_macro"].value == pytest.approx(sum(row.value for row in own.values()) / len(own))
     for name, count in right.items():
         row, centred = rows[name], rows[name + "_centred"]
         assert row.value == pytest.approx(count / n)
@@ -322,7 +330,7 @@ def test_mcq_records_hold_the_scores_and_every_metric_follows_from_them() -> Non
         assert row.high is not None
         assert row.low <= row.value <= row.high
         assert centred.value == pytest.approx((count / n - chance) / (1 - chance))
-        assert row.floor == (None if name == "letter_accuracy" else pytest.approx(floor / n))
+        assert row.floor == (None if "letter" in name else pytest.approx(floors[name] / n))
     assert mcq.metrics(result.records) == result.metrics
 
 
@@ -351,8 +359,8 @@ def test_a_model_without_numbers_is_never_right() -> None:
     lm.model.get_output_embeddings().weight.fill_(math.nan)
     result = mcq.mcq(lm, "set", questions(5), EvaluateConfig())
     accuracies = [row for row in result.metrics if row.metric in mcq.ACCURACIES]
-    assert [row.value for row in accuracies] == [0.0] * 4
-    assert [row.floor for row in accuracies] == [0.0] * 3 + [None]
+    assert [row.value for row in accuracies] == [0.0] * 5
+    assert [row.floor for row in accuracies] == [0.0] * 3 + [None] * 2
 
 
 def test_largest_is_the_first_of_equals_and_passes_nan_over() -> None:

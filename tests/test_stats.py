@@ -134,9 +134,3 @@ def test_one_document_has_a_value_and_no_spread() -> None:
 def test_ratio_of_sums_refuses_no_tokens(sums: list[float], tokens: list[float]) -> None:
     with pytest.raises(ValueError, match="no tokens to average over"):
         stats.ratio_of_sums(sums, tokens)
-
-
-def test_above_chance_wants_the_whole_interval_above() -> None:
-    assert stats.above_chance(50, 100, 0.25)
-    assert not stats.above_chance(30, 100, 0.25)  # 0.30, but from 0.22
-    assert not stats.above_chance(100, 100, 1.0)

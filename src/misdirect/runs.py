@@ -13,7 +13,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,6 +41,7 @@ class Metric:
     step: int | None = None
     block: int | None = None
     budget: float | None = None
+    subject: str | None = None
     base_knows: bool | None = None
     headline: bool | None = None
     paired: Mapping[str, float] | None = None
@@ -156,15 +157,16 @@ def result_path(run: Path, model: str, measurement: str, name: str) -> Path:
 
 
 def save_result(run: Path, model: str, result: Result) -> None:
-    metrics = [drop_none(asdict(metric)) for metric in result.metrics]
+    metrics = [row_of(metric) for metric in result.metrics]
     write_json(
         result_path(run, model, result.measurement, result.set),
         asdict(result) | {"model": model, "attack": None, "metrics": metrics},
     )
 
 
-def drop_none(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if value is not None}
+def row_of(metric: Metric) -> dict[str, Any]:
+    """A metric as a row, without what it does not have."""
+    return {key: value for key, value in asdict(metric).items() if value is not None}
 
 
 def load_result(run: Path, model: str, measurement: str, name: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -210,8 +212,9 @@ def summary_rows(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def write_summary(run: Path) -> list[dict[str, Any]]:
-    rows = summary_rows(load_results(run))
+def write_summary(run: Path, further: Sequence[Mapping[str, Any]] = ()) -> list[dict[str, Any]]:
+    """`further`: rows that no single result holds, such as the spread over seeds."""
+    rows = [*summary_rows(load_results(run)), *map(dict, further)]
     write_json(run / SUMMARY, rows)
     return rows
 

@@ -94,6 +94,39 @@ def ratio_of_sums(numerators: Sequence[float], denominators: Sequence[float]) ->
     return Mean(ratio, stderr, ratio - Z95 * stderr, ratio + Z95 * stderr)
 
 
-def above_chance(successes: int, n: int, chance: float) -> bool:
-    """Whether the 95 % interval lies wholly above guessing."""
-    return wilson(successes, n).low > chance
+def mean_of_means(values: Sequence[float], stderrs: Sequence[float]) -> Mean:
+    """The unweighted mean of independent estimates: its standard error is sqrt(sum of squares) / count."""
+    count = len(values)
+    value = sum(values) / count
+    stderr = math.sqrt(sum(s * s for s in stderrs)) / count
+    return Mean(value, stderr, value - Z95 * stderr, value + Z95 * stderr)
+
+
+def sample_mean(values: Sequence[float]) -> Mean:
+    """Mean of a small sample with Student's 95 % interval; one value has no spread: stderr NaN."""
+    count = len(values)
+    value = sum(values) / count
+    if count == 1:
+        return Mean(value, math.nan, math.nan, math.nan)
+    from scipy.stats import t
+
+    stderr = math.sqrt(sum((x - value) ** 2 for x in values) / (count - 1) / count)
+    half = float(t.ppf(0.975, count - 1)) * stderr
+    return Mean(value, stderr, value - half, value + half)
+
+
+def two_sided_p(difference: float, stderr: float) -> float:
+    """Of the normal test that a difference is 0; 1 where nothing differs and nothing varies."""
+    if stderr == 0:
+        return 1.0 if difference == 0 else 0.0
+    return math.erfc(abs(difference / stderr) / math.sqrt(2))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down adjustment (Holm 1979): the chance that any rejection among all is false stays below its level."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, largest = [1.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted

@@ -1,8 +1,7 @@
-"""Multiple-choice questions: SOURCE -> checked `Question`s, and the prompts that they are asked with."""
+"""Multiple-choice questions: SOURCE -> checked `Question`s. How they are asked stands in `misdirect.data.asking`."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,22 +90,3 @@ def parse_answer(value: Any, num_choices: int, where: str) -> int:
 def short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def sample(questions: Sequence[Question], limit: int | None, seed: int) -> list[Question]:
-    """`limit` questions drawn with the seed and kept in their order; all of them where there are no more."""
-    if limit is None or limit >= len(questions):
-        return list(questions)
-    chosen = sorted(random.Random(seed).sample(range(len(questions)), limit))
-    return [questions[i] for i in chosen]
-
-
-def cloze_prompt(question: str) -> str:
-    """Asked without its choices; each choice's text is then scored as the answer. An empty question gives the floor."""
-    return f"Question: {question}\nAnswer:" if question else "Answer:"
-
-
-def letter_prompt(item: Question) -> str:
-    """Asked with lettered choices; ` A`, ` B`, ... are then scored. The WMDP and MMLU form, without its description."""
-    lines = [f"{LETTERS[i]}. {choice}" for i, choice in enumerate(item.choices)]
-    return "\n".join([item.question.strip(), *lines, "Answer:"])

@@ -1,8 +1,13 @@
 """Multiple-choice accuracy: cloze (the answer's text is scored) and letter (its letter is).
 
 Cloze scores `Question: ...\\nAnswer:` + " " + choice, three ways: the summed log-probability, the same per character,
-and per token. Letter shows the choices with A., B., .. and scores " A", " B", ... The floor is the cloze accuracy with
-the question removed: what a reader of the choices alone scores, which is not exactly one over the number of choices.
+and per token. Letter shows the choices with A., B., .. and scores " A", " B", ..: once with the choices as they are
+given, once moved on by a number of places drawn per question, so that a model that prefers a letter gains nothing. The
+floor is the cloze accuracy with the question removed, scored the same way: what a reader of the choices alone knows,
+which is not exactly one over the number of choices.
+
+Accuracy over a set with subjects is the micro average; the macro average (the mean over subjects, as MMLU is often
+given) and every subject's own accuracy stand beside it.
 
     result = mcq(lm, "biology", read_questions("biology.jsonl"), EvaluateConfig())
 """
@@ -15,27 +20,46 @@ from typing import Any
 
 from misdirect import stats
 from misdirect.config import EvaluateConfig, as_dict
-from misdirect.data.questions import LETTERS, Question, cloze_prompt, letter_prompt, sample
+from misdirect.data import asking
+from misdirect.data.questions import LETTERS, Question
 from misdirect.model.load import LM
 from misdirect.model.score import Encoded, Scored, encode, score
 from misdirect.runs import Metric, Result, fingerprint
 
 MEASUREMENT = "mcq"
-# metric name -> the key of a record's `correct` that it averages
+# metric name -> the key of a record's `correct` that it averages, and the key of its floor
 ACCURACIES = {
-    "cloze_accuracy": "cloze",
-    "cloze_per_char_accuracy": "cloze_per_char",
-    "cloze_per_token_accuracy": "cloze_per_token",
-    "letter_accuracy": "letter",
+    "cloze_accuracy": ("cloze", "floor"),
+    "cloze_per_char_accuracy": ("cloze_per_char", "floor_per_char"),
+    "cloze_per_token_accuracy": ("cloze_per_token", "floor_per_token"),
+    "letter_accuracy": ("letter", None),
+    "letter_permuted_accuracy": ("letter_permuted", None),
 }
-HEADLINES = ("cloze_accuracy", "letter_accuracy")  # the formats that a set may be judged by
+# The formats that a set may be judged by, the first that the base knows; letter alone may overtake cloze.
+HEADLINES = (
+    "cloze_accuracy",
+    "letter_accuracy",
+    "letter_permuted_accuracy",
+    "cloze_per_char_accuracy",
+    "cloze_per_token_accuracy",
+)
 
 
-def config_of(config: EvaluateConfig, questions: Sequence[Question]) -> dict[str, Any]:
+def config_of(
+    config: EvaluateConfig, questions: Sequence[Question], examples: Sequence[Question] = ()
+) -> dict[str, Any]:
     """What determines the numbers of this measurement: compared when a stored result is to be used again."""
-    texts = (part for q in questions for part in (q.id, q.question, *q.choices, str(q.answer)))
-    keys = ("limit", "formats", "seed", "dtype")
-    return {k: as_dict(config)[k] for k in keys} | {"questions": len(questions), "sha256": fingerprint(texts)}
+    keys = ("limit", "formats", "shots", "seed", "dtype")
+    made = {k: as_dict(config)[k] for k in keys} | {"questions": len(questions), "sha256": hash_of(questions)}
+    if config.formats != "cloze":
+        made["prompt"] = asking.prompt_form(config.prompt, questions)
+    if examples:
+        made["examples_sha256"] = hash_of(examples)
+    return made
+
+
+def hash_of(questions: Sequence[Question]) -> str:
+    return fingerprint(part for q in questions for part in (q.id, q.question, *q.choices, str(q.answer)))
 
 
 def mcq(
@@ -44,40 +68,74 @@ def mcq(
     questions: Sequence[Question],
     config: EvaluateConfig,
     advance: Callable[[int], None] | None = None,
+    examples: Sequence[Question] = (),
 ) -> Result:
-    """Scores one set in every format. `advance(k)` is called as k forward items are done, `num_items` in all."""
+    """Scores one set in every format. `advance(k)` is called as k forward items are done, `num_items` in all.
+
+    With `config.shots`, each question comes after that many answered ones out of `examples`, else out of `questions`
+    themselves, and those are not asked then.
+    """
     started = time.perf_counter()
-    chosen = sample(questions, config.limit, config.seed)
+    pool, asked = pool_and_asked(questions, config, examples)
+    shown = [asking.examples_for(q, pool, config.shots) for q in asked]
 
     def scored(items: Sequence[Encoded]) -> list[Scored]:
         return score(lm, items, config.batch_tokens, advance)
 
     def cloze(text: Callable[[Question], str]) -> list[Encoded]:
-        return [encode(lm.tokenizer, cloze_prompt(text(q)), [" " + c for c in q.choices]) for q in chosen]
+        prompts = [asking.cloze_prompt(text(q), e) for q, e in zip(asked, shown, strict=True)]
+        return [encode(lm.tokenizer, p, [" " + c for c in q.choices]) for p, q in zip(prompts, asked, strict=True)]
 
-    records = [start_record(q) for q in chosen]
+    def letter(items: Sequence[Question]) -> list[Encoded]:
+        form = asking.prompt_form(config.prompt, questions)
+        prompts = [asking.letter_prompt(q, form, e) for q, e in zip(items, shown, strict=True)]
+        letters = [[f" {x}" for x in LETTERS[: len(q.choices)]] for q in items]
+        return [encode(lm.tokenizer, p, x) for p, x in zip(prompts, letters, strict=True)]
+
+    records = [start_record(q) for q in asked]
     if config.formats != "letter":
         add_cloze(records, scored(cloze(lambda q: q.question)), scored(cloze(lambda q: "")))
     if config.formats != "cloze":
-        letters = [encode(lm.tokenizer, letter_prompt(q), [f" {x}" for x in LETTERS[: len(q.choices)]]) for q in chosen]
-        add_letter(records, scored(letters))
+        add_letter(records, scored(letter(asked)))
+        moved = [asking.shifted(q, config.seed) for q in asked]
+        add_permuted(records, scored(letter([q for q, _ in moved])), [by for _, by in moved])
     seconds = time.perf_counter() - started
-    return Result(MEASUREMENT, name, config_of(config, questions), metrics(records), tuple(records), seconds)
+    made = config_of(config, questions, examples)
+    return Result(MEASUREMENT, name, made, metrics(records), tuple(records), seconds)
 
 
-def num_items(questions: Sequence[Question], config: EvaluateConfig) -> int:
+def pool_and_asked(
+    questions: Sequence[Question], config: EvaluateConfig, examples: Sequence[Question]
+) -> tuple[list[Question], list[Question]]:
+    """(where examples come from, the questions that are asked). Raises ValueError where a format cannot be asked."""
+    if config.formats != "cloze":
+        asking.check_letters(questions)
+    pool, rest = (
+        (list(examples), list(questions)) if examples else asking.set_apart(questions, config.shots, config.seed)
+    )
+    return pool, asking.sample(rest, config.limit, config.seed)
+
+
+def num_items(questions: Sequence[Question], config: EvaluateConfig, examples: Sequence[Question] = ()) -> int:
     """How many items `mcq` advances by in all."""
-    passes = {"all": 3, "cloze": 2, "letter": 1}[config.formats]
-    return passes * min(len(questions), config.limit or len(questions))
+    passes = {"all": 4, "cloze": 2, "letter": 2}[config.formats]
+    return passes * len(pool_and_asked(questions, config, examples)[1])
 
 
-def num_chars(questions: Sequence[Question], config: EvaluateConfig) -> int:
+def num_chars(questions: Sequence[Question], config: EvaluateConfig, examples: Sequence[Question] = ()) -> int:
     """Characters that the model reads in all, for an estimate of the time."""
-    share = min(1.0, (config.limit or len(questions)) / len(questions))
-    choices = sum(len(choice) for q in questions for choice in q.choices)
-    asked = sum(len(q.question) for q in questions)
-    cloze, letter = config.formats != "letter", config.formats != "cloze"
-    return int(share * (cloze * (asked + 2 * choices) + letter * (asked + choices)))
+    pool, asked = pool_and_asked(questions, config, examples)
+    choices = sum(len(choice) for q in asked for choice in q.choices)
+    stems = sum(len(q.question) for q in asked)
+    shown = [e for q in asked for e in asking.examples_for(q, pool, config.shots)]
+    answered = sum(len(e.question) + len(e.choices[e.answer]) for e in shown)
+    lettered = sum(len(e.question) + sum(map(len, e.choices)) for e in shown)
+    total = 0
+    if config.formats != "letter":
+        total += stems + 2 * choices + 2 * answered
+    if config.formats != "cloze":
+        total += 2 * (stems + choices + lettered)
+    return total
 
 
 Record = dict[str, Any]
@@ -102,21 +160,24 @@ def add_cloze(records: Sequence[Record], asked: Sequence[Scored], floor: Sequenc
             "num_tokens": scored.num_tokens,
             "floor_logprobs": alone.logprobs,
         }
-        per_char = [s / n for s, n in zip(scored.logprobs, record["num_chars"], strict=True)]
-        per_token = [s / n for s, n in zip(scored.logprobs, scored.num_tokens, strict=True)]
-        values = {
-            "cloze": scored.logprobs,
-            "cloze_per_char": per_char,
-            "cloze_per_token": per_token,
-            "floor": alone.logprobs,
-        }
-        record["correct"] |= {key: largest(v) == record["answer"] for key, v in values.items()}
+        for key, values in (("cloze", scored.logprobs), ("floor", alone.logprobs)):
+            for form, lengths in (("", None), ("_per_char", record["num_chars"]), ("_per_token", scored.num_tokens)):
+                each = values if lengths is None else [s / n for s, n in zip(values, lengths, strict=True)]
+                record["correct"][key + form] = largest(each) == record["answer"]
 
 
 def add_letter(records: Sequence[Record], letter: Sequence[Scored]) -> None:
     for record, scored in zip(records, letter, strict=True):
         record["letter_logprobs"] = scored.logprobs
         record["correct"]["letter"] = largest(scored.logprobs) == record["answer"]
+
+
+def add_permuted(records: Sequence[Record], letter: Sequence[Scored], shifts: Sequence[int]) -> None:
+    """`letter_permuted_logprobs` are in the order of the letters shown: choice i stood at letter i + shift."""
+    for record, scored, by in zip(records, letter, shifts, strict=True):
+        record |= {"letter_permuted_logprobs": scored.logprobs, "shift": by}
+        right = (record["answer"] + by) % record["num_choices"]
+        record["correct"]["letter_permuted"] = largest(scored.logprobs) == right
 
 
 def largest(values: Sequence[float]) -> int:
@@ -129,60 +190,89 @@ def largest(values: Sequence[float]) -> int:
 
 
 def metrics(records: Sequence[Mapping[str, Any]]) -> tuple[Metric, ...]:
-    """Accuracy with Wilson interval and centred on chance, for each format. Chance is the mean of 1/C."""
-    n = len(records)
-    chance = sum(1 / r["num_choices"] for r in records) / n
-    measured = records[0]["correct"]
-    floor = sum(r["correct"]["floor"] for r in records) / n if "floor" in measured else None
+    """Accuracy with Wilson interval and centred on chance, for each format; then by subject. Chance is the mean of 1/C."""
+    measured = [name for name, (key, _) in ACCURACIES.items() if key in records[0]["correct"]]
     out = []
-    for metric, key in ACCURACIES.items():
-        if key not in measured:
-            continue
-        right = sum(r["correct"][key] for r in records)
-        low, high = stats.wilson(right, n)
-        stderr = stats.proportion_stderr(right, n)
-        beside = floor if key != "letter" else None
-        out.append(Metric(metric, right / n, stderr, n, low, high, chance, beside))
-        scale = 1 - chance
-        out.append(
-            Metric(
-                metric + "_centred",
-                stats.centred(right / n, chance),
-                stderr / scale,
-                n,
-                stats.centred(low, chance),
-                stats.centred(high, chance),
-            )
-        )
+    for name in measured:
+        row = accuracy(name, records)
+        out += [row, centred(row)]
+    subjects = by_subject(records)
+    if len(subjects) > 1:
+        for name in measured:
+            rows = [accuracy(name, found, subject) for subject, found in subjects.items()]
+            out += [macro(name, rows), *rows]
     return tuple(out)
 
 
-def headline_metric(base: Mapping[str, Any]) -> tuple[str, dict[str, bool]]:
-    """(the metric that a set is judged by, metric -> whether the BASE is above chance in that format).
+def accuracy(name: str, records: Sequence[Mapping[str, Any]], subject: str | None = None) -> Metric:
+    key, floor_key = ACCURACIES[name]
+    n = len(records)
+    right = sum(r["correct"][key] for r in records)
+    chance = sum(1 / r["num_choices"] for r in records) / n
+    floor = None if floor_key is None else sum(r["correct"][floor_key] for r in records) / n
+    low, high = stats.wilson(right, n)
+    if subject is not None:
+        name += "_by_subject"
+    return Metric(name, right / n, stats.proportion_stderr(right, n), n, low, high, chance, floor, subject=subject)
 
-    The format in which the base answers best over chance; letter only where it clearly beats cloze, since letters
-    can be gamed. `base` is a stored result.
+
+def centred(row: Metric) -> Metric:
+    assert row.stderr is not None and row.low is not None and row.high is not None and row.chance is not None
+    value, low, high = (stats.centred(x, row.chance) for x in (row.value, row.low, row.high))
+    return Metric(row.metric + "_centred", value, row.stderr / (1 - row.chance), row.n, low, high)
+
+
+def macro(name: str, rows: Sequence[Metric]) -> Metric:
+    """The mean over subjects, each counted alike; the subjects are taken as given, so only questions are drawn."""
+    mean = stats.mean_of_means([row.value for row in rows], [row.stderr or 0.0 for row in rows])
+    chance = sum(row.chance or 0.0 for row in rows) / len(rows)
+    n = sum(row.n or 0 for row in rows)
+    return Metric(name + "_macro", mean.value, mean.stderr, n, mean.low, mean.high, chance)
+
+
+def by_subject(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        found.setdefault(record.get("subject", ""), []).append(record)
+    return {subject: found[subject] for subject in sorted(found)}
+
+
+def headline_metric(base: Mapping[str, Any]) -> tuple[str, dict[str, bool]]:
+    """(the metric that a set is judged by, metric -> whether the BASE is above chance and floor in that format).
+
+    The first of `HEADLINES` that the base knows; letter instead of cloze only where it is clearly the better, since
+    letters can be gamed. Where the base knows none, the first that was measured. `base` is a stored result.
     """
     rows = {m["metric"]: m for m in base["metrics"] if m["metric"] in ACCURACIES}
     knows = {name: row["low"] > max(row["chance"], row.get("floor", 0.0)) for name, row in rows.items()}
-    if not all(name in rows for name in HEADLINES):
-        return next(name for name in HEADLINES if name in rows), knows
-    cloze, letter = (rows[name] for name in HEADLINES)
-    return ("letter_accuracy" if letter["low"] > cloze["high"] else "cloze_accuracy"), knows
+    known = [name for name in HEADLINES if knows.get(name)] or [name for name in HEADLINES if name in rows]
+    first = known[0]
+    if (
+        first == "cloze_accuracy"
+        and "letter_accuracy" in known
+        and rows["letter_accuracy"]["low"] > rows[first]["high"]
+    ):
+        first = "letter_accuracy"
+    return first, knows
 
 
 def judged(result: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     """A stored result with `headline`, `base_knows` and, where `result` is not the base's own, the paired comparison."""
     headline, knows = headline_metric(base)
+    own, others = by_subject(result["records"]), by_subject(base["records"])
     rows = []
     for row in result["metrics"]:
         row = dict(row)
-        name = row["metric"]
+        name = row["metric"].removesuffix("_by_subject")
         if name in knows:
-            row["headline"] = name == headline
-            row["base_knows"] = knows[name]
+            subject = row.get("subject")
+            if subject is None:
+                row["headline"] = name == headline
+                row["base_knows"] = knows[name]
             if result["model"] != "base":
-                row["paired"] = compare(base["records"], result["records"], ACCURACIES[name])._asdict()
+                first = base["records"] if subject is None else others[subject]
+                second = result["records"] if subject is None else own[subject]
+                row["paired"] = compare(first, second, ACCURACIES[name][0])._asdict()
         rows.append(row)
     return {**result, "metrics": rows}
 

@@ -1,0 +1,155 @@
+"""Measurements of one run or model: what is still to make, making it, and what shows only beside the base.
+
+Every measurement is a `Task`. A result is stored as soon as it is made, so a killed evaluation loses one set at most.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from misdirect import runs
+from misdirect.config import EvaluateConfig
+from misdirect.data.corpora import read_texts
+from misdirect.data.questions import Question, read_questions
+from misdirect.evaluation import generation, mcq, nll
+from misdirect.model.delta import load_delta, swapped_in
+from misdirect.model.load import LM
+from misdirect.model.score import tokens_per_second
+from misdirect.progress import bar, note
+from misdirect.seeds import seed_runs
+
+Advance = Callable[[int], None]
+CHARS_PER_TOKEN = 4.0  # English, roughly: for estimates of time alone
+ESTIMATE_FROM = 30.0  # seconds from which on an estimate is printed beforehand
+
+
+@dataclass(frozen=True)
+class Task:
+    """One measurement still to make or already stored: how to make it, what it depends on, how long it is."""
+
+    measurement: str
+    name: str
+    config: Mapping[str, Any]
+    num_items: int
+    num_chars: int
+    measure: Callable[[LM, Advance], runs.Result]
+    judged: Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]]
+
+
+class Side(NamedTuple):
+    """Where one model's results are kept: the base, the unlearned model, or that of a further seed."""
+
+    folder: Path
+    model: str  # base or unlearned
+    label: str
+
+
+def sides_of(folder: Path, is_run: bool) -> list[Side]:
+    """The base first, then the unlearned model, then that of every further seed that is finished."""
+    if not is_run:
+        return [Side(folder, "base", "base")]
+    further = [Side(path, "unlearned", f"seed {path.name}") for path in seed_runs(folder)]
+    return [Side(folder, "base", "base"), Side(folder, "unlearned", "unlearned"), *further]
+
+
+def make_tasks(
+    questions: Mapping[str, str],
+    texts: Mapping[str, str],
+    prompts: Mapping[str, str],
+    config: EvaluateConfig,
+    examples: Mapping[str, str] | None = None,
+    harness_tasks: Sequence[str] = (),
+) -> list[Task]:
+    """Reads every set, so that bad input is found before a model is loaded."""
+    unknown = (examples or {}).keys() - questions.keys()
+    if unknown:
+        raise ValueError(f"--examples names {sorted(unknown)[0]!r}; expected the name of a --questions set")
+    if examples and not config.shots:
+        raise ValueError("--examples has no effect without --shots; expected --shots N")
+    pools = {name: read_questions(source) for name, source in (examples or {}).items()}
+    return [
+        *(question_task(n, read_questions(s), config, pools.get(n, ())) for n, s in questions.items()),
+        *(text_task(name, read_texts(source), config) for name, source in texts.items()),
+        *(prompt_task(name, read_texts(source), config) for name, source in prompts.items()),
+        *(harness_task(name, config) for name in harness_tasks),
+    ]
+
+
+def question_task(name: str, items: Sequence[Question], config: EvaluateConfig, pool: Sequence[Question]) -> Task:
+    return Task(
+        mcq.MEASUREMENT,
+        name,
+        mcq.config_of(config, items, pool),
+        mcq.num_items(items, config, pool),
+        mcq.num_chars(items, config, pool),
+        lambda lm, step: mcq.mcq(lm, name, items, config, step, pool),
+        mcq.judged,
+    )
+
+
+def text_task(name: str, documents: Sequence[str], config: EvaluateConfig) -> Task:
+    return Task(
+        nll.MEASUREMENT,
+        name,
+        nll.config_of(config, documents),
+        nll.num_items(documents, config),
+        nll.num_chars(documents, config),
+        lambda lm, step: nll.nll(lm, name, documents, config, step),
+        nll.judged,
+    )
+
+
+def prompt_task(name: str, prompts: Sequence[Any], config: EvaluateConfig) -> Task:
+    return Task(
+        generation.MEASUREMENT,
+        name,
+        generation.config_of(config, prompts),
+        len(prompts),
+        0,
+        lambda lm, step: generation.generation(lm, name, prompts, config, step),
+        lambda result, base: result,
+    )
+
+
+def harness_task(name: str, config: EvaluateConfig) -> Task:
+    from misdirect.evaluation import harness
+
+    raise NotImplementedError(harness)
+
+
+def missing_tasks(sides: Sequence[Side], tasks: Sequence[Task]) -> dict[Side, list[Task]]:
+    """What each side still lacks. Raises ValueError where a stored result was measured with other settings."""
+    return {
+        side: [t for t in tasks if runs.load_result(side.folder, side.model, t.measurement, t.name, t.config) is None]
+        for side in sides
+    }
+
+
+def measure_all(lm: LM, missing: Mapping[Side, Sequence[Task]]) -> None:
+    """Makes and stores every missing measurement, one model after the other over one set of weights."""
+    tokens = sum(t.num_chars for tasks in missing.values() for t in tasks) / CHARS_PER_TOKEN
+    speed = tokens_per_second(lm)
+    if tokens / speed > ESTIMATE_FROM:
+        note(f"About {tokens / speed / 60:.1f} minutes: {tokens:,.0f} tokens at {speed:,.0f} a second")
+    with bar("Evaluating", sum(t.num_items for tasks in missing.values() for t in tasks)) as advance:
+        for side, tasks in missing.items():
+            change: Any = contextlib.nullcontext()
+            if side.model == "unlearned" and tasks:
+                change = swapped_in(load_delta(side.folder / runs.DELTA), lm.model)
+            with change:
+                for task in tasks:
+                    step = lambda k, text=f"{side.label}: {task.name}": advance(k, text)  # noqa: E731
+                    runs.save_result(side.folder, side.model, task.measure(lm, step))
+
+
+def judge(sides: Sequence[Side], tasks: Sequence[Task]) -> None:
+    """Adds to every stored result what only shows beside the base: headline format, what the base knows, pairs."""
+    for task in tasks:
+        base = runs.read_json(runs.result_path(sides[0].folder, "base", task.measurement, task.name))
+        for side in sides:
+            path = runs.result_path(side.folder, side.model, task.measurement, task.name)
+            runs.write_json(path, task.judged(runs.read_json(path), base))
