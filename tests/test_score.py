@@ -17,10 +17,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from misdirect.config import EvaluateConfig
-from misdirect.data.batches import pad_id, tokenise
 from misdirect.data.asking import cloze_prompt, letter_prompt, shifted
+from misdirect.data.batches import pad_id, tokenise
 from misdirect.data.questions import LETTERS, Question
 from misdirect.evaluation import generation, mcq, nll
+from misdirect.model import packed
 from misdirect.model.blocks import find_blocks
 from misdirect.model.load import LM
 from misdirect.model.score import (
@@ -123,6 +124,57 @@ def test_shared_contexts_are_used_wherever_a_cache_can_be_repeated() -> None:
         if has_plain_cache(tiny_lm(family, **changes))
     }
     assert set(IDS) - plain == {"jamba", "qwen3_next", "llama4_text-8"}
+
+
+PACKED = {"llama", "gpt2", "gemma2", "mistral", "mistral-512", "gemma3_text", "gpt_neox", "qwen3_moe", "llama4_text-8"}
+
+
+@pytest.mark.parametrize(("family", "changes"), FAMILIES, ids=IDS)
+def test_packed_rows_are_used_where_they_give_the_same_scores(family: str, changes: dict[str, Any]) -> None:
+    lm = tiny_lm(family, **changes)
+    name = next(n for n, pair in zip(IDS, FAMILIES, strict=True) if pair == (family, changes))
+    assert packed.fits(lm, score_plainly) == (name in PACKED)
+    if name not in PACKED:
+        return
+    longest = packed.window(lm)
+    items = [item for item in random_items(40, lm.model.config.vocab_size) if packed.span(item) <= longest]
+    assert items
+    plain = [x for scored in score_plainly(lm, items) for x in scored.logprobs]
+    for batch_tokens in (1, 300, 5000):
+        found = packed.score_packed(lm, items, batch_tokens)
+        assert [x for row in found for x in row] == pytest.approx(plain, abs=1e-5)
+
+
+def test_a_model_whose_mask_is_not_ours_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that sees everything before it, whatever the mask says: packed scores differ, and are not used."""
+    lm = tiny_lm("llama")
+    inner = type(lm.model).forward
+
+    def blind(self: Any, input_ids: Any = None, attention_mask: Any = None, **rest: Any) -> Any:
+        plain = attention_mask if attention_mask is None or attention_mask.dim() == 2 else None
+        return inner(self, input_ids=input_ids, attention_mask=plain, **rest)
+
+    monkeypatch.setattr(type(lm.model), "forward", blind)
+    assert not packed.fits(lm, score_plainly)
+    items = random_items(6, lm.model.config.vocab_size)
+    plain = [scored.logprobs for scored in score_plainly(lm, items)]
+    assert [x for scored in score(lm, items) for x in scored.logprobs] == pytest.approx(
+        [x for row in plain for x in row], abs=1e-5
+    )
+
+
+def test_rows_hold_every_question_once_and_are_filled() -> None:
+    items = random_items(400, 50)
+    rows = packed.rows_of(items)
+    assert sorted(i for row in rows for i in row) == list(range(400))
+    sizes = [sum(packed.length(items[i]) for i in row) for row in rows]
+    assert max(sizes) <= packed.ROW
+    assert sum(sizes) > 0.9 * packed.ROW * (len(rows) - 1)
+    grouped = list(packed.passes(items, 600, 50))
+    assert [row for group in grouped for row in group] == rows
+    assert all(len(group) <= 2 for group in grouped)
+    few_logits = packed.MAX_LOGITS // 50 - 1
+    assert all(len(group) == 1 for group in packed.passes(items, 10**6, few_logits))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mistral"])

@@ -1,10 +1,12 @@
 """Log-probability of continuations, with the context that several continuations share computed once.
 
 For a context x and a continuation y = y_1..y_n:  score = sum_i log p(y_i | x, y_<i), natural logarithm, in fp32 at least.
-The context of a group runs through the model once, its key-value cache is repeated for the group's continuations, and
-only the positions that predict a continuation's tokens go through the LM head: a continuation of one token costs nothing
-more than its context. Equal to a plain full forward (`score_plainly`) within the rounding of the forward pass: measured on
-SmolLM2-135M, 4e-5 a token in fp32 and under 1e-9 in float64.
+Where the model takes a mask of our own, questions are packed into rows without padding (`misdirect.model.packed`). Where
+it does not, the context of a group runs through the model once and its key-value cache is repeated for the group's
+continuations; a model without such a cache is scored plainly. Only the positions that predict a continuation's tokens go
+through the LM head: a continuation of one token costs nothing more than its context. Equal to a plain full forward
+(`score_plainly`) within the rounding of the forward pass: measured on SmolLM2-135M, 4e-5 a token in fp32 and under 1e-9
+in float64.
 """
 
 from __future__ import annotations
@@ -13,28 +15,16 @@ import copy
 import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from misdirect.data.batches import Batch, pad, pad_id
+from misdirect.model import packed
 from misdirect.model.load import LM, check_length
-
-
-class Encoded(NamedTuple):
-    """Token ids of one context and of its continuations."""
-
-    context: list[int]
-    continuations: list[list[int]]
-
-
-class Scored(NamedTuple):
-    """Summed log-probability and token count of each continuation of one context."""
-
-    logprobs: list[float]
-    num_tokens: list[int]
+from misdirect.model.packed import Encoded, Scored
 
 
 def encode(tokenizer: Any, context: str, continuations: Sequence[str]) -> Encoded:
@@ -71,9 +61,12 @@ def score(
     lm: LM, items: Sequence[Encoded], batch_tokens: int = 4096, advance: Callable[[int], None] | None = None
 ) -> list[Scored]:
     """Scores every continuation of every item, in the items' order; `advance(k)` is called as k items are done."""
-    check_length(lm, max((len(i.context) + max(map(len, i.continuations)) for i in items), default=0), "a question")
-    out: list[Scored | None] = [None] * len(items)
+    check_length(lm, max((packed.span(item) for item in items), default=0), "a question")
     scorer = score_batch if has_plain_cache(lm) else score_plainly
+    if packed.fits(lm, scorer) and all(packed.span(item) <= packed.window(lm) for item in items):
+        sums = packed.score_packed(lm, items, batch_tokens, advance)
+        return [Scored(found, [len(t) for t in item.continuations]) for found, item in zip(sums, items, strict=True)]
+    out: list[Scored | None] = [None] * len(items)
     for rows in by_length(items, batch_tokens):
         for row, scored in zip(rows, scorer(lm, [items[r] for r in rows]), strict=True):
             out[row] = scored
