@@ -8,6 +8,7 @@ This module imports no torch.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -18,6 +19,16 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Formats = Literal["all", "cloze", "letter"]
 Prompt = Literal["auto", "plain", "current", "paper"]
 ChatTemplate = Literal["auto", "none"]
+
+
+Kind = Literal["forget", "retain", "other"]  # other: no topic is named, so nothing is to be forgotten
+
+
+def kind_of(name: str, topics: Sequence[str]) -> Kind:
+    """A set is a forget set when it is named like a topic: `biology`, `biology-hard`, `biology.test`."""
+    if not topics:
+        return "other"
+    return "forget" if any(name == t or name.startswith((t + "-", t + ".")) for t in topics) else "retain"
 
 
 def knob(default: Any, text: str) -> Any:
