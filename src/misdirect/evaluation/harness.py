@@ -1,73 +1,365 @@
 """Any task of lm-evaluation-harness, measured on a model in memory: the door to the field's other benchmarks.
 
-The harness itself renders the prompts, asks the model and computes the metrics, so that the numbers are its own; the
-extra `eval` installs it. A task is named as the harness names it (`hellaswag`, a group such as `mmlu`, a tag), or is a
-YAML file of that form. `NAME=SOURCE` keeps the task's prompts and metrics and takes its documents from local files.
+The harness itself renders the prompts, asks the model and scores each document, so that the numbers are its own (Gao et
+al., doi 10.5281/zenodo.12608602); the extra `eval` installs it. No chat template is used. The standard error of a mean
+is the harness's, s / sqrt(n); the interval is Wilson's where every document scores 0 or 1, and else normal.
 
-    task = read_task("mmlu_anatomy", "anatomy/", EvaluateConfig(limit=50))   # anatomy/{test,dev}.jsonl
-    result = harness(lm, task.name, task, EvaluateConfig(limit=50), None)
+    task = read_task("mmlu_anatomy", "anatomy", EvaluateConfig(limit=50))   # anatomy/test.jsonl, anatomy/dev.jsonl
+    result = harness(lm, task.name, task, EvaluateConfig(limit=50))
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import json
+import math
+import random
+import statistics
+import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
-from misdirect.config import EvaluateConfig
+import torch
+
+from misdirect import stats
+from misdirect.config import EvaluateConfig, as_dict
+from misdirect.evaluation.harness_tasks import (
+    HarnessTask,
+    Leaf,
+    choices_and_answer,
+    grouped,
+    one_line,
+    parse_tasks,
+    quiet,
+    read_task,
+)
 from misdirect.model.load import LM
-from misdirect.runs import Result
+from misdirect.progress import note
+from misdirect.runs import Metric, Result, fingerprint
 
+__all__ = ["MEASUREMENT", "config_of", "harness", "judged", "num_chars", "num_items", "parse_tasks", "read_task"]
 MEASUREMENT = "harness"
-
-
-@dataclass(frozen=True)
-class HarnessTask:
-    """A task or group, its documents read and its prompts rendered; `leaves`: the harness's own task objects."""
-
-    name: str
-    leaves: tuple[Any, ...]
-
-
-def parse_tasks(texts: Sequence[str]) -> dict[str, str | None]:
-    """`["mmlu,hellaswag", "mmlu_anatomy=FOLDER"]` -> task -> SOURCE, or None where the harness fetches its data.
-
-    Raises ValueError for an empty name and for one that comes twice.
-    """
-    raise NotImplementedError
-
-
-def read_task(spec: str, source: str | None, config: EvaluateConfig) -> HarnessTask:
-    """Finds a task, reads its documents and renders its prompts, before any model is loaded.
-
-    `limit` documents are drawn with the seed, over all tasks of a group together. `shots` 0 keeps the task's own number
-    of examples. Raises ValueError, one line each: lm-evaluation-harness is not installed, no such task, no data.
-    """
-    raise NotImplementedError
+HEADLINES = ("acc_norm", "acc")  # the first that a task has is what it is judged by, else its first metric
+GUESSED = ("acc", "acc_norm", "acc_bytes")  # metrics of multiple choice for which guessing scores one over the choices
+RESAMPLES = 200  # for the standard error of a metric that is no mean
+LARGEST_BATCH = 64  # rows; the harness keeps the logits of every position
+BY_SUBJECT, MACRO = "_by_subject", "_macro"
 
 
 def config_of(config: EvaluateConfig, task: HarnessTask) -> dict[str, Any]:
-    """What determines the numbers: the task's version and a hash of its documents and prompts among it."""
-    raise NotImplementedError
+    """What determines the numbers: the task's version, and a hash of the documents and prompts that were drawn."""
+    shots = {leaf.name: leaf.task.get_config("num_fewshot") or 0 for leaf in task.leaves}
+    texts = (
+        text
+        for leaf in task.leaves
+        for row, instances in grouped(leaf).items()
+        for text in (leaf.name, str(row), json.dumps(instances[0].doc, default=str), *(str(i.args) for i in instances))
+    )
+    same = set(shots.values())
+    return {k: as_dict(config)[k] for k in ("limit", "seed", "dtype")} | {
+        "version": task.version,
+        "shots": same.pop() if len(same) == 1 else shots,
+        "documents": sum(len(leaf.documents) for leaf in task.leaves),
+        "sha256": fingerprint(texts),
+    }
 
 
 def num_items(task: HarnessTask, config: EvaluateConfig) -> int:
     """How many requests `harness` advances by in all."""
-    raise NotImplementedError
+    return sum(instance.repeats or 1 for instance in task.instances)
 
 
 def num_chars(task: HarnessTask, config: EvaluateConfig) -> int:
-    """Characters that the model reads in all, for an estimate of the time."""
-    raise NotImplementedError
+    """Characters that the model reads in all, for an estimate of the time: the harness reads the context of a document
+    once for all choices of one token, taken here to be those of one letter, and else once for each."""
+    texts = {tuple(a for a in i.args if isinstance(a, str)) for i in task.instances}
+    return sum(map(len, {t[0] if len(t) == 2 and len(t[1].strip()) == 1 else "".join(t) for t in texts}))
+
+
+# ------------------------------------------------------------------------------------------------ measuring
 
 
 def harness(
     lm: LM, name: str, task: HarnessTask, config: EvaluateConfig, advance: Callable[[int], None] | None = None
 ) -> Result:
-    """Asks the model; rows as the harness names them (`acc`, `acc_norm`, ..), for a group also `_macro`, `_by_subject`."""
-    raise NotImplementedError
+    """Asks the model; rows as the harness names them (`acc`, `acc_norm`, `exact_match_strict_match`, ..).
+
+    A group or tag has the micro average over all documents, `.._macro` over its tasks, and `.._by_subject` for each task.
+    The model, the tokenizer and the generators of random numbers are left as they were.
+    """
+    started = time.perf_counter()
+    cuda = [lm.device] if lm.device.type == "cuda" else []
+    with one_line(name, None), quiet(), torch.random.fork_rng(cuda):
+        torch.manual_seed(config.seed)
+        answer(lm, task, config, advance or (lambda _: None))
+        scored = [score_leaf(leaf) for leaf in task.leaves]
+    records = [record for leaf in scored for record in leaf.records]
+    for record in records:
+        if len(task.leaves) == 1:
+            del record["subject"]
+    rows = metrics(scored, config.seed)
+    return Result(MEASUREMENT, name, config_of(config, task), rows, tuple(records), time.perf_counter() - started)
+
+
+def answer(lm: LM, task: HarnessTask, config: EvaluateConfig, advance: Callable[[int], None]) -> None:
+    """Puts the model's answer into every request. The harness tells its cache of each; that is what advances."""
+    from lm_eval.models.huggingface import HFLM
+
+    tokenizer = copy.deepcopy(lm.tokenizer)  # the harness may give it a padding token
+    longest = longest_request(tokenizer, task)
+    rows = max(1, min(LARGEST_BATCH, config.batch_tokens // max(1, longest)))
+    model = HFLM(pretrained=lm.model, tokenizer=tokenizer, batch_size=rows)
+    model.set_cache_hook(SimpleNamespace(add_partial=lambda kind, request, response: advance(1)))
+    if longest > model.max_length:
+        note(
+            f"{task.name}: {longest} tokens in a prompt, the model takes {model.max_length}: the harness cuts the start off"
+        )
+    by_kind: dict[str, list[Any]] = defaultdict(list)
+    for instance in task.instances:
+        instance.resps.clear()
+        instance.filtered_resps.clear()
+        by_kind[instance.request_type] += [instance] * (instance.repeats or 1)
+    for kind, asked in by_kind.items():
+        for instance, response in zip(asked, getattr(model, kind)(asked, disable_tqdm=True), strict=True):
+            instance.resps.append(response)
+
+
+def longest_request(tokenizer: Any, task: HarnessTask, looked_at: int = 8) -> int:
+    """Tokens of the longest request: of those with the most characters, since to tokenise all would take its time."""
+    texts = ["".join(a for a in i.args if isinstance(a, str)) for i in task.instances]
+    longest = sorted(set(texts), key=len, reverse=True)[:looked_at]
+    return max(len(tokenizer(text, verbose=False)["input_ids"]) for text in longest)
+
+
+class Scored(NamedTuple):
+    """A task's documents scored: metric -> the harness's value of each document, and how it sums those up."""
+
+    subject: str
+    records: list[dict[str, Any]]
+    values: Mapping[str, list[Any]]
+    aggregations: Mapping[str, Callable[[list[Any]], Any]]
+    chance: float | None  # of guessing, where each document has one right choice
+
+
+def score_leaf(leaf: Leaf) -> Scored:
+    """Lets the harness score each document; a filter other than `none` stands behind the metric's name."""
+    from lm_eval.api.metrics import mean
+
+    leaf.task.apply_filters()
+    values: dict[str, list[Any]] = defaultdict(list)
+    aggregations, records, found = {}, [], []
+    for row, instances in grouped(leaf).items():
+        doc, scores = instances[0].doc, {}
+        for key in instances[0].filtered_resps:
+            for metric, value in leaf.task.process_results(doc, [i.filtered_resps[key] for i in instances]).items():
+                name = metric if key == "none" else "".join(c if c.isalnum() else "_" for c in f"{metric}_{key}")
+                aggregations[name] = leaf.task.aggregation().get(metric, mean)
+                values[name].append(value)
+                scores[name] = plain(value)
+        records.append(start_record(leaf, row, instances))
+        found.append(scores)
+    binary = {name for name, column in values.items() if aggregations[name] is mean and is_binary(column)}
+    for record, scores in zip(records, found, strict=True):
+        record["correct"] = {name: bool(score) for name, score in scores.items() if name in binary}
+        record["values"] = {name: score for name, score in scores.items() if name not in binary}
+    counts = [r["num_choices"] for r in records if r.get("answer") is not None]
+    chance = sum(1 / n for n in counts) / len(records) if len(counts) == len(records) else None
+    return Scored(leaf.subject, records, values, aggregations, chance)
+
+
+def start_record(leaf: Leaf, row: int, instances: Sequence[Any]) -> dict[str, Any]:
+    """What the model said to one document: log-probabilities of its choices (or of its text), or the answer's text."""
+    record: dict[str, Any] = {"id": f"{leaf.name}/{row}", "subject": leaf.subject}
+    if found := choices_and_answer(leaf.task, instances[0].doc):
+        record |= {"num_choices": found[0], "answer": found[1]}
+    said = [response for instance in instances for response in instance.resps]
+    if instances[0].request_type == "generate_until":
+        record["texts"] = said
+    else:
+        record["logprobs"] = [float(s[0] if isinstance(s, tuple) else s) for s in said]
+    return record
+
+
+def plain(value: Any) -> Any:
+    """JSON data: NumPy's numbers and arrays are not."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    return value if isinstance(value, str | int | float | None) else str(value)
+
+
+def is_binary(values: Sequence[Any]) -> bool:
+    return all(isinstance(plain(v), bool | int | float) and v in (0, 1) for v in values)
+
+
+# ------------------------------------------------------------------------------------------------ metrics
+
+
+def metrics(leaves: Sequence[Scored], seed: int) -> tuple[Metric, ...]:
+    """The rows of a result, one of them the headline. Raises ValueError where there is none."""
+    rows: list[Metric] = []
+    for name in dict.fromkeys(name for leaf in leaves for name in leaf.values):
+        having = [leaf for leaf in leaves if name in leaf.values]
+        aggregations = {leaf.aggregations[name] for leaf in having}
+        chances = [c if (c := leaf.chance) is not None and name in GUESSED else None for leaf in having]
+        if len(aggregations) == 1:  # else there is no one way to sum all documents up
+            everything = [value for leaf in having for value in leaf.values[name]]
+            rows += row_of(name, everything, having[0].aggregations[name], mean_of(chances, having), seed)
+        if len(leaves) > 1:
+            own = [
+                row_of(name + BY_SUBJECT, leaf.values[name], leaf.aggregations[name], chance, seed, leaf.subject)
+                for leaf, chance in zip(having, chances, strict=True)
+            ]
+            found = [row for listed in own for row in listed]
+            rows += ([macro(name + MACRO, found)] if found else []) + found
+    if not rows:
+        raise ValueError("the task has no metric that is a number; expected another task")
+    names = [row.metric for row in rows]
+    headline = next((names.index(name) for name in HEADLINES if name in names), 0)
+    rows[headline] = dataclasses.replace(rows[headline], headline=True)
+    return tuple(rows)
+
+
+def mean_of(chances: Sequence[float | None], leaves: Sequence[Scored]) -> float | None:
+    """Chance over all documents."""
+    total = sum(len(leaf.records) for leaf in leaves)
+    if any(c is None for c in chances):
+        return None
+    return sum((c or 0.0) * len(leaf.records) for c, leaf in zip(chances, leaves, strict=True)) / total
+
+
+def row_of(
+    name: str,
+    values: list[Any],
+    aggregate: Callable[[list[Any]], Any],
+    chance: float | None,
+    seed: int,
+    subject: str | None = None,
+) -> list[Metric]:
+    """One row, or none where the harness's aggregate is no number."""
+    value = as_number(aggregate, values)
+    if value is None:
+        return []
+    n = len(values)
+    stderr = standard_error(values, aggregate, seed)
+    low = high = None
+    if is_mean(aggregate) and is_binary(values):
+        low, high = stats.wilson(round(sum(values)), n)
+    elif stderr is not None:
+        low, high = value - stats.Z95 * stderr, value + stats.Z95 * stderr
+    return [Metric(name, value, stderr, n, low, high, chance, subject=subject)]
+
+
+def is_mean(aggregate: Callable[[list[Any]], Any]) -> bool:
+    from lm_eval.api.metrics import mean
+
+    return aggregate is mean
+
+
+def as_number(aggregate: Callable[[list[Any]], Any], values: list[Any]) -> float | None:
+    """The aggregate; None where it is no number, or not to be had from these values (a draw with one class only)."""
+    try:
+        value = plain(aggregate(values))
+    except (ArithmeticError, ValueError, TypeError):
+        return None
+    return float(value) if isinstance(value, int | float) else None
+
+
+def standard_error(values: list[Any], aggregate: Callable[[list[Any]], Any], seed: int) -> float | None:
+    """s / sqrt(n) of a mean; of other metrics by drawing the documents anew, `RESAMPLES` times. None for one document."""
+    n = len(values)
+    if n < 2:
+        return None
+    if is_mean(aggregate):
+        return statistics.stdev(map(float, values)) / math.sqrt(n)
+    draw = random.Random(seed)
+    drawn = [v for _ in range(RESAMPLES) if (v := as_number(aggregate, draw.choices(values, k=n))) is not None]
+    return statistics.stdev(drawn) if len(drawn) > 1 else None
+
+
+def macro(name: str, rows: Sequence[Metric]) -> Metric:
+    """The plain mean of the tasks' values, each with its own standard error."""
+    value = sum(row.value for row in rows) / len(rows)
+    errors = [row.stderr for row in rows if row.stderr is not None]
+    chances = [row.chance for row in rows if row.chance is not None]
+    stderr = math.hypot(*errors) / len(rows) if len(errors) == len(rows) else None
+    low, high = (None, None) if stderr is None else (value - stats.Z95 * stderr, value + stats.Z95 * stderr)
+    chance = sum(chances) / len(rows) if len(chances) == len(rows) else None
+    return Metric(name, value, stderr, sum(row.n or 0 for row in rows), low, high, chance)
+
+
+# ------------------------------------------------------------------------------------------------ beside the base
 
 
 def judged(result: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored result with `base_knows` and, where it is not the base's own, paired comparisons (by subject too)."""
-    raise NotImplementedError
+    """A stored result with `base_knows` where chance is known and, where it is not the base's own, paired comparisons."""
+    knows = {
+        (row["metric"], row.get("subject")): row["low"] > row["chance"]
+        for row in base["metrics"]
+        if row.get("chance") is not None and row.get("low") is not None
+    }
+    rows = []
+    for row in result["metrics"]:
+        row = dict(row)
+        if (place := (row["metric"], row.get("subject"))) in knows:
+            row["base_knows"] = knows[place]
+        if result["model"] != "base" and (pair := compare(row, base["records"], result["records"])):
+            row["paired"] = pair
+        rows.append(row)
+    return {**result, "metrics": rows}
+
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def compare(row: Mapping[str, Any], base: Records, other: Records) -> dict[str, Any] | None:
+    """The change of one row on the same documents; None where the metric is no mean of numbers.
+
+    McNemar's test where every document scores 0 or 1; the macro average's change from those of its tasks.
+    """
+    name = row["metric"].removesuffix(BY_SUBJECT).removesuffix(MACRO)
+    pairs = [
+        (a.get("subject"), item_value(a, name), item_value(b, name))
+        for a, b in zip(base, other, strict=True)
+        if has(a, name) and row.get("subject") in (None, a.get("subject"))
+    ]
+    if not pairs or not all(isinstance(x, int | float) for _, *values in pairs for x in values):
+        return None
+    if row["metric"].endswith(MACRO):
+        by_subject: dict[str, list[float]] = defaultdict(list)
+        for subject, x, y in pairs:
+            by_subject[str(subject)].append(y - x)
+        return macro_change(list(by_subject.values()))
+    if is_binary([x for _, *values in pairs for x in values]):
+        return stats.paired([bool(x) for _, x, _ in pairs], [bool(y) for *_, y in pairs])._asdict()
+    return macro_change([[y - x for _, x, y in pairs]])
+
+
+def has(record: Mapping[str, Any], metric: str) -> bool:
+    return metric in record["correct"] or metric in record["values"]
+
+
+def item_value(record: Mapping[str, Any], metric: str) -> Any:
+    return record["correct"][metric] if metric in record["correct"] else record["values"].get(metric)
+
+
+def macro_change(groups: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """The mean over groups of the mean change in each, with a normal interval."""
+    n = sum(map(len, groups))
+    value = sum(statistics.fmean(g) for g in groups) / len(groups)
+    if any(len(g) < 2 for g in groups):
+        return {"difference": value, "n": n}
+    stderr = math.sqrt(sum(statistics.variance(g) / len(g) for g in groups)) / len(groups)
+    return {
+        "difference": value,
+        "stderr": stderr,
+        "low": value - stats.Z95 * stderr,
+        "high": value + stats.Z95 * stderr,
+        "n": n,
+    }

@@ -1,0 +1,420 @@
+"""A task of lm-evaluation-harness, its documents read and its prompts rendered: what `evaluation.harness` measures.
+
+A task is named as the harness names it (`hellaswag`, a group such as `mmlu`, a tag), or is a YAML file of that form.
+NAME=SOURCE keeps the task's prompts and metrics and takes its documents from local files: a file is the split that is
+asked; a folder holds a file or folder a split (`test.jsonl`, `dev/0.arrow`); for a group, a folder holds such a folder
+a task (named by the task or by its part of the data set, as `anatomy`), or one file has a column `subject`.
+
+    task = read_task("mmlu_anatomy", "anatomy", EvaluateConfig(limit=50))
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+import importlib.util
+import io
+import logging
+import os
+import random
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from misdirect.config import EvaluateConfig
+from misdirect.data.files import SUFFIXES, Row, file_rows, kind, read_rows
+from misdirect.model.load import first_line
+from misdirect.progress import note
+
+READABLE = (*SUFFIXES, ".arrow")
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One task of the harness, its requests made: `task` is the harness's object, `documents` the rows that are asked."""
+
+    name: str
+    subject: str
+    task: Any
+    documents: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class HarnessTask:
+    """What the user named: one task, or a group or tag of several."""
+
+    name: str
+    version: str
+    leaves: tuple[Leaf, ...]
+
+    @property
+    def instances(self) -> list[Any]:
+        """Every request to the model, as the harness made it."""
+        return [instance for leaf in self.leaves for instance in leaf.task.instances]
+
+
+# ------------------------------------------------------------------------------------------------ reading a task
+
+
+def parse_tasks(texts: Sequence[str]) -> dict[str, str | None]:
+    """`["mmlu,hellaswag", "wmdp_bio=FILE"]` -> task -> SOURCE, None where the harness fetches its documents.
+
+    Raises ValueError for an empty name and for one that comes twice.
+    """
+    out: dict[str, str | None] = {}
+    for part in (part.strip() for text in texts for part in text.split(",")):
+        name, given, source = part.partition("=")
+        if not name or (given and not source):
+            raise ValueError(f"--tasks holds {part!r}; expected TASK or TASK=SOURCE, with commas between them")
+        if name in out:
+            raise ValueError(f"--tasks names {name!r} twice; expected each task once")
+        out[name] = source or None
+    return out
+
+
+def read_task(name: str, source: str | None, config: EvaluateConfig) -> HarnessTask:
+    """Finds a task, reads its documents and renders its prompts, before any model is loaded.
+
+    `limit` documents are drawn with the seed, of a group's tasks together (the harness itself takes the first of each).
+    `shots` 0 keeps each task's own number of examples. Raises ValueError, one line each: the harness is not installed,
+    no such task, no data, a task that runs the model's code or reads images, a number of shots that cannot be had.
+    """
+    require_harness()
+    with one_line(name, source), quiet():
+        manager, name = find_task(name)
+        for leaf in members(manager.task_index, name, set()):
+            refuse_code(leaf["task"], manager.task_index[leaf["task"]].cfg or {})
+        tasks = local_tasks(manager, name, source) if source else manager.load([name])["tasks"]
+        for task in tasks.values():
+            if getattr(task, "MULTIMODAL", False):
+                raise ValueError(f"{task.task_name} shows images or sound; expected a task of text")
+            set_shots(task, config, bool(source))
+        leaves = make_requests(tasks, config)
+    entry = manager.task_index.get(name)
+    version = (entry.cfg or {}).get("metadata", {}) if entry else {}
+    one = str(leaves[0].task.VERSION)
+    return HarnessTask(name, one if len(leaves) == 1 else str(version.get("version", one)), leaves)
+
+
+def require_harness() -> None:
+    """Raises ValueError where lm-evaluation-harness is not installed."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError("--tasks needs lm-evaluation-harness, which is not installed: pip install 'misdirect[eval]'")
+
+
+@contextlib.contextmanager
+def one_line(name: str, source: str | None) -> Iterator[None]:
+    """The harness and `datasets` raise dozens of kinds: each becomes a ValueError that says what to type."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"--tasks {name}: {first_line(error)}") from None
+    except ImportError as error:
+        raise ValueError(f"--tasks {name} needs another package: {first_line(error)}; expected it installed") from None
+    except OSError as error:  # no network, no such data set, a gated one
+        where = (
+            f"another file in {source}"
+            if source
+            else f"a network, or local files: --tasks {name}=FOLDER (test.jsonl, ..)"
+        )
+        raise ValueError(f"--tasks {name}: its data cannot be had: {first_line(error)}; expected {where}") from None
+    except Exception as error:
+        what = f"{type(error).__name__}: {first_line(error)}"
+        if source:
+            what += f"; expected rows in {source} with the columns of the task's own data"
+        raise ValueError(f"--tasks {name} failed: {what}") from None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences the harness: logging, progress bars of its own, prints, and warnings that are not about our code."""
+    import datasets
+    import lm_eval.api.task
+    import lm_eval.models.huggingface
+
+    places: Sequence[Any] = (lm_eval.api.task, lm_eval.models.huggingface)
+    before = [place.tqdm for place in places]
+    level, bars = logging.root.manager.disable, not datasets.are_progress_bars_disabled()
+    logging.disable(logging.CRITICAL)
+    datasets.disable_progress_bars()
+    try:
+        for place, bar in zip(places, before, strict=True):
+            place.tqdm = functools.partial(bar, disable=True)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for place, bar in zip(places, before, strict=True):
+            place.tqdm = bar
+        logging.disable(level)
+        if bars:
+            datasets.enable_progress_bars()
+
+
+# ------------------------------------------------------------------------------------------------ finding a task
+
+
+@functools.cache
+def declared() -> Mapping[str, frozenset[Path]]:
+    """Task, group or tag -> the folders of the harness that declare it.
+
+    Its own index parses 14,000 YAML files in half a minute; to look for the names alone takes about a second, and the
+    few folders found are then parsed by the harness.
+    """
+    import lm_eval.tasks
+
+    name = re.compile(r"""^["']?(?:task|group|tag)["']?:[ \t]*["']?([\w.:+-]+)["']?[ \t]*$""", re.MULTILINE)
+    block = re.compile(r"""^["']?tag["']?:[ \t]*(?:\[([^\]]*)\]|\n((?:[ \t]*-.*\n?)+))""", re.MULTILINE)
+    root = Path(lm_eval.tasks.__file__).parent
+    out: dict[str, set[Path]] = defaultdict(set)
+    for folder, _, files in os.walk(root):
+        for file in (Path(folder, f) for f in files if f.endswith(("yaml", "yml"))):
+            text = file.read_text(encoding="utf-8", errors="replace")
+            names = name.findall(text)
+            for inline, listed in block.findall(text):
+                names += re.findall(r"[\w.:+-]*\w", inline or re.sub(r"^[ \t]*-", "", listed, flags=re.MULTILINE))
+            # a file without the suffix is included by others below its folder or beside it
+            for found in names:
+                out[found].add(file.parent if file.suffix else root / file.relative_to(root).parts[0])
+    return {found: frozenset(folders) for found, folders in out.items()}
+
+
+def find_task(name: str) -> tuple[Any, str]:
+    """(a task manager that knows a task and all its members, the name under which it knows it).
+
+    Raises ValueError with the nearest names where there is no such task.
+    """
+    from lm_eval.tasks import TaskManager
+
+    folders: set[Path] = set()
+    if name.endswith((".yaml", ".yml")):
+        folders.add(Path(name).expanduser().parent)
+        name = yaml_name(Path(name).expanduser())
+    elif name not in declared():
+        near = difflib.get_close_matches(name, declared(), 3)
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"lm-evaluation-harness has no such task, group or tag{meant}")
+    folders |= declared().get(name, frozenset())
+    while True:
+        manager = TaskManager(include_defaults=False, include_path=sorted(folders))
+        missing: set[str] = set()
+        members(manager.task_index, name, missing)
+        further = {folder for m in missing for folder in declared().get(m, ())} - folders
+        if not further:
+            return manager, name
+        folders |= further
+
+
+def yaml_name(path: Path) -> str:
+    """The task that a YAML file defines. Raises ValueError where it defines none."""
+    from lm_eval.tasks import TaskManager
+
+    if not path.is_file():
+        raise ValueError("no such file; expected a task of lm-evaluation-harness, or a YAML file that defines one")
+    index = TaskManager(include_defaults=False, include_path=path.parent).task_index
+    name = next((n for n, e in index.items() if e.yaml_path and e.yaml_path.resolve() == path.resolve()), None)
+    if name is None:
+        raise ValueError("this file defines no task; expected the keys task (or group), dataset_path, output_type, ..")
+    return name
+
+
+def members(index: Mapping[str, Any], item: Any, missing: set[str]) -> list[dict[str, Any]]:
+    """The tasks below a name, or below an entry of a group's list, with what that entry sets; unknown names go into
+    `missing`."""
+    spec: dict[str, Any] = {"task": item} if isinstance(item, str) else dict(item)
+    inner = spec.pop("task", None)
+    if not isinstance(inner, list):
+        name = inner or spec["group"]
+        entry = index.get(name)
+        if entry is None:
+            missing.add(name)
+            return []
+        if entry.kind.name not in ("TAG", "GROUP"):
+            return [{"task": name} | spec]
+        inner = sorted(entry.tags) if entry.kind.name == "TAG" else entry.cfg.get("task") or []
+    spec.pop("group", None)
+    listed = [inner] if isinstance(inner, str) else inner
+    return [leaf | spec for member in listed for leaf in members(index, member, missing)]
+
+
+# ------------------------------------------------------------------------------------------------ local documents
+
+
+def local_tasks(manager: Any, name: str, source: str) -> dict[str, Any]:
+    """The harness's tasks, each with its documents out of SOURCE instead of the hub."""
+    leaves = members(manager.task_index, name, set())
+    given = {}
+    for leaf in leaves:
+        said = manager.task_index[leaf["task"]].cfg
+        if "class" in said:
+            raise ValueError(f"{leaf['task']} reads its data in its own code; expected the task without =SOURCE")
+        splits = leaf_splits(source, leaf["task"], said) if len(leaves) > 1 else local_splits(source, said)
+        if splits:
+            given[leaf["task"]] = leaf | {
+                "custom_dataset": functools.partial(give, as_datasets(splits, said, source)),
+                "dataset_kwargs": None,
+            }
+    if not given:
+        wanted = f"{leaves[0]['task']}/ or {manager.task_index[leaves[0]['task']].cfg.get('dataset_name')}/"
+        raise ValueError(f"{source} holds none of its tasks; expected folders such as {wanted}, or a column `subject`")
+    if len(given) < len(leaves):
+        note(f"{name}: {source} holds {len(given)} of its {len(leaves)} tasks; the others are left out")
+    return dict(manager.load([{"group": f"local {name}", "task": list(given.values())}])["tasks"])
+
+
+def give(data: Any, **_: Any) -> Any:
+    return data
+
+
+def evaluated_split(said: Mapping[str, Any]) -> str:
+    return said.get("test_split") or said.get("validation_split") or "test"
+
+
+def split_names(said: Mapping[str, Any]) -> list[str]:
+    """The splits that a task's config names, the one that is asked first."""
+    keys = ("test_split", "validation_split", "training_split", "fewshot_split")
+    names = [evaluated_split(said), *(said.get(key) for key in keys), (said.get("fewshot_config") or {}).get("split")]
+    return list(dict.fromkeys(name for name in names if name))
+
+
+def leaf_splits(source: str, task: str, said: Mapping[str, Any]) -> dict[str, list[Row]]:
+    """One task's part of a group's SOURCE: its folder, or the rows of its subject. None at all: {}."""
+    names = [n for n in (said.get("dataset_name"), task, said.get("task_alias")) if n]
+    if not os.path.isdir(os.path.expanduser(source)):
+        rows = [row for row in rows_of(source) if row.get("subject") in names]
+        return {evaluated_split(said): rows} if rows else {}
+    folder = next((f for n in names if (f := Path(source).expanduser() / n).is_dir()), None)
+    return local_splits(str(folder), said) if folder else {}
+
+
+def local_splits(source: str, said: Mapping[str, Any]) -> dict[str, list[Row]]:
+    """Split -> rows; a folder's files belong to the split that begins a part of their path: `test.jsonl`, `test/0.arrow`.
+
+    Raises ValueError where the split that is asked is not there.
+    """
+    asked = evaluated_split(said)
+    if not os.path.isdir(os.path.expanduser(source)):
+        return {asked: rows_of(source)}
+    folder = Path(source).expanduser()
+    out: dict[str, list[Row]] = defaultdict(list)
+    for file in sorted(folder.rglob("*")):
+        parts = [re.split(r"[.-]", part)[0] for part in file.relative_to(folder).parts]
+        split = next((name for name in split_names(said) if name in parts), None)
+        if split and file.is_file() and kind(file) in READABLE:
+            out[split] += table_rows(file)
+    if not out[asked]:
+        raise ValueError(f"{source} holds no split {asked!r}; expected {asked}.jsonl (or .parquet, ..) or {asked}/")
+    return dict(out)
+
+
+@functools.lru_cache(1)  # a group reads the same file for each of its tasks
+def rows_of(source: str) -> list[Row]:
+    path = Path(os.path.expanduser(source))
+    return table_rows(path) if path.suffix == ".arrow" and path.is_file() else read_rows(source)
+
+
+def table_rows(path: Path) -> list[Row]:
+    """Rows of a file, Arrow (as `datasets` keeps its own) among them."""
+    if path.suffix != ".arrow":
+        return file_rows(path)
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as file:
+            return pa.ipc.open_stream(file).read_all().to_pylist()
+    except pa.ArrowException as error:
+        raise ValueError(f"{path} is not a readable Arrow stream: {error}") from None
+
+
+def as_datasets(splits: Mapping[str, list[Row]], said: Mapping[str, Any], source: str) -> Any:
+    """What `datasets` would have loaded. A split that is not there is empty, with the columns of the one that is asked."""
+    import datasets
+
+    try:
+        tables = {split: datasets.Dataset.from_list(rows) for split, rows in splits.items()}
+    except Exception as error:  # pyarrow's kinds: columns of mixed types
+        raise ValueError(f"{source} is no table: {first_line(error)}; expected one type a column") from None
+    empty = tables[evaluated_split(said)].select([])
+    return datasets.DatasetDict({name: tables.get(name, empty) for name in split_names(said)})
+
+
+# ------------------------------------------------------------------------------------------------ requests
+
+
+def refuse_code(name: str, said: Mapping[str, Any]) -> None:
+    """Raises ValueError for a task that runs what the model wrote: never here."""
+    if said.get("unsafe_code"):
+        raise ValueError(f"{name} runs code that the model wrote, which is refused; expected another task")
+
+
+def set_shots(task: Any, config: EvaluateConfig, is_local: bool) -> None:
+    """The number of answered examples; the seed draws them. Raises ValueError where it cannot be had."""
+    own = task.get_config("num_fewshot")
+    if config.shots and own == 0:
+        raise ValueError(f"{task.task_name} is defined without examples; expected no --shots, in a call of its own")
+    shots = config.shots or own or 0
+    task.set_config("num_fewshot", shots)
+    task.set_fewshot_seed(config.seed)
+    if is_local and shots and len(list(task.fewshot_docs() or ())) < shots:
+        said = dataclasses.asdict(task.config) | {"fewshot_split": task.fewshot_cfg.split}
+        split = said["fewshot_split"] or said["training_split"] or said["validation_split"]
+        raise ValueError(
+            f"{task.task_name} takes {shots} examples from its split {split!r}; expected {split}.jsonl too"
+        )
+
+
+def make_requests(tasks: Mapping[str, Any], config: EvaluateConfig) -> tuple[Leaf, ...]:
+    """Draws the documents and lets the harness render their prompts."""
+    sizes = {name: len(task.eval_docs) for name, task in tasks.items()}
+    places = [(name, row) for name, size in sizes.items() for row in range(size)]
+    if config.limit is not None and config.limit < len(places):
+        places = [places[i] for i in sorted(random.Random(config.seed).sample(range(len(places)), config.limit))]
+    chosen: dict[str, list[int]] = defaultdict(list)
+    for name, row in places:
+        chosen[name].append(row)
+    aliases = [task.get_config("task_alias") or name for name, task in tasks.items()]
+    subjects = aliases if len(set(aliases)) == len(aliases) else list(tasks)
+    leaves = []
+    for (name, task), subject in zip(tasks.items(), subjects, strict=True):
+        if rows := chosen.get(name):
+            task.build_all_requests(samples=None if len(rows) == sizes[name] else rows)
+            leaves.append(Leaf(name, str(subject).lstrip("- "), task, tuple(rows)))
+            check_answers(leaves[-1])
+    if not leaves:
+        raise ValueError("it has no documents; expected at least one")
+    return tuple(leaves)
+
+
+def grouped(leaf: Leaf) -> dict[int, list[Any]]:
+    """Document -> its requests in order; one a choice where there are choices."""
+    out: dict[int, list[Any]] = defaultdict(list)
+    for instance in leaf.task.instances:
+        out[leaf.documents[instance.doc_id]].append(instance)
+    return {row: sorted(instances, key=lambda i: i.idx) for row, instances in out.items()}
+
+
+def choices_and_answer(task: Any, doc: Any) -> tuple[int, int | None] | None:
+    """(number of choices, index of the right one or None where it is none or several), of plain multiple choice alone."""
+    if getattr(task, "OUTPUT_TYPE", "") != "multiple_choice" or task.get_config("process_results") is not None:
+        return None
+    choices = task.doc_to_choice(doc)
+    answer = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    if isinstance(answer, str):
+        answer = choices.index(answer) if answer in choices else -1
+    return len(choices), answer if isinstance(answer, int) and 0 <= answer < len(choices) else None
+
+
+def check_answers(leaf: Leaf) -> None:
+    """Raises ValueError for an answer that is none of the choices: the harness would count it as wrong."""
+    for row, instances in grouped(leaf).items():
+        doc = instances[0].doc
+        found = choices_and_answer(leaf.task, doc)
+        if found and found[1] is None and not leaf.task.multiple_target:
+            answer = leaf.task.doc_to_target(doc)
+            raise ValueError(f"{leaf.name}, row {row + 1}: the answer {answer!r} is none of its {found[0]} choices")
