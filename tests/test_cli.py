@@ -146,7 +146,7 @@ def test_the_summary_keeps_its_contract(finished: Path) -> None:
             found = [r for r in rows if (r["model"], r["set"], r["measurement"]) == (model, name, "mcq")]
             heads = [r["metric"] for r in found if r.get("headline")]
             assert len(heads) == 1
-            assert heads[0] in ("cloze_accuracy", "letter_accuracy")
+            assert heads[0] in ("cloze_accuracy", "letter_accuracy", "letter_permuted_accuracy")
             assert {r["metric"] for r in found} == {
                 f"{metric}{end}"
                 for metric in (
@@ -154,6 +154,7 @@ def test_the_summary_keeps_its_contract(finished: Path) -> None:
                     "cloze_per_char_accuracy",
                     "cloze_per_token_accuracy",
                     "letter_accuracy",
+                    "letter_permuted_accuracy",
                 )
                 for end in ("", "_centred")
             }
@@ -403,12 +404,43 @@ def test_exit_codes(words: list[str], code: int, capsys: pytest.CaptureFixture[s
 def test_an_interruption_is_no_traceback(
     error: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def interrupted(*args: Any) -> Path:
+    def interrupted(*args: Any, **rest: Any) -> Path:
         raise error
 
     monkeypatch.setattr("misdirect.api.report", interrupted)
     assert main(["report", "run"]) == code
     assert capsys.readouterr().err.strip() == said
+
+
+def test_further_seeds_are_runs_of_their_own_and_their_spread_is_reported(shelf: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = ["unlearn", str(shelf / "llama"), "--forget", f"biology={shelf / 'bio.jsonl'}", "--retain"]
+    words += [f"kept={shelf / 'wiki.jsonl'}", "--updates", "2", "--seed", "5", "--seeds", "3", "--out", str(run)]
+    assert main(words) == 0
+    assert sorted(p.name for p in (run / "seeds").iterdir()) == ["6", "7"]
+    deltas = [p.read_bytes() for p in (run / runs.DELTA, run / "seeds/6" / runs.DELTA, run / "seeds/7" / runs.DELTA)]
+    assert len(set(deltas)) == 3
+    alone = tmp_path / "alone"
+    assert main([*words[:-6], "--seed", "7", "--out", str(alone)]) == 0
+    assert (alone / runs.DELTA).read_bytes() == deltas[2]
+    assert (
+        main(["evaluate", str(run), "--questions", f"biology={shelf / 'bio-questions.jsonl'}", "--formats", "cloze"])
+        == 0
+    )
+    rows = summary(run)
+    (spread,) = [r for r in rows if r["metric"].endswith("_over_seeds")]
+    own = [run, run / "seeds/6", run / "seeds/7"]
+    values = []
+    for folder in own:
+        stored = runs.read_json(runs.result_path(folder, "unlearned", "mcq", "biology"))
+        values += [m["value"] for m in stored["metrics"] if m.get("headline")]
+    assert (spread["n"], spread["smallest"], spread["largest"]) == (3, min(values), max(values))
+    assert spread["value"] == pytest.approx(sum(values) / 3)
+    assert not spread.get("headline")
+    assert not (run / "seeds/6/results/base").exists()
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
+    assert main(words) == 0
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()} == before
 
 
 def test_any_set_name_is_a_file_of_its_own(shelf: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from misdirect.seeds import over_seeds, seed_folder
 
 if TYPE_CHECKING:
     from misdirect.model.load import LM
+    from misdirect.planning.form import Plan
 
 ESTIMATE_FROM = 30.0  # seconds from which on an estimate is printed beforehand
 
@@ -205,14 +206,43 @@ def refuse_other_base(lm: LM, run: Path) -> None:
         raise ValueError(f"{config['model']} has other weights than {run} was made from; expected the same model")
 
 
-def report(*targets: str | Path) -> Path:
-    """One self-contained HTML page from a run directory (or from the folder of an evaluation); returns its path."""
-    from misdirect.reporting import report as write
+def report(
+    *targets: str | Path, out: str | Path | None = None, figures: bool = False, show_text: bool | None = None
+) -> Path:
+    """One self-contained HTML page and a model card from a run directory (or from the folder of an evaluation).
 
-    path = Path(targets[0]).expanduser()
-    if not (runs.is_run(path) or (path / "results").is_dir()):
-        raise ValueError(f"{path} is no run (no {runs.CONFIG}, no results); expected a folder that misdirect wrote")
-    return write(path)
+    Several targets are compared on one page, `out`, by default `comparison.html` in the first. `show_text` None shows
+    questions, prompts and answers for the demo alone. Returns the page's path.
+    """
+    from misdirect import reporting
+
+    if not targets:
+        raise ValueError("no run was given; expected at least one folder that misdirect wrote")
+    paths = [Path(target).expanduser() for target in targets]
+    for path in paths:
+        if not (runs.is_run(path) or (path / "results").is_dir()):
+            raise ValueError(f"{path} is no run (no {runs.CONFIG}, no results); expected a folder that misdirect wrote")
+    if len(paths) == 1 and out is not None:
+        raise ValueError("--out has no effect on one run, whose page goes into its folder; expected it left out")
+    for path in paths if figures else ():
+        reporting.figures(path)
+    if len(paths) > 1:
+        return reporting.compare(paths, Path(out) if out else paths[0] / "comparison.html")
+    # CARD
+    return reporting.report(paths[0], show_text)
+
+
+def plan(
+    model: str,
+    forget: Mapping[str, str] | Sequence[Topic] = (),
+    retain: Mapping[str, str] | Sequence[Corpus] = (),
+    config: UnlearnConfig | None = None,
+    **rest: Any,
+) -> Plan:
+    """What unlearning, and an evaluation where its sets are named, will take on this machine: `misdirect.planning`."""
+    from misdirect import planning
+
+    return planning.plan(model, forget, retain, config, **rest)
 
 
 @dataclass(frozen=True)

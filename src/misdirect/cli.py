@@ -11,12 +11,14 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from misdirect import __version__, runs
-from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig
+from misdirect.cli_input import expand_config, number, pairs, per_topic, weighted, without
+from misdirect.config import EvaluateConfig, Topic, UnlearnConfig
+from misdirect.terminal import print_plan, print_table, say_next
 
 SOURCES = (
     "a file or folder (jsonl, json, csv, tsv, parquet, txt, md; also .gz), hub:DATASET[:CONFIG[:SPLIT]], or demo-..."
@@ -35,73 +37,13 @@ app = App(
 )
 
 
-def without(config: type, *names: str) -> Any:
-    """A config dataclass less some fields: those that the command line takes per topic."""
-    types = get_type_hints(config)
-    kept = [
-        (f.name, types[f.name], dataclasses.field(default=f.default, metadata=f.metadata))
-        for f in dataclasses.fields(config)
-        if f.name not in names
-    ]
-    made = dataclasses.make_dataclass(config.__name__, kept, frozen=True)
-    made.__module__ = __name__  # else cyclopts takes it for one of Python's own types and does not look inside
-    return made
-
-
 UnlearnFlags = without(UnlearnConfig, "steering", "alpha")
+# What `plan` takes of an evaluation, besides what unlearning has of the same name
+PlannedFlags = without(EvaluateConfig, "seed", "device", "dtype", "max_tokens", "batch_tokens", "judge", "judge_model",
+                       "temperature", "top_p", "chat_template")  # fmt: skip
 Repeated = Parameter(negative=(), consume_multiple=False, show_default=False)
 Settings = Group("Settings", sort_key=2)
-
-
-def pair(flag: str, text: str) -> tuple[str, str]:
-    """`NAME=SOURCE` -> (NAME, SOURCE). Raises ValueError that says what to type."""
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise ValueError(f"{flag} {text!r} is no pair; expected {flag} NAME=SOURCE, such as {flag} biology=bio.jsonl")
-    return name, value
-
-
-def pairs(flag: str, texts: Sequence[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name, value in (pair(flag, text) for text in texts):
-        if name in found:
-            raise ValueError(f"{flag} names {name!r} twice; expected a name of its own for each")
-        found[name] = value
-    return found
-
-
-def weighted(text: str) -> Corpus:
-    """`NAME=SOURCE[@WEIGHT]` -> Corpus. An @ that no number follows belongs to the source."""
-    name, source = pair("--retain", text)
-    head, _, tail = source.rpartition("@")
-    try:
-        weight = float(tail)
-    except ValueError:
-        return Corpus(name, source)
-    return Corpus(name, head, weight) if head else Corpus(name, source)
-
-
-def per_topic(flag: str, texts: Sequence[str], topics: Sequence[str]) -> tuple[str | None, dict[str, str]]:
-    """`[NAME=]VALUE` several times -> (the value for all, name -> its own). Raises ValueError for an unknown topic."""
-    common, own = None, {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            if common is not None:
-                raise ValueError(f"{flag} was given twice for all topics ({common} and {text}); expected it once")
-            common = text
-        elif name not in topics:
-            raise ValueError(f"{flag} {text} names no topic; expected one of {', '.join(topics)}")
-        else:
-            own[name] = value
-    return common, own
-
-
-def number(flag: str, text: str | None) -> float | None:
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        raise ValueError(f"{flag} {text!r} is no number; expected one such as 100") from None
+Measured = Group("Settings of the evaluation", sort_key=3)
 
 
 @app.command
@@ -146,6 +88,7 @@ def unlearn(
     out: Path,
     steering: Annotated[list[str], Repeated] = [],  # noqa: B006 - never changed
     alpha: Annotated[list[str], Repeated] = [],  # noqa: B006 - never changed
+    seeds: int = 1,
     trust_remote_code: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     allow_pickle: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     settings: Annotated[UnlearnFlags, Parameter(name="*", group=Settings)] = UnlearnFlags(),  # type: ignore[valid-type]  # noqa: B008
@@ -167,6 +110,8 @@ def unlearn(
         norm (5x). [default: 5x]
     alpha
         [NAME=]A: weight of the retain loss. [default: 100]
+    seeds
+        How many seeds to unlearn with, from --seed on. The further ones go into OUT/seeds; evaluate measures them all.
     trust_remote_code
         Run the code that comes with the model. Read it first.
     allow_pickle
@@ -174,6 +119,26 @@ def unlearn(
     """
     from misdirect import api
 
+    topics, config = topics_and_config(forget, steering, alpha, settings)
+    run = api.unlearn(
+        model,
+        topics,
+        [weighted(text) for text in retain],
+        out,
+        config,
+        seeds=seeds,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+    )
+    print(f"The change: {run / runs.DELTA}")
+    first = shlex.quote(topics[0].name + "=QUESTIONS.jsonl")
+    say_next(f"misdirect evaluate {shlex.quote(str(run))} --questions {first} --text kept=TEXT.jsonl")
+
+
+def topics_and_config(
+    forget: Sequence[str], steering: Sequence[str], alpha: Sequence[str], settings: object
+) -> tuple[list[Topic], UnlearnConfig]:
+    """The topics with what is theirs alone, and the settings of all."""
     sources = pairs("--forget", forget)
     strength, strengths = per_topic("--steering", steering, list(sources))
     weight, weights = per_topic("--alpha", alpha, list(sources))
@@ -181,19 +146,72 @@ def unlearn(
         Topic(name, source, strengths.get(name), number("--alpha", weights.get(name)))
         for name, source in sources.items()
     ]
-    config = UnlearnConfig(**dataclasses.asdict(settings), steering=strength, alpha=number("--alpha", weight))
-    run = api.unlearn(
+    shared = dataclasses.asdict(settings)  # type: ignore[call-overload]
+    return topics, UnlearnConfig(**shared, steering=strength, alpha=number("--alpha", weight))
+
+
+@app.command
+def plan(
+    model: str,
+    *,
+    forget: Annotated[list[str], Repeated] = [],  # noqa: B006 - never changed
+    retain: Annotated[list[str], Repeated] = [],  # noqa: B006 - never changed
+    questions: Annotated[list[str], Repeated] = [],  # noqa: B006 - never changed
+    text: Annotated[list[str], Repeated] = [],  # noqa: B006 - never changed
+    prompts: Annotated[list[str], Repeated] = [],  # noqa: B006 - never changed
+    examples: Annotated[list[str], Repeated] = [],  # noqa: B006 - never changed
+    steering: Annotated[list[str], Repeated] = [],  # noqa: B006 - never changed
+    alpha: Annotated[list[str], Repeated] = [],  # noqa: B006 - never changed
+    seeds: int = 1,
+    trust_remote_code: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    settings: Annotated[UnlearnFlags, Parameter(name="*", group=Settings)] = UnlearnFlags(),  # type: ignore[valid-type]  # noqa: B008
+    measured: Annotated[PlannedFlags, Parameter(name="*", group=Measured)] = PlannedFlags(),  # type: ignore[valid-type]  # noqa: B008
+) -> None:
+    """Say what a run will take here in time, memory and disk, from the model's config alone: no weights are read.
+
+    Parameters
+    ----------
+    model
+        The model: demo, a local folder (its config.json is enough), or a hub id.
+    forget
+        NAME=SOURCE, as for unlearn; left out, samples of the full length are assumed.
+    retain
+        NAME=SOURCE[@WEIGHT], as for unlearn.
+    questions
+        NAME=SOURCE, as for evaluate: its cost is added.
+    text
+        NAME=SOURCE, as for evaluate.
+    prompts
+        NAME=SOURCE, as for evaluate.
+    examples
+        NAME=SOURCE, as for evaluate.
+    steering
+        As for unlearn.
+    alpha
+        As for unlearn.
+    seeds
+        As for unlearn.
+    trust_remote_code
+        Run the code that comes with the model. Read it first.
+    """
+    from misdirect import api
+
+    topics, config = topics_and_config(forget, steering, alpha, settings)
+    made = api.plan(
         model,
         topics,
         [weighted(text) for text in retain],
-        out,
         config,
+        questions=pairs("--questions", questions),
+        texts=pairs("--text", text),
+        prompts=pairs("--prompts", prompts),
+        examples=pairs("--examples", examples),
+        evaluate=EvaluateConfig(**dataclasses.asdict(measured)),  # type: ignore[call-overload]
+        seeds=seeds,
         trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
     )
-    print(f"The change: {run / runs.DELTA}")
-    first = shlex.quote(next(iter(sources)) + "=QUESTIONS.jsonl")
-    say_next(f"misdirect evaluate {shlex.quote(str(run))} --questions {first} --text kept=TEXT.jsonl")
+    print_plan(made)
+    say_next(made.command)
 
 
 @app.command
@@ -203,6 +221,8 @@ def evaluate(
     questions: Annotated[list[str], Repeated] = [],  # noqa: B006 - never changed
     text: Annotated[list[str], Repeated] = [],  # noqa: B006 - never changed
     prompts: Annotated[list[str], Repeated] = [],  # noqa: B006 - never changed
+    examples: Annotated[list[str], Repeated] = [],  # noqa: B006 - never changed
+    tasks: Annotated[list[str], Repeated] = [],  # noqa: B006 - never changed
     out: Path | None = None,
     trust_remote_code: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     allow_pickle: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
@@ -219,7 +239,11 @@ def evaluate(
     text
         NAME=SOURCE: text whose negative log-likelihood per token is measured; repeat for several sets.
     prompts
-        NAME=SOURCE: prompts to answer greedily; repeat for several sets.
+        NAME=SOURCE: prompts to answer (a text column, or MT-Bench's one or two turns); repeat for several sets.
+    examples
+        NAME=SOURCE: where the answered examples (--shots) of a questions set come from. [default: the set itself]
+    tasks
+        Names of lm-evaluation-harness tasks, with commas between; TASK=SOURCE takes local data. Needs misdirect[eval].
     out
         Where results go when the target is a model.
     trust_remote_code
@@ -236,6 +260,8 @@ def evaluate(
         pairs("--prompts", prompts),
         settings,
         out,
+        examples=pairs("--examples", examples),
+        tasks=tasks,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )
@@ -244,121 +270,33 @@ def evaluate(
 
 
 @app.command
-def report(run: Path) -> None:
-    """Write report.html, one self-contained page, from the results in a run directory.
+def report(
+    run: Annotated[list[Path], Parameter(negative=())],
+    *,
+    out: Path | None = None,
+    figures: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+    show_text: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
+) -> None:
+    """Write report.html, one self-contained page, and README.md, a model card, from the results in a run directory.
+
+    Several runs are compared on one page.
 
     Parameters
     ----------
     run
-        A run directory, or the --out folder of an evaluation.
+        A run directory, or the --out folder of an evaluation; several are compared.
+    out
+        Where the page of several runs goes. [default: comparison.html in the first]
+    figures
+        Write the pictures as files too: figures/*.png, *.pdf and *.svg.
+    show_text
+        Show questions, prompts and answers. Outside the demo they are left out, so that a page can be passed on.
     """
     from misdirect import api
 
-    page = api.report(run)
+    page = api.report(*run, out=out, figures=figures, show_text=show_text or None)
     print(f"The page: {page}")
     say_next(f"open {shlex.quote(str(page))}", tool=False)
-
-
-def say_next(command: str, tool: bool = True) -> None:
-    print(f"Next: {command}" if tool else f"Open it in a browser: {Path(shlex.split(command)[1]).resolve().as_uri()}")
-
-
-SHORT = {"cloze_accuracy": "cloze", "letter_accuracy": "letter", "nll_per_token": "NLL"}
-
-
-def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    """The headline rows, base beside unlearned, with 95 % intervals and the paired change."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False)
-    for title in ("set", "metric", "base", "unlearned", "change (95 %)", "floor", "n"):
-        table.add_column(title, justify="left" if title in ("set", "metric") else "right")
-    sets = dict.fromkeys((r["measurement"], r["set"], r["metric"]) for r in rows if r.get("headline"))
-    for key in sets:
-        found = {r["model"]: r for r in rows if (r["measurement"], r["set"], r["metric"]) == key and not r["attack"]}
-        if "base" not in found:
-            continue
-        percent = key[0] == "mcq"
-        base, other = found["base"], found.get("unlearned")
-        table.add_row(
-            escape(key[1]),
-            SHORT.get(key[2], escape(key[2])) + ("" if base.get("base_knows", True) else ", base at chance"),
-            interval(base, percent),
-            interval(other, percent) if other else "-",
-            change(other, percent) if other else "-",
-            f"{100 * base['floor']:.1f} %" if "floor" in base else "",
-            str(base["n"]),
-        )
-    console = Console()
-    if not console.is_terminal:
-        console.width = 120
-    console.print(table)
-
-
-def interval(row: dict[str, Any], percent: bool) -> str:
-    if row.get("value") is None:
-        return "not a number"
-    if row.get("low") is None:
-        return f"{row['value']:.3f}"
-    if percent:
-        return f"{100 * row['value']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
-    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
-
-
-def change(row: dict[str, Any], percent: bool) -> str:
-    paired = row.get("paired")
-    if not paired or paired.get("low") is None:
-        return "-"
-    scale, digits = (100, 1) if percent else (1, 3)
-    value, low, high = (f"{scale * paired[key]:+.{digits}f}" for key in ("difference", "low", "high"))
-    return f"{value} [{low}, {high}]"
-
-
-def config_tokens(path: Path, given: Sequence[str]) -> list[str]:
-    """A YAML mapping of flags as command-line tokens, those that the command line gives itself left out.
-
-    `forget`, `retain`, `questions`, ... may be lists of NAME=SOURCE or mappings {NAME: SOURCE}.
-    """
-    import yaml
-
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path} cannot be read: {error}; expected a YAML file") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise ValueError(f"--config {path} holds no mapping; expected lines such as updates: 150")
-    tokens: list[str] = []
-    names = {token.partition("=")[0] for token in given}
-    if given[1:2] and not given[1].startswith("-"):  # what stands behind the verb: it wins like a flag
-        names |= {"--model", "--target", "--run"}
-    for key, value in data.items():
-        flag = "--" + key.replace("_", "-")
-        if flag in names:
-            continue
-        if isinstance(value, dict):
-            value = [f"{name}={source}" for name, source in value.items()]
-        if isinstance(value, bool):
-            tokens += [flag] if value else []
-        elif value is not None:
-            for one in value if isinstance(value, list) else [value]:
-                tokens += [f"{flag}={one}"]
-    return tokens
-
-
-def expand_config(argv: list[str]) -> list[str]:
-    """Replaces `--config FILE` by the file's flags, put behind the verb; `model: X` in the file is the MODEL."""
-    for index, token in enumerate(argv):
-        name, equals, value = token.partition("=")
-        if name == "--config":
-            if not equals and index + 1 == len(argv):
-                raise ValueError("--config has no file; expected --config FILE")
-            rest = argv[:index] + argv[index + (1 if equals else 2) :]
-            return rest + config_tokens(Path(value if equals else argv[index + 1]), rest)
-    return argv
 
 
 def main(argv: Sequence[str] | None = None) -> int:

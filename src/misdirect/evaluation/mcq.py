@@ -36,13 +36,7 @@ ACCURACIES = {
     "letter_permuted_accuracy": ("letter_permuted", None),
 }
 # The formats that a set may be judged by, the first that the base knows; letter alone may overtake cloze.
-HEADLINES = (
-    "cloze_accuracy",
-    "letter_accuracy",
-    "letter_permuted_accuracy",
-    "cloze_per_char_accuracy",
-    "cloze_per_token_accuracy",
-)
+HEADLINES = ("cloze_accuracy", "letter_accuracy", "letter_permuted_accuracy")
 
 
 def config_of(

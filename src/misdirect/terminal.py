@@ -1,0 +1,86 @@
+"""What is printed when a verb is done: a table of the headline numbers, and the next command to type."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def say_next(command: str, tool: bool = True) -> None:
+    print(f"Next: {command}" if tool else f"Open it in a browser: {Path(shlex.split(command)[1]).resolve().as_uri()}")
+
+
+def print_plan(plan: Any) -> None:
+    """A `misdirect.planning.Plan`: a row a stage, then disk, what does not fit, and what was assumed."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from misdirect.planning.form import COLUMNS, lines, table_rows
+
+    table = Table(box=None, pad_edge=False)
+    for title in COLUMNS:
+        table.add_column(title, justify="right" if title in ("time", "memory") else "left")
+    for row in table_rows(plan):
+        table.add_row(*map(escape, row))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120
+    console.print(table)
+    for line in lines(plan):
+        print(line)
+
+
+SHORT = {"cloze_accuracy": "cloze", "letter_accuracy": "letter", "nll_per_token": "NLL"}
+
+
+def print_table(rows: Sequence[dict[str, Any]]) -> None:
+    """The headline rows, base beside unlearned, with 95 % intervals and the paired change."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for title in ("set", "metric", "base", "unlearned", "change (95 %)", "floor", "n"):
+        table.add_column(title, justify="left" if title in ("set", "metric") else "right")
+    sets = dict.fromkeys((r["measurement"], r["set"], r["metric"]) for r in rows if r.get("headline"))
+    for key in sets:
+        found = {r["model"]: r for r in rows if (r["measurement"], r["set"], r["metric"]) == key and not r["attack"]}
+        if "base" not in found:
+            continue
+        percent = key[0] == "mcq"
+        base, other = found["base"], found.get("unlearned")
+        table.add_row(
+            escape(key[1]),
+            SHORT.get(key[2], escape(key[2])) + ("" if base.get("base_knows", True) else ", base at chance"),
+            interval(base, percent),
+            interval(other, percent) if other else "-",
+            change(other, percent) if other else "-",
+            f"{100 * base['floor']:.1f} %" if "floor" in base else "",
+            str(base["n"]),
+        )
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120
+    console.print(table)
+
+
+def interval(row: dict[str, Any], percent: bool) -> str:
+    if row.get("value") is None:
+        return "not a number"
+    if row.get("low") is None:
+        return f"{row['value']:.3f}"
+    if percent:
+        return f"{100 * row['value']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+    return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def change(row: dict[str, Any], percent: bool) -> str:
+    paired = row.get("paired")
+    if not paired or paired.get("low") is None:
+        return "-"
+    scale, digits = (100, 1) if percent else (1, 3)
+    value, low, high = (f"{scale * paired[key]:+.{digits}f}" for key in ("difference", "low", "high"))
+    return f"{value} [{low}, {high}]"
