@@ -422,7 +422,8 @@ def test_further_seeds_are_runs_of_their_own_and_their_spread_is_reported(shelf:
     assert len(set(deltas)) == 3
     alone = tmp_path / "alone"
     assert main([*words[:-6], "--seed", "7", "--out", str(alone)]) == 0
-    assert (alone / runs.DELTA).read_bytes() == deltas[2]
+    found, again = (load_delta(path / runs.DELTA).tensors for path in (alone, run / "seeds/7"))
+    assert all(torch.equal(found[name], again[name]) for name in found.keys() | again.keys())
     assert (
         main(["evaluate", str(run), "--questions", f"biology={shelf / 'bio-questions.jsonl'}", "--formats", "cloze"])
         == 0
