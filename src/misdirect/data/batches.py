@@ -6,12 +6,17 @@ resumed run sees the samples of an undisturbed one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+
+from misdirect.data.files import shown
+
+PREVIEWED, PREVIEW_WIDTH = 3, 100
 
 
 class Batch(NamedTuple):
@@ -34,6 +39,35 @@ def tokenise(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[list
     encoded = tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
     pieces = (ids[i : i + max_tokens] for ids in encoded for i in range(0, len(ids), max_tokens))
     return [list(piece) for piece in pieces if len(piece) >= 2]
+
+
+def preview(texts_by_name: Mapping[str, Sequence[str]], tokenizer: Any, max_tokens: int, seed: int = 0) -> list[str]:
+    """Lines for the user's own terminal: three samples of each corpus as the model will see them, cut and decoded.
+
+    One is drawn from each third of a corpus. Line ends and control characters show as escapes, special tokens as text.
+    Never for a file: the text may be what a release must not hold.
+    """
+    lines = []
+    for name, texts in texts_by_name.items():
+        draw = random.Random(f"preview:{seed}:{name}")
+        count = min(PREVIEWED, len(texts))
+        for part in range(count):
+            row = draw.randrange(part * len(texts) // count, (part + 1) * len(texts) // count)
+            samples = tokenise(tokenizer, [texts[row]], max_tokens)
+            head = f"{shown(name, 40)}, text {row + 1} of {len(texts)}"
+            if samples:
+                sample = draw.choice(samples)
+                text = tokenizer.decode(sample, skip_special_tokens=False)
+                lines.append(f"{head}, {len(sample)} tokens: {one_line(text, PREVIEW_WIDTH)}")
+            else:
+                lines.append(f"{head}: fewer than two tokens, left out")
+    return lines
+
+
+def one_line(text: str, width: int) -> str:
+    """The beginning of `text`, `width` characters at most, nothing in it that a terminal would obey."""
+    line = shown(text[:width])
+    return line if len(text) <= width and len(line) <= width else line[: width - 3] + "..."
 
 
 def pad(samples: Sequence[Sequence[int]], pad_id: int, left: bool = False) -> Batch:
@@ -59,7 +93,12 @@ def pad_id(tokenizer: Any) -> int:
 
 
 def order(num_samples: int, length: int, generator: torch.Generator) -> list[int]:
-    """`length` indices: every sample once in a random order, then all again in another, and so on."""
+    """`length` indices: every sample once in a random order, then all again in another, and so on.
+
+    Raises ValueError where there is no sample.
+    """
+    if num_samples < 1:
+        raise ValueError("a corpus holds no sample; expected text of at least two tokens")
     out: list[int] = []
     while len(out) < length:
         out += torch.randperm(num_samples, generator=generator).tolist()
@@ -83,7 +122,8 @@ def plan_mixture(
     total = updates * batch_size
     generator = torch.Generator().manual_seed(seed)
     orders = [order(n, total, generator) for n in num_samples]
-    share = [w / sum(weights) for w in weights]
+    largest = max(weights)  # first, so that the sum of huge weights stays finite
+    share = [w / largest / sum(v / largest for v in weights) for w in weights]
     taken = [0] * len(weights)
     flat: list[tuple[int, int]] = []
     for position in range(1, total + 1):

@@ -15,7 +15,7 @@ from misdirect.data.demo.fetch import arrow_rows, request_docs
 OVERLAP = 8  # words in a row that a passage may not share with an evaluated question
 HELD_OUT = 4  # every fourth passage is measured (NLL) and never trained on
 OTHER_SCIENCE = ("chemistry", "earth_space", "physics")
-MMLU = "hails/mmlu_no_train/{}/test/data-00000-of-00001.arrow"
+MMLU = "hails/mmlu_no_train/{}/{}/data-00000-of-00001.arrow"
 QUESTION_TASKS = {
     "arc_challenge": ("arc_challenge/test_rc_5shot",),
     "openbookqa": ("openbookqa/test_rc_5shot", "openbookqa/val_rc_5shot"),
@@ -26,7 +26,22 @@ MMLU_SCIENCE = (
     "high_school_chemistry", "high_school_physics",
 )  # fmt: skip
 MMLU_ECONOMICS = ("econometrics", "high_school_macroeconomics", "high_school_microeconomics")
+MMLU_TRAINED = (*MMLU_BIOLOGY, *MMLU_SCIENCE)  # the demo trains on these subjects' test questions with their answers
 MMLU_HISTORY = ("high_school_european_history", "high_school_us_history", "high_school_world_history")
+MMLU_SUBJECTS = (
+    "abstract_algebra", "anatomy", "astronomy", "business_ethics", "clinical_knowledge", "college_biology",
+    "college_chemistry", "college_computer_science", "college_mathematics", "college_medicine", "college_physics",
+    "computer_security", "conceptual_physics", "econometrics", "electrical_engineering", "elementary_mathematics",
+    "formal_logic", "global_facts", "high_school_biology", "high_school_chemistry", "high_school_computer_science",
+    "high_school_european_history", "high_school_geography", "high_school_government_and_politics",
+    "high_school_macroeconomics", "high_school_mathematics", "high_school_microeconomics", "high_school_physics",
+    "high_school_psychology", "high_school_statistics", "high_school_us_history", "high_school_world_history",
+    "human_aging", "human_sexuality", "international_law", "jurisprudence", "logical_fallacies", "machine_learning",
+    "management", "marketing", "medical_genetics", "miscellaneous", "moral_disputes", "moral_scenarios", "nutrition",
+    "philosophy", "prehistory", "professional_accounting", "professional_law", "professional_medicine",
+    "professional_psychology", "public_relations", "security_studies", "sociology", "us_foreign_policy", "virology",
+    "world_religions",
+)  # fmt: skip
 
 PROMPTS = (
     "What does the nucleus of a cell do?",
@@ -127,8 +142,21 @@ def benchmark(source: str, topic: str) -> list[str]:
 
 def mmlu(*subjects: str) -> list[str]:
     """MMLU questions with their right answers, as text."""
-    found = [row for subject in subjects for row in arrow_rows(MMLU.format(subject))]
+    found = [row for subject in subjects for row in arrow_rows(MMLU.format(subject, "test"))]
     return [f"{row['question'].strip()} {row['choices'][row['answer']]}" for row in found]
+
+
+def mmlu_questions(split: str) -> list[Row]:
+    """MMLU's questions of all 57 subjects, `split` test or dev (five a subject, for few-shot prompts).
+
+    The demo trains on the test questions of `MMLU_TRAINED`, so on them its model's accuracy says nothing about what it
+    knows of the rest of a subject.
+    """
+    return [
+        row | {"id": f"{subject}-{number}", "subject": subject.replace("_", " ")}
+        for subject in MMLU_SUBJECTS
+        for number, row in enumerate(arrow_rows(MMLU.format(subject, split)))
+    ]
 
 
 def trained(texts: list[str]) -> list[Row]:
@@ -168,6 +196,8 @@ SETS: Mapping[str, Callable[[], list[Row]]] = MappingProxyType(
         "demo-biology-dev": lambda: questions("dev", "biology"),
         "demo-science": lambda: questions("test", *OTHER_SCIENCE),
         "demo-science-dev": lambda: questions("dev", *OTHER_SCIENCE),
+        "demo-mmlu": lambda: mmlu_questions("test"),
+        "demo-mmlu-dev": lambda: mmlu_questions("dev"),
     }
 )
 

@@ -1,0 +1,105 @@
+"""Datasets of the Hugging Face hub through `datasets`, and what to do where one cannot be had.
+
+No code of a dataset is ever run: `datasets` from 4.0 on reads data files alone.
+
+>>> rows(parse("hub:cais/mmlu:all:test"))      # an iterator of dicts
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from misdirect.data.files import Row, reason, shown
+from misdirect.progress import note
+
+FORM = "hub:DATASET[:CONFIG[:SPLIT]]"
+MOST_NAMES = 12  # of a list in a complaint
+
+
+class Place(NamedTuple):
+    """Where rows come from: `source` is what was typed, the rest says it to `datasets` ("" = not said)."""
+
+    source: str
+    dataset: str
+    config: str = ""
+    split: str = ""
+    instead: str = "name a local file"  # where there is no network
+
+
+def parse(source: str) -> Place:
+    """`hub:DATASET[:CONFIG[:SPLIT]]`. Raises ValueError for anything else."""
+    parts = source.removeprefix("hub:").split(":")
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", parts[0], re.ASCII) or parts[0] in (".", "..") or len(parts) > 3:
+        raise ValueError(f"{shown(source)!r} is no hub source; expected {FORM}")
+    return Place(source, *parts)
+
+
+def rows(place: Place) -> Iterator[Row]:
+    """The rows; the split defaults to train, else the only one. Raises ValueError that says what exists or what to do."""
+    import datasets
+
+    note(f"Loading {place.dataset} {place.config} {place.split}".rstrip() + " from the hub")
+    try:
+        with quiet_retries():
+            found: Any = datasets.load_dataset(place.dataset, place.config or None, split=place.split or None)
+    except Exception as error:  # the library raises dozens of kinds; their text says which
+        raise complaint(place, error) from None
+    table = found if place.split else found[default_split(place, list(found))]
+    try:
+        for row in table:
+            yield dict(row)
+    except Exception as error:  # a picture or sound that cannot be decoded, a damaged cache
+        raise ValueError(f"{shown(place.source)} cannot be read: {reason(error)}") from None
+
+
+def default_split(place: Place, names: list[str]) -> str:
+    if "train" in names or len(names) == 1:
+        return "train" if "train" in names else names[0]
+    raise ValueError(
+        f"{shown(place.source)} has the splits {listed(names)}; expected hub:DATASET:CONFIG:SPLIT with one of them"
+    )
+
+
+def complaint(place: Place, error: Exception) -> ValueError:
+    """The library's error as one line: gated, unknown config or split with what exists, no network, not there."""
+    said = " ".join(str(error).split())
+    kinds = {kind.__name__ for kind in type(error).__mro__}
+    head = f"{shown(place.source)} could not be loaded: "
+    page = f"https://huggingface.co/datasets/{place.dataset}"
+    names = listed(re.findall(r"'([^']+)'", said[said.find("[") :])) if "[" in said else ""
+    if "gated" in said.lower() or "GatedRepoError" in kinds:
+        return ValueError(f"{head}it is gated; ask for access at {page}, run `hf auth login`, then type the same again")
+    if "BuilderConfig" in said and names:
+        return ValueError(f"{head}it has no config {shown(place.config, 60)!r}; expected one of {names}")
+    if "Config name is missing" in said and names:
+        return ValueError(f"{head}it has several configs; expected {FORM} with one of {names}")
+    if "Unknown split" in said and names:
+        return ValueError(f"{head}it has no split {shown(place.split, 60)!r}; expected one of {names}")
+    if "ConnectionError" in kinds or "OfflineModeIsEnabled" in kinds or "ConnectError" in kinds:
+        return ValueError(f"{head}the hub cannot be reached; expected a network, or {place.instead}")
+    if kinds & {"DatasetNotFoundError", "RepositoryNotFoundError", "FileNotFoundError"}:
+        return ValueError(
+            f"{head}the hub shows no dataset of that name; expected one that {page} shows, after `hf auth login` if it is private"
+        )
+    return ValueError(f"{head}{reason(error)}; expected a dataset of data files, as shown at {page}")
+
+
+def listed(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(shown(name, 30) for name in names[:MOST_NAMES]) + more
+
+
+@contextmanager
+def quiet_retries() -> Iterator[None]:
+    """Without the hub client's six lines about every retry: where all fail, one line of ours says so."""
+    logger = logging.getLogger("huggingface_hub")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
