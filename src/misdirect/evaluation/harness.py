@@ -334,11 +334,11 @@ def compare(row: Mapping[str, Any], base: Records, other: Records) -> dict[str, 
     if row["metric"].endswith(MACRO):
         by_subject: dict[str, list[float]] = defaultdict(list)
         for subject, x, y in pairs:
-            by_subject[str(subject)].append(y - x)
+            by_subject[str(subject)].append(float(y - x))
         return macro_change(list(by_subject.values()))
     if is_binary([x for _, *values in pairs for x in values]):
         return stats.paired([bool(x) for _, x, _ in pairs], [bool(y) for *_, y in pairs])._asdict()
-    return macro_change([[y - x for _, x, y in pairs]])
+    return macro_change([[float(y - x) for _, x, y in pairs]])
 
 
 def has(record: Mapping[str, Any], metric: str) -> bool:

@@ -30,9 +30,10 @@ from typing import Any
 from misdirect.config import EvaluateConfig
 from misdirect.data.files import SUFFIXES, Row, file_rows, kind, read_rows
 from misdirect.model.load import first_line
-from misdirect.progress import note
+from misdirect.progress import note, working
 
 READABLE = (*SUFFIXES, ".arrow")
+NO_ROWS = ("dataset_info.json", "state.json", "dataset_dict.json")  # what `datasets` writes beside its Arrow files
 
 
 @dataclass(frozen=True)
@@ -87,19 +88,23 @@ def read_task(name: str, source: str | None, config: EvaluateConfig) -> HarnessT
     """
     require_harness()
     with one_line(name, source), quiet():
-        manager, name = find_task(name)
-        for leaf in members(manager.task_index, name, set()):
-            refuse_code(leaf["task"], manager.task_index[leaf["task"]].cfg or {})
-        tasks = local_tasks(manager, name, source) if source else manager.load([name])["tasks"]
+        if name.endswith((".yaml", ".yml")):
+            name, tasks = yaml_tasks(Path(name).expanduser(), source)
+        else:
+            leaves = known(name)
+            tasks = local_tasks(name, leaves, source) if source else dict(task_manager().load([name])["tasks"])
         for task in tasks.values():
-            if getattr(task, "MULTIMODAL", False):
-                raise ValueError(f"{task.task_name} shows images or sound; expected a task of text")
+            check_task(task)
             set_shots(task, config, bool(source))
-        leaves = make_requests(tasks, config)
-    entry = manager.task_index.get(name)
-    version = (entry.cfg or {}).get("metadata", {}) if entry else {}
-    one = str(leaves[0].task.VERSION)
-    return HarnessTask(name, one if len(leaves) == 1 else str(version.get("version", one)), leaves)
+        return HarnessTask(name, version_of(name, tasks), make_requests(tasks, config))
+
+
+def version_of(name: str, tasks: Mapping[str, Any]) -> str:
+    """A group's own version, or that of its tasks."""
+    entry = task_manager().task_index.get(name)
+    if len(tasks) > 1 and entry and (said := (entry.cfg or {}).get("metadata")):
+        return str(said.get("version"))
+    return ", ".join(sorted({str(task.VERSION) for task in tasks.values()}))
 
 
 def require_harness() -> None:
@@ -161,111 +166,82 @@ def quiet() -> Iterator[None]:
 
 
 @functools.cache
-def declared() -> Mapping[str, frozenset[Path]]:
-    """Task, group or tag -> the folders of the harness that declare it.
-
-    Its own index parses 14,000 YAML files in half a minute; to look for the names alone takes about a second, and the
-    few folders found are then parsed by the harness.
-    """
-    import lm_eval.tasks
-
-    name = re.compile(r"""^["']?(?:task|group|tag)["']?:[ \t]*["']?([\w.:+-]+)["']?[ \t]*$""", re.MULTILINE)
-    block = re.compile(r"""^["']?tag["']?:[ \t]*(?:\[([^\]]*)\]|\n((?:[ \t]*-.*\n?)+))""", re.MULTILINE)
-    root = Path(lm_eval.tasks.__file__).parent
-    out: dict[str, set[Path]] = defaultdict(set)
-    for folder, _, files in os.walk(root):
-        for file in (Path(folder, f) for f in files if f.endswith(("yaml", "yml"))):
-            text = file.read_text(encoding="utf-8", errors="replace")
-            names = name.findall(text)
-            for inline, listed in block.findall(text):
-                names += re.findall(r"[\w.:+-]*\w", inline or re.sub(r"^[ \t]*-", "", listed, flags=re.MULTILINE))
-            # a file without the suffix is included by others below its folder or beside it
-            for found in names:
-                out[found].add(file.parent if file.suffix else root / file.relative_to(root).parts[0])
-    return {found: frozenset(folders) for found, folders in out.items()}
-
-
-def find_task(name: str) -> tuple[Any, str]:
-    """(a task manager that knows a task and all its members, the name under which it knows it).
-
-    Raises ValueError with the nearest names where there is no such task.
-    """
+def task_manager() -> Any:
+    """The harness's index of its tasks. It reads 14,000 files: 5 s here, half a minute from a cold disk; once a process."""
     from lm_eval.tasks import TaskManager
 
-    folders: set[Path] = set()
-    if name.endswith((".yaml", ".yml")):
-        folders.add(Path(name).expanduser().parent)
-        name = yaml_name(Path(name).expanduser())
-    elif name not in declared():
-        near = difflib.get_close_matches(name, declared(), 3)
+    with working("Reading the list of tasks of lm-evaluation-harness"):
+        return TaskManager()
+
+
+def known(name: str) -> list[dict[str, Any]]:
+    """The tasks that a name of the harness stands for. Raises ValueError with the nearest names where there is none."""
+    index = task_manager().task_index
+    if name not in index:
+        near = difflib.get_close_matches(name, index, 3)
         meant = f"; did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(f"lm-evaluation-harness has no such task, group or tag{meant}")
-    folders |= declared().get(name, frozenset())
-    while True:
-        manager = TaskManager(include_defaults=False, include_path=sorted(folders))
-        missing: set[str] = set()
-        members(manager.task_index, name, missing)
-        further = {folder for m in missing for folder in declared().get(m, ())} - folders
-        if not further:
-            return manager, name
-        folders |= further
+    leaves = members(index, name)
+    for leaf in leaves:
+        if settings(leaf).get("unsafe_code"):
+            raise ValueError(f"{leaf['task']} runs code that the model wrote, which is refused; expected another task")
+    return leaves
 
 
-def yaml_name(path: Path) -> str:
-    """The task that a YAML file defines. Raises ValueError where it defines none."""
-    from lm_eval.tasks import TaskManager
+def settings(leaf: Mapping[str, Any]) -> dict[str, Any]:
+    """What the harness's YAML says of a task, and what the group that holds it changes."""
+    entry = task_manager().task_index.get(leaf["task"])
+    return ((entry.cfg or {}) if entry else {}) | dict(leaf)
 
+
+def yaml_tasks(path: Path, source: str | None) -> tuple[str, dict[str, Any]]:
+    """(the name that a YAML file gives, its tasks)."""
+    if source:
+        raise ValueError(f"a YAML file says itself where its data is (dataset_path); expected it without ={source}")
     if not path.is_file():
         raise ValueError("no such file; expected a task of lm-evaluation-harness, or a YAML file that defines one")
-    index = TaskManager(include_defaults=False, include_path=path.parent).task_index
-    name = next((n for n, e in index.items() if e.yaml_path and e.yaml_path.resolve() == path.resolve()), None)
-    if name is None:
-        raise ValueError("this file defines no task; expected the keys task (or group), dataset_path, output_type, ..")
-    return name
+    found = task_manager().load([str(path)])
+    return next(iter(found.get("groups") or found["tasks"])), dict(found["tasks"])
 
 
-def members(index: Mapping[str, Any], item: Any, missing: set[str]) -> list[dict[str, Any]]:
-    """The tasks below a name, or below an entry of a group's list, with what that entry sets; unknown names go into
-    `missing`."""
+def members(index: Mapping[str, Any], item: Any) -> list[dict[str, Any]]:
+    """The tasks below a name, or below an entry of a group's list, each with what that entry sets."""
     spec: dict[str, Any] = {"task": item} if isinstance(item, str) else dict(item)
     inner = spec.pop("task", None)
     if not isinstance(inner, list):
         name = inner or spec["group"]
         entry = index.get(name)
-        if entry is None:
-            missing.add(name)
-            return []
-        if entry.kind.name not in ("TAG", "GROUP"):
+        if entry is None or entry.kind.name not in ("TAG", "GROUP"):
             return [{"task": name} | spec]
         inner = sorted(entry.tags) if entry.kind.name == "TAG" else entry.cfg.get("task") or []
     spec.pop("group", None)
     listed = [inner] if isinstance(inner, str) else inner
-    return [leaf | spec for member in listed for leaf in members(index, member, missing)]
+    return [leaf | spec for member in listed for leaf in members(index, member)]
 
 
 # ------------------------------------------------------------------------------------------------ local documents
 
 
-def local_tasks(manager: Any, name: str, source: str) -> dict[str, Any]:
+def local_tasks(name: str, leaves: Sequence[Mapping[str, Any]], source: str) -> dict[str, Any]:
     """The harness's tasks, each with its documents out of SOURCE instead of the hub."""
-    leaves = members(manager.task_index, name, set())
     given = {}
     for leaf in leaves:
-        said = manager.task_index[leaf["task"]].cfg
+        said = settings(leaf)
         if "class" in said:
             raise ValueError(f"{leaf['task']} reads its data in its own code; expected the task without =SOURCE")
         splits = leaf_splits(source, leaf["task"], said) if len(leaves) > 1 else local_splits(source, said)
         if splits:
-            given[leaf["task"]] = leaf | {
+            given[leaf["task"]] = {
+                **leaf,
                 "custom_dataset": functools.partial(give, as_datasets(splits, said, source)),
                 "dataset_kwargs": None,
             }
     if not given:
-        wanted = f"{leaves[0]['task']}/ or {manager.task_index[leaves[0]['task']].cfg.get('dataset_name')}/"
+        wanted = f"{leaves[0]['task']}/ or {settings(leaves[0]).get('dataset_name')}/"
         raise ValueError(f"{source} holds none of its tasks; expected folders such as {wanted}, or a column `subject`")
     if len(given) < len(leaves):
         note(f"{name}: {source} holds {len(given)} of its {len(leaves)} tasks; the others are left out")
-    return dict(manager.load([{"group": f"local {name}", "task": list(given.values())}])["tasks"])
+    return dict(task_manager().load([{"group": f"local {name}", "task": list(given.values())}])["tasks"])
 
 
 def give(data: Any, **_: Any) -> Any:
@@ -306,7 +282,7 @@ def local_splits(source: str, said: Mapping[str, Any]) -> dict[str, list[Row]]:
     for file in sorted(folder.rglob("*")):
         parts = [re.split(r"[.-]", part)[0] for part in file.relative_to(folder).parts]
         split = next((name for name in split_names(said) if name in parts), None)
-        if split and file.is_file() and kind(file) in READABLE:
+        if split and file.is_file() and kind(file) in READABLE and file.name not in NO_ROWS:
             out[split] += table_rows(file)
     if not out[asked]:
         raise ValueError(f"{source} holds no split {asked!r}; expected {asked}.jsonl (or .parquet, ..) or {asked}/")
@@ -322,7 +298,7 @@ def rows_of(source: str) -> list[Row]:
 def table_rows(path: Path) -> list[Row]:
     """Rows of a file, Arrow (as `datasets` keeps its own) among them."""
     if path.suffix != ".arrow":
-        return file_rows(path)
+        return list(file_rows(path))
     import pyarrow as pa
 
     try:
@@ -347,10 +323,12 @@ def as_datasets(splits: Mapping[str, list[Row]], said: Mapping[str, Any], source
 # ------------------------------------------------------------------------------------------------ requests
 
 
-def refuse_code(name: str, said: Mapping[str, Any]) -> None:
-    """Raises ValueError for a task that runs what the model wrote: never here."""
-    if said.get("unsafe_code"):
-        raise ValueError(f"{name} runs code that the model wrote, which is refused; expected another task")
+def check_task(task: Any) -> None:
+    """Raises ValueError for what is never run here."""
+    if getattr(task, "UNSAFE_CODE", False):
+        raise ValueError(f"{task.task_name} runs code that the model wrote, which is refused; expected another task")
+    if getattr(task, "MULTIMODAL", False):
+        raise ValueError(f"{task.task_name} shows images or sound; expected a task of text")
 
 
 def set_shots(task: Any, config: EvaluateConfig, is_local: bool) -> None:
