@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: help setup demo test lint types format bench clean
+.PHONY: help setup demo test lint types docs format bench clean
 
 help:  ## say what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -31,12 +31,17 @@ lint: $(READY)  ## style
 types: $(READY)  ## types
 	$(BIN)/mypy
 
+docs: $(READY)  ## the documentation as pages: site/index.html
+	$(BIN)/mkdocs build --quiet --strict
+
 format: $(READY)  ## rewrite the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## the engine against the two-model form: a ratio in one run
+bench: $(READY)  ## the engine, the scorer and the plan against what they are measured by: ratios, each in one run
 	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/harness.py
+	$(BIN)/python benchmarks/plan.py
 
 clean:  ## remove .venv and caches; runs stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -17,8 +17,9 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from misdirect import __version__, runs
 from misdirect.cli_input import expand_config, number, pairs, per_topic, weighted, without
+from misdirect.collateral import topics_of
 from misdirect.config import EvaluateConfig, Topic, UnlearnConfig
-from misdirect.terminal import print_plan, print_table, say_next
+from misdirect.terminal import print_collateral, print_plan, print_table, say_next
 
 SOURCES = (
     "a file or folder (jsonl, json, csv, tsv, parquet, txt, md; also .gz), hub:DATASET[:CONFIG[:SPLIT]], or demo-..."
@@ -266,6 +267,7 @@ def evaluate(
         allow_pickle=allow_pickle,
     )
     print_table(rows)
+    print_collateral(rows, topics_of(Path(target)))
     say_next(f"misdirect report {shlex.quote(str(out or target))}")
 
 

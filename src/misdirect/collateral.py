@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
-from misdirect import stats
+from misdirect import runs, stats
 from misdirect.config import Kind, kind_of
 
 LEVEL = 0.05
@@ -63,6 +64,13 @@ def collateral(rows: Iterable[Mapping[str, Any]], topics: Sequence[str]) -> list
     return sorted(
         found, key=lambda c: (c.measurement == "nll", -c.difference if c.measurement == "nll" else c.difference)
     )
+
+
+def topics_of(folder: Path) -> list[str]:
+    """The topics that a run was to forget; none for the folder of one model's evaluation."""
+    if not runs.is_run(folder):
+        return []
+    return [topic["name"] for topic in runs.read_json(folder / runs.CONFIG)["topics"]]
 
 
 def key_of(row: Mapping[str, Any]) -> tuple[Any, ...]:

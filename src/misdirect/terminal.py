@@ -57,7 +57,7 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
             SHORT.get(key[2], escape(key[2])) + ("" if base.get("base_knows", True) else ", base at chance"),
             interval(base, percent),
             interval(other, percent) if other else "-",
-            change(other, percent) if other else "-",
+            paired_change(other, percent) if other else "-",
             f"{100 * base['floor']:.1f} %" if "floor" in base else "",
             str(base["n"]),
         )
@@ -65,6 +65,20 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
     if not console.is_terminal:
         console.width = 120
     console.print(table)
+
+
+def print_collateral(rows: Sequence[dict[str, Any]], topics: Sequence[str], shown: int = 5) -> None:
+    """Where sets have subjects: how many of those to be kept have changed, and the worst of them."""
+    from misdirect.collateral import collateral
+
+    if not any(row.get("subject") for row in rows):
+        return
+    kept = [change for change in collateral(rows, topics) if change.kind != "forget"]
+    changed = [change for change in kept if change.changed]
+    print(f"\nCollateral: {len(changed)} of {len(kept)} sets and subjects changed (Holm's correction, 5 %). The worst:")
+    for change in kept[:shown]:
+        span = paired_change({"paired": vars(change)}, change.measurement != "nll")
+        print(f"  {change.name}: {span}, n = {change.n}" + ("  *" if change.changed else ""))
 
 
 def interval(row: dict[str, Any], percent: bool) -> str:
@@ -77,7 +91,7 @@ def interval(row: dict[str, Any], percent: bool) -> str:
     return f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
-def change(row: dict[str, Any], percent: bool) -> str:
+def paired_change(row: dict[str, Any], percent: bool) -> str:
     paired = row.get("paired")
     if not paired or paired.get("low") is None:
         return "-"

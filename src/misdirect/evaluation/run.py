@@ -62,9 +62,9 @@ def make_tasks(
     prompts: Mapping[str, str],
     config: EvaluateConfig,
     examples: Mapping[str, str] | None = None,
-    harness_tasks: Sequence[str] = (),
+    named: Sequence[str] = (),
 ) -> list[Task]:
-    """Reads every set, so that bad input is found before a model is loaded."""
+    """Reads every set, so that bad input is found before a model is loaded. `named`: lm-evaluation-harness tasks."""
     unknown = (examples or {}).keys() - questions.keys()
     if unknown:
         raise ValueError(f"--examples names {sorted(unknown)[0]!r}; expected the name of a --questions set")
@@ -75,7 +75,7 @@ def make_tasks(
         *(question_task(n, read_questions(s), config, pools.get(n, ())) for n, s in questions.items()),
         *(text_task(name, read_texts(source), config) for name, source in texts.items()),
         *(prompt_task(name, read_texts(source), config) for name, source in prompts.items()),
-        *(harness_task(name, config) for name in harness_tasks),
+        *harness_tasks(named, config),
     ]
 
 
@@ -115,10 +115,26 @@ def prompt_task(name: str, prompts: Sequence[Any], config: EvaluateConfig) -> Ta
     )
 
 
-def harness_task(name: str, config: EvaluateConfig) -> Task:
+def harness_tasks(named: Sequence[str], config: EvaluateConfig) -> list[Task]:
+    """Tasks of lm-evaluation-harness, which is not imported unless there are any."""
+    if not named:
+        return []
     from misdirect.evaluation import harness
+    from misdirect.evaluation.harness_tasks import parse_tasks, read_task
 
-    raise NotImplementedError(harness)
+    found = [read_task(name, source, config) for name, source in parse_tasks(named).items()]
+    return [
+        Task(
+            harness.MEASUREMENT,
+            task.name,
+            harness.config_of(config, task),
+            harness.num_items(task, config),
+            harness.num_chars(task, config),
+            lambda lm, step, task=task: harness.harness(lm, task.name, task, config, step),  # type: ignore[misc]
+            harness.judged,
+        )
+        for task in found
+    ]
 
 
 def missing_tasks(sides: Sequence[Side], tasks: Sequence[Task]) -> dict[Side, list[Task]]:
