@@ -1,0 +1,77 @@
+"""Prompts: SOURCE -> checked `Prompt`s of one or more turns.
+
+A row's prompt stands in the first of the columns `turns`, `messages`, `prompt`, `instruction`, `question` that it has, else
+in its text column (`misdirect.data.corpora`). It is a text, a list of texts (MT-Bench's `turns`: the user's, in order), or
+a list of messages, of which the user's count: the model gives its own answers. An `input` beside `instruction` is put
+below it. A text file is one prompt.
+
+    prompts = read_prompts("question.jsonl")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from misdirect.data.corpora import text_column
+from misdirect.data.files import Row, is_unicode, read_rows
+from misdirect.data.questions import short
+
+COLUMNS = ("turns", "messages", "prompt", "instruction", "question")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a user says, turn by turn; the model answers each turn with its own earlier answers in view."""
+
+    id: str
+    turns: tuple[str, ...]
+    category: str = ""
+
+
+def read_prompts(source: str) -> list[Prompt]:
+    """The prompts of SOURCE. Raises ValueError naming the row for a missing column, a turn without text, an id twice."""
+    rows = read_rows(source)
+    prompts = [parse_prompt(row, f"{source}, row {number}", number) for number, row in enumerate(rows, 1)]
+    seen: set[str] = set()
+    for number, prompt in enumerate(prompts, 1):
+        if prompt.id in seen:
+            raise ValueError(f"{source}, row {number}: the id {prompt.id!r} is already taken; expected one id a prompt")
+        seen.add(prompt.id)
+    return prompts
+
+
+def parse_prompt(row: Row, where: str, number: int) -> Prompt:
+    column = next((name for name in COLUMNS if row.get(name) is not None), None) or text_column(row, where)
+    turns = parse_turns(row[column], f"{where}: {column!r}")
+    extra = row.get("input") if column == "instruction" else None
+    if isinstance(extra, str) and extra.strip():
+        turns = (f"{turns[0]}\n\n{extra}", *turns[1:])
+    identity = next((str(row[k]) for k in ("id", "question_id") if row.get(k) is not None), str(number - 1))
+    category = str(row.get("category") or "")
+    if not all(map(is_unicode, (*turns, identity, category))):
+        raise ValueError(f"{where} holds half a surrogate pair; expected Unicode text")
+    return Prompt(identity, turns, category)
+
+
+def parse_turns(value: Any, where: str) -> tuple[str, ...]:
+    turns = [value] if isinstance(value, str) else value
+    if not isinstance(turns, Sequence) or not turns:
+        raise ValueError(f"{where} is {short(value)}; expected text, a list of texts, or a list of messages")
+    if all(isinstance(turn, dict) for turn in turns):
+        turns = user_turns(turns, where)
+    for turn in turns:
+        if not isinstance(turn, str) or not turn.strip():
+            raise ValueError(f"{where} has the turn {short(turn)}; expected text")
+    return tuple(turns)
+
+
+def user_turns(messages: Sequence[Row], where: str) -> list[Any]:
+    """What the user says. A system message would be dropped in silence, and many models take none, so it is refused."""
+    roles = [message.get("role") for message in messages]
+    odd = [role for role in roles if role not in ("user", "assistant")]
+    if odd or "user" not in roles:
+        came = f"a message of the role {short(odd[0])}" if odd else "no message of the user"
+        raise ValueError(f"{where} has {came}; expected user messages, and assistant ones in between at most")
+    return [message.get("content") for message in messages if message["role"] == "user"]
