@@ -1,5 +1,9 @@
-"""A run directory as one self-contained HTML page, and its pictures as files. Reads JSON only and imports no torch."""
+"""A run directory as one self-contained HTML page, several runs compared on one, and the pictures as files.
 
+Reads JSON only and imports no torch.
+"""
+
+from misdirect.reporting.compare import compare
 from misdirect.reporting.page import figures, report
 
-__all__ = ["figures", "report"]
+__all__ = ["compare", "figures", "report"]

@@ -1,4 +1,4 @@
-"""The pictures of a run: accuracy, change of NLL, training curves. Each function draws plain data in a palette.
+"""The pictures of a run: accuracy and training curves here, the map of changes in `maps`. Each draws plain data.
 
 Sets are rows with their name above, so that a picture is still readable at the width of a phone. matplotlib is imported
 when something is drawn and not before.
@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from misdirect.reporting.reading import KINDS, Kind, Pair, Run, number
-from misdirect.reporting.wording import signed
+from misdirect.config import Kind
+from misdirect.reporting.reading import KINDS, Pair, number
 
 Palette = Mapping[str, str]  # colour name -> colour
 WIDTH = 4.8  # inches; 346 units of the drawing, about the width of a phone
@@ -36,7 +36,7 @@ def label(text: str, chars: int = LABEL_CHARS) -> str:
 
 def accuracy(pairs: Sequence[Pair], palette: Palette) -> Any:
     """Accuracy of base (ring) and unlearned (dot) with 95 % intervals, chance and floor; a panel per kind of set."""
-    figure, panels = stacked(pairs, palette, legend=True)
+    figure, panels = stacked(pairs, palette)
     for axes, kind, rows in panels:
         for index, pair in enumerate(rows):
             draw_accuracy(axes, index, pair, palette)
@@ -64,6 +64,9 @@ def draw_accuracy(axes: Any, index: int, pair: Pair, palette: Palette) -> None:
             axes.plot(
                 [value], [y], "o", color=colour, markerfacecolor=face, markersize=5, markeredgewidth=1.3, zorder=3
             )
+    smallest, largest = number(pair.seeds, "smallest"), number(pair.seeds, "largest")
+    if smallest is not None and largest is not None:
+        axes.plot([smallest, largest], [heights[1]] * 2, color=colour, alpha=0.3, linewidth=6, solid_capstyle="butt")
     shown = [f"{100 * value:.1f}" for value, _ in points if value is not None]
     note = "" if pair.base_knows else "  (base does not know)"
     write_row(axes, index, label(pair.set, LABEL_CHARS - len(note)) + note, " → ".join(shown) + " %", palette)
@@ -92,19 +95,21 @@ def accuracy_legend(pairs: Sequence[Pair], palette: Palette) -> list[Any]:
         ("unlearned", "unlearned", {"marker": "o", "linestyle": ""}),
         ("chance", "chance", {"linestyle": "--"}),
         ("floor", "floor: question removed", {"linestyle": ":"}),
+        ("seeds", "spread over seeds", {"linestyle": "-", "linewidth": 6, "alpha": 0.3}),
     ]
     seen = {name for name in ("base", "unlearned") if any(getattr(p, name) is not None for p in pairs)}
     seen |= {name for name in ("chance", "floor") if any(p.both(name) is not None for p in pairs)}
-    return [Line2D([], [], color=colour, markersize=5, linewidth=1.1, label=text, **how)
+    seen |= {"seeds"} if any(p.seeds for p in pairs) else set()
+    return [Line2D([], [], **{"color": colour, "markersize": 5, "linewidth": 1.1, "label": text} | how)
             for name, text, how in marks if name in seen]  # fmt: skip
 
 
-def stacked(pairs: Sequence[Pair], palette: Palette, legend: bool) -> tuple[Any, list[tuple[Any, Kind, list[Pair]]]]:
+def stacked(pairs: Sequence[Pair], palette: Palette) -> tuple[Any, list[tuple[Any, Kind, list[Pair]]]]:
     """A figure with a panel for each kind of set that there is, a row a set, the first row on top."""
     from matplotlib.figure import Figure
 
     groups = [(kind, rows) for kind in KINDS if (rows := [p for p in pairs if p.kind == kind])]
-    height = sum(0.46 * len(rows) + 0.62 for _, rows in groups) + (0.3 if legend else 0.05)
+    height = sum(0.46 * len(rows) + 0.62 for _, rows in groups) + 0.3
     figure: Any = Figure(figsize=(WIDTH, height), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.06, w_pad=0.02)
     grid = figure.subplots(len(groups), 1, squeeze=False, height_ratios=[len(rows) + 0.4 for _, rows in groups])
@@ -125,28 +130,6 @@ def plain(axes: Any, palette: Palette) -> None:
     axes.tick_params(color=palette["muted"], labelcolor=palette["muted"], length=2.5)
     for spine in axes.spines.values():
         spine.set_color(palette["rule"])
-
-
-def nll_change(pairs: Sequence[Pair], palette: Palette) -> Any:
-    """Paired change of NLL per text set with its 95 % interval. A panel per kind, each with its own scale, so that a
-    large change on forget text does not flatten the others."""
-    figure, panels = stacked(pairs, palette, legend=False)
-    for axes, kind, rows in panels:
-        ends = [0.0]
-        for index, pair in enumerate(rows):
-            low, value, high = (number(pair.paired, key) for key in ("low", "difference", "high"))
-            assert value is not None, pair
-            ends += [x for x in (low, value, high) if x is not None]
-            whisker(axes, pair.paired, index + 0.1, palette[kind])
-            axes.plot([value], [index + 0.1], "o", color=palette[kind], markersize=5, zorder=3)
-            interval = "" if low is None or high is None else f"  [{signed(low, 3)}, {signed(high, 3)}]"
-            write_row(axes, index, label(pair.set, 28), signed(value, 3) + interval, palette)
-        margin = 0.06 * (max(ends) - min(ends) or 1.0)
-        axes.set_xlim(min(ends) - margin, max(ends) + margin)
-        axes.axvline(0, color=palette["muted"], linewidth=1.0)
-        axes.locator_params(axis="x", nbins=6)
-        axes.set_title(f"{PANEL_TITLES[kind]}: change of NLL, nats per token", color=palette[kind])
-    return figure
 
 
 def curves(log: Sequence[Mapping[str, Any]], palette: Palette) -> Any:
@@ -205,21 +188,3 @@ def topic_legend(topics: Sequence[str], palette: Palette) -> list[Any]:
     # "topic" stands first because matplotlib leaves out labels that begin with an underscore
     return [Line2D([], [], color=palette[SERIES[i % len(SERIES)]], linewidth=1.4, label=f"topic {label(topic, 28)}")
             for i, topic in enumerate(topics)]  # fmt: skip
-
-
-def available(run: Run) -> dict[str, Any]:
-    """Name -> what to draw: (function, data) of each picture that the run has data for."""
-    changes = [p for p in run.headlines("nll") if number(p.paired, "difference") is not None]
-    found: dict[str, Any] = {}
-    scored = [
-        p
-        for p in run.headlines("mcq")
-        if number(p.base, "value") is not None or number(p.unlearned, "value") is not None
-    ]
-    if scored:
-        found["accuracy"] = (accuracy, scored)
-    if changes:
-        found["nll"] = (nll_change, changes)
-    if curve_keys(run.log):
-        found["training"] = (curves, run.log)
-    return found

@@ -11,15 +11,20 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from misdirect import runs
+from misdirect.collateral import Change, collateral
+from misdirect.config import Kind, kind_of
+from misdirect.seeds import over_seeds
 
-Kind = Literal["forget", "retain", "other"]  # other: the folder names no topic, so nothing is to be forgotten
 KINDS: tuple[Kind, ...] = ("forget", "retain", "other")
 BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-JUDGED = ("mcq", "nll")  # prompts are neither to be forgotten nor to be kept
-POSITION = ("step", "block", "budget")  # with the metric's name, what tells two rows of one result apart
+QUESTIONS = ("mcq", "harness")
+JUDGED = (*QUESTIONS, "nll")  # prompts are neither to be forgotten nor to be kept
+POSITION = ("step", "block", "budget")  # with the metric's name and subject, what tells two rows of one result apart
+BY_SUBJECT, OVER_SEEDS = "_by_subject", "_over_seeds"
+Place = tuple[str, str, str]  # measurement, set, metric
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class Pair:
     metric: str
     base: Mapping[str, Any] | None
     unlearned: Mapping[str, Any] | None
+    subject: str | None = None
+    seeds: Mapping[str, Any] | None = None  # the spread over several seeds of the run
 
     def both(self, key: str) -> Any:
         """The unlearned row's entry, else the base's: for what belongs to the set and not to the model."""
@@ -62,6 +69,7 @@ class Run:
     log: Sequence[Mapping[str, Any]]
     results: Sequence[Mapping[str, Any]]
     pairs: Sequence[Pair]
+    changes: Sequence[Change]  # the collateral map
 
     @property
     def topics(self) -> list[str]:
@@ -79,9 +87,13 @@ class Run:
         value = max(made) if made else asked
         return None if value is None else int(value)
 
-    def headlines(self, measurement: str, kind: Kind | None = None) -> list[Pair]:
+    @property
+    def model(self) -> str:
+        return str(self.config.get("model") or self.env.get("model") or "")
+
+    def headlines(self, *measurements: str, kind: Kind | None = None) -> list[Pair]:
         """The rows by which sets are judged, one a set."""
-        found = [p for p in self.pairs if p.measurement == measurement and p.headline]
+        found = [p for p in self.pairs if p.measurement in measurements and p.headline and p.subject is None]
         return [p for p in found if kind is None or p.kind == kind]
 
 
@@ -96,7 +108,23 @@ def read_run(run: Path) -> Run:
     env = mapping(clean(runs.read_json(run / runs.ENV))) if (run / runs.ENV).is_file() else {}
     results = [mapping(clean(result)) for result in runs.load_results(run)]
     results = [r for r in results if r.get("attack") is None and r.get("model") in ("base", "unlearned")]
-    return Run(config, env, read_log(run), results, pairs_of(results, topic_names(config)))
+    topics = topic_names(config)
+    spread = {(r["measurement"], r["set"], r["metric"].removesuffix(OVER_SEEDS)): r for r in clean(over_seeds(run))}
+    pairs = pairs_of(results, topics, spread)
+    return Run(config, env, read_log(run), results, pairs, collateral(whole_rows(results), topics))
+
+
+def whole_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of `summary.json`, a paired change that is not all numbers taken off."""
+    rows = []
+    for result in results:
+        about = {key: str(result.get(key)) for key in ("model", "measurement", "set")} | {"attack": None}
+        for metric in mappings(result.get("metrics")):
+            row = about | dict(metric) | {"metric": str(metric.get("metric")), "n": int(number(metric, "n") or 0)}
+            row["subject"] = None if metric.get("subject") is None else str(metric["subject"])
+            change = {key: x for key in mapping(metric.get("paired")) if (x := number(metric["paired"], key)) is not None}
+            rows.append(row | {"value": number(metric, "value"), "paired": change})
+    return rows
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
@@ -111,30 +139,27 @@ def topic_names(config: Mapping[str, Any]) -> list[str]:
     return names or list(mapping(mapping(config.get("chosen")).get("topics")))
 
 
-def kind_of(name: str, topics: Sequence[str]) -> Kind:
-    """A set is a forget set when it is named like a topic: `biology`, `biology-hard`, `biology.test`."""
-    if not topics:
-        return "other"
-    return "forget" if any(name == t or name.startswith((t + "-", t + ".")) for t in topics) else "retain"
-
-
-def pairs_of(results: Sequence[Mapping[str, Any]], topics: Sequence[str]) -> list[Pair]:
+def pairs_of(
+    results: Sequence[Mapping[str, Any]], topics: Sequence[str], spread: Mapping[Place, Mapping[str, Any]]
+) -> list[Pair]:
     """Forget sets first, then by name; metrics in the order in which they were measured."""
     found: dict[tuple[Any, ...], dict[str, Mapping[str, Any]]] = {}
     for result in results:
         for row in mappings(result.get("metrics")):
-            key = (str(result.get("measurement")), str(result.get("set")), str(row.get("metric")))
-            found.setdefault((*key, *(row.get(p) for p in POSITION)), {})[result["model"]] = row
+            place = (str(result.get("measurement")), str(result.get("set")), str(row.get("metric")))
+            subject = None if row.get("subject") is None else str(row["subject"])
+            found.setdefault((place, subject, *(str(row.get(p)) for p in POSITION)), {})[result["model"]] = row
     pairs = [
         Pair(
-            key[0],
-            key[1],
-            kind_of(key[1], topics if key[0] in JUDGED else ()),
-            key[2],
+            *place[:2],
+            kind_of(place[1], topics if place[0] in JUDGED else ()),
+            place[2],
             rows.get("base"),
             rows.get("unlearned"),
+            subject,
+            spread.get(place) if subject is None else None,
         )
-        for key, rows in found.items()
+        for (place, subject, *_), rows in found.items()
     ]
     return sorted(pairs, key=lambda p: (KINDS.index(p.kind), p.set))
 

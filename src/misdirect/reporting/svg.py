@@ -1,7 +1,8 @@
 """A matplotlib figure as SVG text to stand inside an HTML page, in the page's own colours and font.
 
 The figure is drawn in sentinel colours (`INLINE`), which become CSS variables here: one drawing serves light and dark.
-Ids carry a prefix so that several drawings on one page do not meet.
+Ids carry a prefix so that several drawings on one page do not meet. Style attributes become attributes of their own
+(`fill="..."`), so that the page's policy can forbid every style but its own sheet.
 """
 
 from __future__ import annotations
@@ -103,6 +104,8 @@ def rename(element: ET.Element, prefix: str) -> None:
         else:
             value = themed(value.replace("url(#", f"url(#{prefix}-"))
         attributes[name] = value
+    declarations = [part.split(":", 1) for part in attributes.pop("style", "").split(";") if ":" in part]
+    attributes |= {name.strip(): value.strip() for name, value in declarations if name.strip() != "font-family"}
     element.attrib.clear()
     element.attrib.update(attributes)
 

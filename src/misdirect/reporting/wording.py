@@ -15,10 +15,23 @@ LABELS: Mapping[str, str] = {
     "cloze_per_char_accuracy": "cloze accuracy per character",
     "cloze_per_token_accuracy": "cloze accuracy per token",
     "letter_accuracy": "letter accuracy",
+    "letter_permuted_accuracy": "letter accuracy, choices moved",
+    "acc": "accuracy",
+    "acc_norm": "accuracy per character",
+    "acc_bytes": "accuracy per byte",
     "nll_per_token": "NLL per token",
     "repetition": "repetition",
 }
-CENTRED = "_centred"
+# ending of a metric's name -> how it is said
+ENDINGS: Mapping[str, str] = {
+    "_centred": "centred on chance",
+    "_by_subject": "by subject",
+    "_macro": "mean over subjects",
+    "_over_seeds": "over seeds",
+}
+# endings of names whose values are fractions of 1
+SHARES = ("accuracy", "_share", "acc", "acc_norm", "acc_bytes", "exact_match")
+SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def signed(value: float, digits: int) -> str:
@@ -27,15 +40,21 @@ def signed(value: float, digits: int) -> str:
     return text[1:] if not float(text) else text.replace("-", "\u2212")
 
 
+def plain_metric(metric: str) -> tuple[str, str]:
+    """A metric's name without its ending, and that ending or ''."""
+    ending = next((e for e in ENDINGS if metric.endswith(e)), "")
+    return metric.removesuffix(ending), ending
+
+
 def metric_label(metric: str) -> str:
-    if metric.endswith(CENTRED):
-        return f"{metric_label(metric.removesuffix(CENTRED))}, centred on chance"
-    return LABELS.get(metric, metric)
+    name, ending = plain_metric(metric)
+    return f"{metric_label(name)}, {ENDINGS[ending]}" if ending else LABELS.get(metric, metric.replace("_", " "))
 
 
 def is_share(metric: str) -> bool:
     """Whether the metric is written in per cent."""
-    return metric.endswith("accuracy")
+    name, ending = plain_metric(metric)
+    return ending != "_centred" and name.endswith(SHARES)
 
 
 def value(metric: str, x: float | None) -> str:
@@ -68,16 +87,20 @@ def change_interval(metric: str, paired: Mapping[str, Any]) -> str:
 
 
 def factor(nats: float) -> str:
-    """exp of a change of NLL: by what perplexity is multiplied."""
-    if nats > 100:
-        return f"e^{nats:.0f}"
-    return f"{math.exp(nats):.3f}" if nats < math.log(10) else f"{math.exp(nats):.3g}"
+    """exp of a change of NLL, by what perplexity is multiplied: `1.013`, `12.3`, `2,650`, `10⁴³`."""
+    power = nats / math.log(10)
+    if power >= 6:
+        return "10" + f"{power:.0f}".translate(SUPERSCRIPTS)
+    times = math.exp(nats)
+    if power < 1:
+        return f"{times:.3f}" if times >= 0.001 else "0.000"
+    return f"{float(f'{times:.3g}'):,.{1 if power < 2 else 0}f}"
 
 
 def p_value(p: float | None) -> str:
     if p is None:
         return NONE
-    return f"{p:.3f}" if p >= 0.001 else f"{p:.0e}"
+    return f"{p:.3f}" if p >= 0.001 else "<" + SPACE + "0.001"
 
 
 def setting(data: Any) -> str:
@@ -114,3 +137,8 @@ def flat(data: Any, prefix: str = "") -> list[tuple[str, str]]:
     if isinstance(data, list) and any(isinstance(item, Mapping) for item in data):
         return [row for index, item in enumerate(data) for row in flat(item, f"{prefix}[{index}]")]
     return [(prefix, setting(data))]
+
+
+def plain_number(x: float) -> str:
+    """At most two decimals, none where there is nothing behind the point."""
+    return f"{x:.2f}".rstrip("0").rstrip(".").replace("-", "\u2212")

@@ -1,0 +1,195 @@
+"""The headline of a page: what is gone and what is kept, first in words and then in numbers, each with its interval.
+
+A forget set is judged by where the unlearned model ends (at guessing, or above it), a set to be kept by its change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from misdirect.collateral import Change
+from misdirect.config import Kind
+from misdirect.reporting import wording
+from misdirect.reporting.reading import KINDS, QUESTIONS, Pair, Run, number
+
+HEADINGS: dict[Kind, str] = {"forget": "What is gone", "retain": "What is kept", "other": "What was measured"}
+MAX_SAID = 4  # sets named in a sentence
+
+
+class Card(NamedTuple):
+    """One headline number."""
+
+    what: str
+    set: str
+    big: str
+    small: list[str]
+
+
+class TextRow(NamedTuple):
+    """One text set in a panel's table."""
+
+    set: str
+    change: str
+    interval: str
+    perplexity: str
+    both: str
+
+
+class Panel(NamedTuple):
+    """All headline numbers of one kind of set."""
+
+    kind: Kind
+    heading: str
+    sentences: list[str]
+    cards: list[Card]
+    texts: list[TextRow]
+
+
+def panels(run: Run) -> list[Panel]:
+    """A panel for each kind of set that has been measured."""
+    made = []
+    for kind in KINDS:
+        questions, texts = run.headlines(*QUESTIONS, kind=kind), run.headlines("nll", kind=kind)
+        if not questions and not texts:
+            continue
+        say = {"forget": gone, "retain": kept, "other": lambda run: []}[kind]
+        cards = [card(pair, run) for pair in questions]
+        made.append(Panel(kind, HEADINGS[kind], say(run), cards, [text_row(pair) for pair in texts]))
+    return made
+
+
+# ------------------------------------------------------------------------------------------------ in words
+
+
+def gone(run: Run) -> list[str]:
+    """A sentence for each question set to be forgotten, and one on its text."""
+    pairs = run.headlines(*QUESTIONS, kind="forget")
+    sentences = [verdict(pair) for pair in pairs[:MAX_SAID]]
+    if len(pairs) > MAX_SAID:
+        sentences.append(f"{len(pairs) - MAX_SAID} more below.")
+    rises = [p for p in run.headlines("nll", kind="forget") if number(p.paired, "difference") is not None]
+    for pair in rises[:MAX_SAID]:
+        sentences.append(
+            f"NLL on {pair.set} changed by {with_interval(pair)} nats per token: "
+            f"perplexity \u00d7 {wording.factor(number(pair.paired, 'difference') or 0.0)}."
+        )
+    return [sentence for sentence in sentences if sentence]
+
+
+def verdict(pair: Pair) -> str:
+    """Where the unlearned model ends on a set that was to be forgotten, as a fact and no more."""
+    low, after = number(pair.unlearned, "low"), number(pair.unlearned, "value")
+    name, level = limit(pair)
+    if not pair.base_knows:
+        return f"{pair.set}: nothing can be told, since the base model is no better than {name} here."
+    if low is None or after is None or level is None:
+        return ""
+    before, reached = wording.value(pair.metric, number(pair.base, "value")), wording.value(pair.metric, after)
+    right = f"{pair.set}: {reached} right ({wording.interval(pair.metric, pair.unlearned)}), {before} before."
+    bar = f"{name}, {wording.value(pair.metric, level)}"
+    if low <= level:
+        return f"{right} This cannot be told from {bar}."
+    if (number(pair.paired, "high") or 0.0) < 0:
+        return f"{right} Partly gone: it is still above {bar}."
+    return f"{right} Not shown to be gone: it is above {bar}, and the change may be none."
+
+
+def limit(pair: Pair) -> tuple[str, float | None]:
+    """What a model that knows nothing scores: the larger of chance and floor."""
+    chance, floor = (number({key: pair.both(key)}, key) for key in ("chance", "floor"))
+    if floor is not None and floor >= (chance or 0.0):
+        return "the floor", floor
+    return "chance", chance
+
+
+def kept(run: Run) -> list[str]:
+    """How many sets changed beyond chance, which, and how large a loss the intervals still allow."""
+    changes = [change for change in run.changes if change.kind == "retain"]
+    sentences = [counted_changes(changes)] if changes else []
+    for pair in run.headlines(*QUESTIONS, kind="retain")[:MAX_SAID]:
+        low = number(pair.paired, "low")
+        if low is not None and wording.is_share(pair.metric):
+            loss = f"{100 * max(0.0, -low):.1f}"
+            sentences.append(f"{pair.set}: a loss of more than {loss} points is ruled out at 95 %.")
+    return sentences
+
+
+def counted_changes(changes: Sequence[Change]) -> str:
+    changed = [change for change in changes if change.changed]
+    what = wording.counted(len(changes), "set or subject", "sets and subjects")
+    if not changed:
+        return f"No change is shown on {what} that were to be kept, chance allowed for."
+    named = [f"{change.name} ({wording.change(change.metric, change.difference)})" for change in changed[:MAX_SAID]]
+    if len(changed) > MAX_SAID:
+        named.append(f"{len(changed) - MAX_SAID} more")
+    return f"{len(changed)} of {what} that were to be kept changed beyond chance: {wording.listed(named)}."
+
+
+def with_interval(pair: Pair) -> str:
+    """`+7.882 (+7.302 to +8.462)`."""
+    span = wording.change_interval(pair.metric, pair.paired)
+    return wording.change(pair.metric, number(pair.paired, "difference")) + (f" ({span})" if span else "")
+
+
+# ------------------------------------------------------------------------------------------------ in numbers
+
+
+def card(pair: Pair, run: Run) -> Card:
+    """A forget set shows both values first, a set to be kept its change: that is what each is judged by."""
+    difference = number(pair.paired, "difference")
+    what = wording.metric_label(pair.metric)
+    if difference is not None and pair.kind == "retain":
+        what += ", change"
+        big = wording.change(pair.metric, difference)
+        small = [f"95 % interval {wording.change_interval(pair.metric, pair.paired)}", base_to_unlearned(pair)]
+    else:
+        big = base_to_unlearned(pair)
+        rows = (("base", pair.base), ("unlearned", pair.unlearned))
+        small = [f"{name} 95 % interval {span}" for name, row in rows if (span := wording.interval(pair.metric, row))]
+        if difference is not None:
+            span = wording.change_interval(pair.metric, pair.paired)
+            small.append(f"change {wording.change(pair.metric, difference)} ({span})")
+    small += [levels(pair), over_seeds(pair), macro(pair, run)]
+    if not pair.base_knows:
+        small.append("base does not know")
+    return Card(what, pair.set, big, [line for line in small if line])
+
+
+def base_to_unlearned(pair: Pair) -> str:
+    """`64.2 → 31.2 %`, or the one that there is."""
+    rows = [row for row in (pair.base, pair.unlearned) if row is not None]
+    values = [wording.value(pair.metric, number(row, "value")) for row in rows]
+    unit = wording.SPACE + "%" if wording.is_share(pair.metric) else ""
+    return " → ".join(text.removesuffix(unit) for text in values) + unit
+
+
+def levels(pair: Pair) -> str:
+    found = [(key, number({key: pair.both(key)}, key)) for key in ("chance", "floor")]
+    return " · ".join(f"{key} {wording.value(pair.metric, x)}" for key, x in found if x is not None)
+
+
+def over_seeds(pair: Pair) -> str:
+    """`unlearned over 3 seeds: 27.1 to 28.9 %, mean 28.0 %`."""
+    low, high, mean, n = (number(pair.seeds, key) for key in ("smallest", "largest", "value", "n"))
+    if low is None or high is None or mean is None or n is None:
+        return ""
+    span = wording.interval(pair.metric, {"low": low, "high": high})
+    return f"unlearned over {int(n)} seeds: {span}, mean {wording.value(pair.metric, mean)}"
+
+
+def macro(pair: Pair, run: Run) -> str:
+    """The mean over subjects, which is how some benchmarks are given."""
+    place = (pair.measurement, pair.set, pair.metric + "_macro")
+    found = next((p for p in run.pairs if (p.measurement, p.set, p.metric) == place), None)
+    return f"mean over subjects {base_to_unlearned(found)}" if found else ""
+
+
+def text_row(pair: Pair) -> TextRow:
+    difference = number(pair.paired, "difference")
+    span = wording.change_interval(pair.metric, pair.paired)
+    times = wording.NONE if difference is None else f"\u00d7{wording.SPACE}{wording.factor(difference)}"
+    change = wording.change(pair.metric, difference)
+    if difference is None:  # one model: its own value
+        span = wording.interval(pair.metric, pair.unlearned or pair.base)
+    return TextRow(pair.set, change, span, times, base_to_unlearned(pair))

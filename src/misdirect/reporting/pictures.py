@@ -1,0 +1,86 @@
+"""Which pictures a run has: as SVG inside its page, and as SVG, PNG and PDF files, the same bytes every time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from misdirect import runs
+from misdirect.collateral import Change
+from misdirect.reporting import maps, svg, wording
+from misdirect.reporting import figures as drawing
+from misdirect.reporting.reading import QUESTIONS, Pair, Run, number
+
+# file ending -> metadata, without which a file says when and by what it was drawn
+FORMATS: Mapping[str, Mapping[str, Any]] = {
+    "svg": {"Date": None},
+    "png": {"Software": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+
+
+class Picture(NamedTuple):
+    """A drawing still to be made, and what it shows in words."""
+
+    draw: Callable[[Any, Any], Any]
+    data: Any
+    title: str
+    description: str
+
+
+def available(run: Run) -> dict[str, Picture]:
+    """Name -> each picture that the run has data for."""
+    found = {}
+    scored = [
+        pair
+        for pair in run.headlines(*QUESTIONS)
+        if wording.is_share(pair.metric) and any(number(row, "value") is not None for row in (pair.base, pair.unlearned))
+    ]
+    if scored:
+        title = "Accuracy of base and unlearned model"
+        found["accuracy"] = Picture(drawing.accuracy, scored, title, accuracy_in_words(scored))
+    if changes := maps.drawable(run.changes):
+        title = "Changes of what was to be kept"
+        found["collateral"] = Picture(maps.collateral_map, changes, title, changes_in_words(changes))
+    if drawing.curve_keys(run.log):
+        words = f"Values in the log over {len(run.log)} updates."
+        found["training"] = Picture(drawing.curves, run.log, "Training curves", words)
+    return found
+
+
+def accuracy_in_words(pairs: Sequence[Pair]) -> str:
+    parts = []
+    for pair in pairs:
+        values = [wording.value(pair.metric, x) for x in (number(pair.base, "value"), number(pair.unlearned, "value"))]
+        parts.append(f"{pair.kind} set {pair.set}: base {values[0]}, unlearned {values[1]}")
+    return "; ".join(parts) + "."
+
+
+def changes_in_words(changes: Sequence[Change]) -> str:
+    parts = [f"{c.name}: {wording.change(c.metric, c.difference)}" + ", changed" * c.changed for c in changes]
+    return "; ".join(parts) + "."
+
+
+def inline(pictures: Mapping[str, Picture]) -> dict[str, str]:
+    """Name -> SVG markup that stands inside a page."""
+    with svg.styled():
+        return {
+            name: svg.inline(each.draw(each.data, svg.INLINE), f"fig-{name}", each.title, each.description)
+            for name, each in pictures.items()
+        }
+
+
+def write(pictures: Mapping[str, Picture], folder: Path) -> list[Path]:
+    """Every picture in every format, on white."""
+    paths = []
+    with svg.styled():
+        for name, each in pictures.items():
+            figure = each.draw(each.data, svg.PAPER)
+            for ending, metadata in FORMATS.items():
+                path = folder / f"{name}.{ending}"
+                how = {"format": ending, "dpi": 200, "facecolor": "white", "transparent": False}
+                with runs.replacing(path) as temporary:
+                    figure.savefig(temporary, metadata=dict(metadata), **how)
+                paths.append(path)
+    return paths
