@@ -1,0 +1,436 @@
+"""`README.md` of a run: a Hugging Face model card with the numbers of `report.html`.
+
+Names, hashes, settings and scores alone: no question, prompt, answer or text is ever in it, so that it can be published.
+The metadata is the hub's own (a `model-index` among it); what is not known, such as the license of a model that does not
+state its own, is left out. Everything that came from outside is written as character references where Markdown or HTML
+would read it as markup.
+
+    card(Path("runs/demo"))  # -> runs/demo/README.md
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from misdirect import runs
+from misdirect.collateral import Change
+from misdirect.config import Kind
+from misdirect.data import builtin
+from misdirect.data.demo.fetch import HUB_ID
+from misdirect.data.files import split_column
+from misdirect.progress import note
+from misdirect.reporting import wording
+from misdirect.reporting.reading import QUESTIONS, Pair, Run, clean, mapping, mappings, number, read_run
+
+CARD = "README.md"
+MARK = "<!-- `misdirect report` writes this file anew each time. Take this line out, and it leaves the file alone. -->"
+TAGS = ("unlearning", "machine-unlearning", "rmu", "misdirect")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
+LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
+# what Markdown, HTML, and the hub's formulas, mentions and emoji could take for markup
+MARKUP = re.compile(r"[\\`*{}\[\]<>#|~&$@]|:(?=//)|:(?=[\w+-]+:)|(?<=www)\.|(?<=-)-", re.IGNORECASE)
+MAX_CHANGES = 30  # rows of the collateral table
+MAX_TEXT = 500  # characters of one piece of text from outside
+
+
+class File(NamedTuple):
+    """A file of the run, and whether it may leave the house."""
+
+    name: str
+    what: str
+    publish: str
+
+
+FILES = (
+    File(runs.DELTA, "the change: the trained matrices' new values, under their names in the full model", "yes"),
+    File(CARD, "this card", "yes"),
+    File(runs.SUMMARY, "every number as one flat list", "yes"),
+    File(runs.REPORT, "the page; it shows questions and answers where --show-text was given", "look first"),
+    File(runs.CONFIG, "settings, hashes, and sources as they were typed, local paths among them", "look first"),
+    File(runs.CONTROL, "the control vectors: they hand an attacker the direction", "never"),
+    File(runs.CHECKPOINT, "an unfinished run, the control vectors in it", "never"),
+    File("results", "records by question id; those of prompts hold the prompts and the answers", "look first"),
+)
+
+
+def card(run: Path) -> Path:
+    """Writes `README.md` into a run directory and returns its path; one that misdirect did not write stays as it is.
+
+    Raises ValueError where `run` is no run of `misdirect unlearn`.
+    """
+    if not runs.is_run(run):
+        raise ValueError(f"{run} is no run (no {runs.CONFIG}); expected a folder that `misdirect unlearn` wrote")
+    path = run / CARD
+    if path.is_file() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
+        note(f"{path} was not written by misdirect, or no longer says so; it stays as it is")
+        return path
+    runs.write_text(path, render(read_run(run), run))
+    return path
+
+
+def render(run: Run, folder: Path) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=False,  # this is Markdown; `finalize` escapes whatever is not marked as ours
+        finalize=lambda shown: shown if isinstance(shown, Ours) else plain(str(shown)),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    text = environment.get_template("card.md.j2").render(view(run, folder))
+    return f"---\n{front_matter(run)}---\n{MARK}\n\n{text}"
+
+
+class Ours(str):
+    """Text that is Markdown already."""
+
+
+def plain(text: str) -> str:
+    """Text that stays text in Markdown and HTML, on one line.
+
+    >>> plain("a|b <script>")
+    'a&#124;b &#60;script&#62;'
+    """
+    line = re.sub(r"[^\S\u00a0]+", " ", clean(text)).strip()
+    line = line if len(line) <= MAX_TEXT else line[: MAX_TEXT - 1] + "\u2026"
+    return MARKUP.sub(lambda found: f"&#{ord(found[0])};", line).replace("_", "\\_")
+
+
+def table(head: str, rows: Sequence[Sequence[str]]) -> Ours:
+    """A Markdown table; `head` holds our own words with a | between. Empty where there are no rows."""
+    titles = head.split(" | ")
+    lines = [titles, ["---"] * len(titles), *([plain(cell) for cell in row] for row in rows)]
+    return Ours("\n".join(f"| {' | '.join(line)} |" for line in lines) if rows else "")
+
+
+def fenced(code: str, language: str) -> Ours:
+    """A code block whose fence is longer than any that stands in the code."""
+    longest = max((len(found) for found in re.findall(r"`+", code)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return Ours(f"{fence}{language}\n{code.rstrip()}\n{fence}")
+
+
+# ------------------------------------------------------------------------------------------------ what the hub reads
+
+
+def front_matter(run: Run) -> str:
+    """The card's metadata as YAML, in the hub's own shape."""
+    import yaml
+
+    return yaml.safe_dump(metadata(run), sort_keys=False, allow_unicode=True, width=10**9)
+
+
+def metadata(run: Run) -> dict[str, Any]:
+    base = base_model(run.model)
+    found = {"base_model": base, "base_model_relation": "finetune" if base else None, **stated(run.model)}
+    found |= {"library_name": "misdirect", "pipeline_tag": "text-generation", "tags": list(TAGS)}
+    found |= {"datasets": datasets(run), "model-index": model_index(run)}
+    return {key: value for key, value in found.items() if value}
+
+
+def base_model(model: str) -> str | None:
+    """The hub's name of the base, or None where the base is a local folder."""
+    if model == "demo":
+        return HUB_ID
+    return model if HUB_NAME.fullmatch(model) and not Path(model).exists() else None
+
+
+def stated(model: str) -> dict[str, Any]:
+    """License and language as the base itself states them: in its folder's own card."""
+    if model == "demo":
+        return {"license": "apache-2.0", "language": ["en"]}  # as its package and its page on the hub state
+    theirs = own_card(Path(model).expanduser())
+    license_id, language = theirs.get("license"), theirs.get("language")
+    found: dict[str, Any] = {}
+    if isinstance(license_id, str) and LICENSE.fullmatch(license_id):
+        found["license"] = license_id
+        for key in ("license_name", "license_link") if license_id == "other" else ():
+            if isinstance(theirs.get(key), str):
+                found[key] = one_line(theirs[key])
+    languages = language if isinstance(language, list) else [language]
+    if languages and all(isinstance(one, str) and LANGUAGE.fullmatch(one) for one in languages):
+        found["language"] = languages
+    return found
+
+
+def own_card(folder: Path) -> Mapping[str, Any]:
+    """The metadata of a model folder's own card; empty where there is none that can be read."""
+    import yaml
+
+    try:
+        text = (folder / CARD).read_text(encoding="utf-8")
+        head = re.match(r"---\r?\n(.*?)\r?\n---\s", text + "\n", re.DOTALL)
+        return mapping(yaml.safe_load(head[1])) if head else {}
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return {}
+
+
+def datasets(run: Run) -> list[str]:
+    """The hub's names of the data sets that were forgotten and retained."""
+    asked = [*mappings(run.config.get("topics")), *mappings(run.config.get("retain"))]
+    return list(dict.fromkeys(found for row in asked if (found := dataset_of(str(row.get("source"))))))
+
+
+def dataset_of(source: str) -> str | None:
+    name = split_column(source)[0]
+    if name.startswith("hub:"):
+        name = name.split(":")[1]
+        return name if HUB_NAME.fullmatch(name) else None
+    found = builtin.HUB_SETS.get(builtin.canonical(name))
+    return found.dataset if found else None
+
+
+def model_index(run: Run) -> list[dict[str, Any]]:
+    """The headline numbers of the unlearned model; those of the base, and what bounds them, stand under `args`."""
+    results = []
+    for pair in run.headlines(*QUESTIONS, "nll"):
+        value = number(pair.unlearned, "value")
+        if value is None:
+            continue
+        limits = {key: number(pair.unlearned, key) for key in ("low", "high", "n", "chance", "floor")}
+        args = {"set": pair.kind, **limits, "base": number(pair.base, "value")}
+        metric = {
+            "type": "accuracy" if wording.is_share(pair.metric) else pair.metric,
+            "value": round(value, 6),
+            "name": wording.metric_label(pair.metric),
+            "args": {key: rounded(x) for key, x in args.items() if x is not None},
+        }
+        task = {"type": "multiple-choice" if pair.measurement == "mcq" else "text-generation"}
+        name = one_line(pair.set)
+        dataset = {"name": name, "type": re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "unnamed"}
+        results.append({"task": task, "dataset": dataset, "metrics": [metric]})
+    return [{"name": one_line(title(run)), "results": results}] if results else []
+
+
+def rounded(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return int(value) if value.is_integer() and abs(value) >= 1 else round(value, 6)
+
+
+def one_line(text: str) -> str:
+    line = " ".join(clean(text).split())
+    return line if len(line) <= MAX_TEXT else line[: MAX_TEXT - 1] + "\u2026"
+
+
+# ------------------------------------------------------------------------------------------------ what people read
+
+
+def view(run: Run, folder: Path) -> dict[str, Any]:
+    """All that the template shows. A `str` is escaped there; `Ours` is Markdown."""
+    kept = [change for change in run.changes if change.kind != "forget"]
+    chosen = mapping(run.config.get("chosen"))
+    return {
+        "title": title(run),
+        "base": base_name(run.model),
+        "topics": wording.listed(run.topics) or "the topic",
+        "done": done(run),
+        "block": wording.setting(chosen.get("block")),
+        "unfinished": not (folder / runs.DELTA).is_file(),
+        "measured": sorted({str(r["model"]) for r in run.results}),
+        "forgotten": table(QUESTION_HEAD, [question_row(p) for p in run.headlines(*QUESTIONS, kind="forget")]),
+        "kept": table(QUESTION_HEAD, [question_row(p) for p in run.headlines(*QUESTIONS, kind="retain")]),
+        "texts": table(TEXT_HEAD, text_rows(run)),
+        "seeds": table(SEED_HEAD, seed_rows(run)),
+        "changes": table(CHANGE_HEAD, [change_row(change) for change in kept[:MAX_CHANGES]]),
+        "more_changes": max(0, len(kept) - MAX_CHANGES),
+        "num_changed": sum(change.changed for change in kept),
+        "num_changes": len(kept),
+        "unknown": wording.listed([pair.set for pair in run.headlines(*QUESTIONS) if not pair.base_knows]),
+        "repetition": repetition(run),
+        "strengths": table(STRENGTH_HEAD, strengths(run)),
+        "settings": settings(run),
+        "trained": wording.listed([str(name) for name in chosen.get("trained") or []]),
+        "data": table(DATA_HEAD, data_rows(run)),
+        "apply": fenced(apply_code(run.model), "python"),
+        "command": fenced(str(run.config.get("command") or ""), "sh"),
+        "files": table(FILE_HEAD, [f for f in FILES if f.name in (CARD, runs.REPORT) or (folder / f.name).exists()]),
+        "is_demo": run.is_demo,
+        "model_hash": str(mapping(run.config.get("data")).get("model_sha256") or ""),
+        "versions": ", ".join(f"{name} {version}" for name, version in wording.flat(mapping(run.env.get("versions")))),
+    }
+
+
+QUESTION_HEAD = "Questions | Scored by | Base | Unlearned | Change | Chance | Floor | n"
+TEXT_HEAD = "Text | Was to be | Base | Unlearned | Change | Perplexity times | n"
+SEED_HEAD = "Set | Measured as | Seeds | Smallest | Mean | Largest"
+CHANGE_HEAD = "Set or subject | Measured as | Change | Adjusted p | Beyond chance | n"
+STRENGTH_HEAD = "Topic | Steering coefficient c | Median token norm | c over that norm | Retain weight alpha"
+DATA_HEAD = "Name | Role | Source | Size | SHA-256"
+FILE_HEAD = "File | What it is | Publish"
+
+
+def base_name(model: str) -> str:
+    """The base without the folders above it, which say more of a machine than of a model."""
+    if model == "demo":
+        return HUB_ID.rpartition("/")[2]
+    if base_model(model):
+        return model
+    return Path(model).name or model or "the base model"
+
+
+def title(run: Run) -> str:
+    return f"{base_name(run.model).rpartition('/')[2]} with {wording.listed(run.topics) or 'a topic'} unlearned"
+
+
+def done(run: Run) -> str:
+    """How many updates, and how long they took."""
+    if run.updates is None:
+        return ""
+    seconds = sum(number(line, "seconds") or 0.0 for line in run.log)
+    took = f" in {wording.duration(seconds)}" if seconds else ""
+    return f"{wording.counted(run.updates, 'update')}{took}"
+
+
+def bounded(text: str, span: str) -> str:
+    return f"{text} ({span})" if span else text
+
+
+def question_row(pair: Pair) -> tuple[str, ...]:
+    values = [
+        bounded(wording.value(pair.metric, number(row, "value")), wording.interval(pair.metric, row))
+        for row in (pair.base, pair.unlearned)
+    ]
+    floors = [number(row, "floor") for row in (pair.base, pair.unlearned)]
+    shown = [wording.value(pair.metric, floor) for floor in floors if floor is not None]
+    return (
+        pair.set,
+        wording.metric_label(pair.metric),
+        *values,
+        change_of(pair),
+        wording.value(pair.metric, number({"x": pair.both("chance")}, "x")),
+        " \u2192 ".join(dict.fromkeys(shown)) or wording.NONE,
+        counted(pair),
+    )
+
+
+def change_of(pair: Pair) -> str:
+    text = wording.change(pair.metric, number(pair.paired, "difference"))
+    return bounded(text, wording.change_interval(pair.metric, pair.paired))
+
+
+def counted(pair: Pair) -> str:
+    n = number({"n": pair.both("n")}, "n")
+    return wording.NONE if n is None else f"{int(n):,}"
+
+
+def text_rows(run: Run) -> list[tuple[str, ...]]:
+    """Text sets: set, role, NLL of base and unlearned, change, factor of the perplexity, n."""
+    rows = []
+    for pair in run.headlines("nll"):
+        difference = number(pair.paired, "difference")
+        times = wording.NONE if difference is None else wording.factor(difference)
+        values = [wording.value(pair.metric, number(row, "value")) for row in (pair.base, pair.unlearned)]
+        rows.append((pair.set, ROLES[pair.kind], *values, change_of(pair), times, counted(pair)))
+    return rows
+
+
+ROLES: Mapping[Kind, str] = {"forget": "forgotten", "retain": "kept", "other": "measured"}
+
+
+def seed_rows(run: Run) -> list[tuple[str, ...]]:
+    """Spread of each headline number over seeds: set, metric, seeds, smallest, mean, largest."""
+    rows = []
+    for pair in run.headlines(*QUESTIONS, "nll"):
+        found = [number(pair.seeds, key) for key in ("n", "smallest", "value", "largest")]
+        if pair.seeds is not None and found[0] is not None:
+            values = [wording.value(pair.metric, x) for x in found[1:]]
+            rows.append((pair.set, wording.metric_label(pair.metric), f"{found[0]:.0f}", *values))
+    return rows
+
+
+def change_row(change: Change) -> tuple[str, ...]:
+    span = wording.change_interval(change.metric, {"low": change.low, "high": change.high})
+    shown = bounded(wording.change(change.metric, change.difference), span)
+    p = wording.p_value(change.adjusted_p)
+    said = "yes" if change.changed else "not shown"
+    return change.name, wording.metric_label(change.metric), shown, p, said, f"{change.n:,}"
+
+
+def repetition(run: Run) -> list[tuple[str, str, str]]:
+    """Sets of prompts: name, repetition of base and unlearned."""
+    found = [p for p in run.pairs if p.measurement == "generation" and p.metric == "repetition"]
+    return [
+        (p.set, *(wording.value(p.metric, number(row, "value")) for row in (p.base, p.unlearned)))  # type: ignore[misc]
+        for p in found
+    ]
+
+
+def strengths(run: Run) -> list[tuple[str, ...]]:
+    """Topics: name, steering coefficient, median token norm, their ratio, retain weight."""
+    chosen = mapping(mapping(run.config.get("chosen")).get("topics"))
+    rows = []
+    for name in run.topics:
+        made = mapping(chosen.get(name))
+        norm, strength = number(made, "median_norm"), number(made, "steering_coefficient")
+        ratio = f"{strength / norm:.3g}" if norm and strength is not None else wording.NONE
+        values = [wording.NONE if x is None else f"{x:.4g}" for x in (strength, norm, number(made, "retain_weight"))]
+        rows.append((name, values[0], values[1], ratio, values[2]))
+    return rows
+
+
+SHOWN = ("block", "num_blocks", "updates", "epochs", "batch_size", "retain_batch_size", "max_tokens", "lr", "schedule",
+         "warmup", "clip", "numerics", "seed", "recipe")  # fmt: skip
+
+
+def settings(run: Run) -> str:
+    found = mapping(run.config.get("settings"))
+    return ", ".join(f"{name} {wording.setting(found[name])}" for name in SHOWN if found.get(name) is not None)
+
+
+def data_rows(run: Run) -> list[tuple[str, ...]]:
+    """All data by name and hash: name, role, source as typed, items, SHA-256."""
+    data, chosen = mapping(run.config.get("data")), mapping(run.config.get("chosen"))
+    rows = []
+    for role, asked, hashes, made in (
+        ("forget text", run.config.get("topics"), data.get("forget_sha256"), chosen.get("topics")),
+        ("retain text", run.config.get("retain"), data.get("retain_sha256"), chosen.get("retain")),
+    ):
+        for row in mappings(asked):
+            name = str(row.get("name"))
+            samples = number(mapping(mapping(made).get(name)), "num_samples")
+            items = wording.NONE if samples is None else f"{samples:,.0f} samples"
+            source = wording.setting(row.get("source"))
+            rows.append((name, role, source, items, str(mapping(hashes).get(name) or wording.NONE)))
+    return [*rows, *measured_rows(run)]
+
+
+def measured_rows(run: Run) -> list[tuple[str, ...]]:
+    """Sets that were measured; results keep their hash and not their source."""
+    rows: dict[tuple[str, str], tuple[str, ...]] = {}
+    for result in run.results:
+        config, role = mapping(result.get("config")), MEASURED.get(str(result.get("measurement")), "measured")
+        name = str(result.get("set"))
+        count = next((n for key in ("questions", "texts") if (n := number(config, key)) is not None), None)
+        items = wording.NONE if count is None else f"{count:,.0f}"
+        rows[role, name] = (name, role, wording.NONE, items, str(config.get("sha256") or wording.NONE))
+    return list(rows.values())
+
+
+MEASURED = {"mcq": "questions", "nll": "held-out text", "generation": "prompts", "harness": "harness task"}
+
+
+def apply_code(model: str) -> str:
+    """Python that puts the change into the base model."""
+    lines = (
+        "from pathlib import Path",
+        "",
+        "from misdirect.model.delta import load_delta, swapped_in",
+        "from misdirect.model.load import load_lm",
+        "",
+        f"lm = load_lm({json.dumps(model, ensure_ascii=False)})  # the base model",
+        'delta = load_delta(Path("delta.safetensors"))',
+        "with swapped_in(delta, lm.model):  # the unlearned model; outside, the base again, bit for bit",
+        '    prompt = lm.tokenizer("The capital of France is", return_tensors="pt").to(lm.device)',
+        "    answer = lm.model.generate(**prompt, max_new_tokens=20, do_sample=False)",
+        "print(lm.tokenizer.decode(answer[0]))",
+    )
+    return "\n".join(lines)
