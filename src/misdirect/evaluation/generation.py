@@ -1,78 +1,400 @@
-"""Greedy answers, base and unlearned side by side: whether what is left is still language.
+"""Answers to prompts, base and unlearned side by side: whether what is left is still language.
 
-`repetition` is the share of a text's word 4-grams that repeat an earlier one: near 0 for prose, near 1 for a loop.
+Each prompt gets the greedy answer and `samples` drawn ones: softmax(logits / temperature), cut to the likeliest tokens that
+hold `top_p` together (arXiv 1904.09751), drawn by the Gumbel-max trick with noise of a generator of its own for each
+seed, prompt id, sample and turn. So an answer depends on no batch, order or global generator, and base and unlearned
+model draw with the same noise. In a prompt of several turns the model's own answers stand in the context of the next.
+The model's own generation settings (repetition penalties and the like) are not used, only its end-of-text tokens.
+
+A second pass reads all answers under the base (`read_by_base`), and `misdirect.evaluation.judge` can score them; both work
+on the stored result, so answers are never lost to a failure there.
+
+    result = generation(lm, "answers", read_prompts("question.jsonl"), EvaluateConfig(samples=2))
 """
 
 from __future__ import annotations
 
+import copy
+import datetime
+import hashlib
+import math
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
+from misdirect import stats
 from misdirect.config import EvaluateConfig, as_dict
-from misdirect.model.load import LM
-from misdirect.runs import Metric, Result, fingerprint
+from misdirect.data.batches import pad, pad_id
+from misdirect.data.prompts import Prompt
+from misdirect.evaluation import degeneration
+from misdirect.model.load import LM, check_length, first_line
+from misdirect.model.score import Encoded, by_length, forward_arguments, has_plain_cache, score
+from misdirect.runs import Metric, Result, fingerprint, row_of
 
 MEASUREMENT = "generation"
+TODAY = datetime.datetime(2025, 1, 1)  # what a chat template is told, so that an answer does not depend on the day
+CHARS_PER_TOKEN = 4  # English, roughly: for estimates of time alone
+GREEDY, SAMPLED = "greedy", "sampled"
 
 
-def config_of(config: EvaluateConfig, prompts: Sequence[str]) -> dict[str, Any]:
-    keys = ("new_tokens", "dtype")
-    return {k: as_dict(config)[k] for k in keys} | {"chat_template": "auto", "sha256": fingerprint(prompts)}
+def config_of(config: EvaluateConfig, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """What determines the answers. The judge is not part of it: answers stay valid when another one reads them."""
+    keys = ("new_tokens", "chat_template", "samples", "dtype")
+    keys += ("temperature", "top_p", "seed") if config.samples else ()
+    parts = (part for p in prompts for part in (p.id, p.category, str(len(p.turns)), *p.turns))
+    return {k: as_dict(config)[k] for k in keys} | {"prompts": len(prompts), "sha256": fingerprint(parts)}
 
 
-def chat(tokenizer: Any, prompt: str) -> list[int]:
-    """The prompt as a user's turn under the model's chat template, or as it is where there is none."""
-    if getattr(tokenizer, "chat_template", None):
-        text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-        )
-        return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return list(tokenizer(prompt)["input_ids"])
+def num_items(prompts: Sequence[Prompt], config: EvaluateConfig) -> int:
+    """How many answers `generation` advances by in all: each turn of each."""
+    return (1 + config.samples) * sum(len(prompt.turns) for prompt in prompts)
+
+
+def num_chars(prompts: Sequence[Prompt], config: EvaluateConfig) -> int:
+    """Characters that the model reads or writes in all, for an estimate of the time."""
+    turns = [turn for prompt in prompts for turn in prompt.turns]
+    return (1 + config.samples) * sum(len(turn) + CHARS_PER_TOKEN * config.new_tokens for turn in turns)
+
+
+class Answer(NamedTuple):
+    """One turn's answer: its text without special tokens, and how it ended."""
+
+    text: str
+    num_tokens: int
+    stopped: bool  # the model ended it itself
+    finite: bool  # False: the model's logits were no numbers, and the answer ends there
+
+
+class Slot(NamedTuple):
+    """One conversation: a prompt, `None` for the greedy answer or the sample's number, and the answers so far."""
+
+    prompt: Prompt
+    sample: int | None
+    answers: list[Answer]
 
 
 def generation(
-    lm: LM, name: str, prompts: Sequence[str], config: EvaluateConfig, advance: Callable[[int], None] | None = None
+    lm: LM, name: str, prompts: Sequence[Prompt], config: EvaluateConfig, advance: Callable[[int], None] | None = None
 ) -> Result:
-    """The greedy answer to each prompt, at most `new_tokens` long."""
+    """Answers of at most `new_tokens` tokens. Raises ValueError where a prompt is too long for the model, before it runs."""
     started = time.perf_counter()
-    records = []
-    for index, prompt in enumerate(prompts):
-        ids = torch.tensor([chat(lm.tokenizer, prompt)], device=lm.device)
-        with torch.inference_mode():
-            out = lm.model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                max_new_tokens=config.new_tokens,
-                do_sample=False,
-                temperature=None,
-                top_p=None,
-                top_k=None,
-                pad_token_id=lm.tokenizer.pad_token_id or lm.tokenizer.eos_token_id or 0,
-            )
-        tokens = out[0, ids.shape[1] :].tolist()
-        text = lm.tokenizer.decode(tokens, skip_special_tokens=True).strip()
-        records.append(
-            {
-                "id": str(index),
-                "prompt": prompt,
-                "text": text,
-                "num_tokens": len(tokens),
-                "repetition": repetition(text),
-            }
-        )
-        if advance:
-            advance(1)
-    value = sum(r["repetition"] for r in records) / len(records)
-    metric = Metric("repetition", value, n=len(records))
+    chat = uses_chat(lm, config)
+    check_prompts(lm, prompts, config, chat)
+    slots = [Slot(p, s, []) for p in prompts for s in (None, *range(config.samples))]
+    for turn in range(max(len(p.turns) for p in prompts)):
+        asked = [slot for slot in slots if len(slot.prompt.turns) > turn]
+        contexts = [
+            conversation(lm.tokenizer, s.prompt.turns[: turn + 1], [a.text for a in s.answers], chat) for s in asked
+        ]
+        for rows in batches(lm, contexts, config):
+            generators = [generator_of(asked[r], turn, config) for r in rows]
+            found = answer_batch(lm, [contexts[r] for r in rows], generators, config)
+            for row, answer in zip(rows, found, strict=True):
+                asked[row].answers.append(answer)
+            if advance:
+                advance(len(rows))
+    per_prompt = 1 + config.samples
+    records = [record_of(slots[i : i + per_prompt], chat) for i in range(0, len(slots), per_prompt)]
     seconds = time.perf_counter() - started
-    return Result(MEASUREMENT, name, config_of(config, prompts), (metric,), tuple(records), seconds)
+    return Result(MEASUREMENT, name, config_of(config, prompts), metrics(records), tuple(records), seconds)
 
 
-def repetition(text: str, n: int = 4) -> float:
-    """Share of word n-grams that stand earlier in the text too; 0 for a text shorter than n + 1 words."""
-    words = text.split()
-    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-    return 1 - len(set(grams)) / len(grams) if len(grams) > 1 else 0.0
+# ------------------------------------------------------------------------------------------------ contexts
+
+
+def uses_chat(lm: LM, config: EvaluateConfig) -> bool:
+    return config.chat_template == "auto" and bool(getattr(lm.tokenizer, "chat_template", None))
+
+
+def conversation(tokenizer: Any, turns: Sequence[str], answers: Sequence[str], chat: bool) -> list[int]:
+    """Tokens of a conversation that ends with the user's last turn: under the chat template, or as plain text.
+
+    Plain text has an empty line between an answer and the next turn. Raises ValueError where the template refuses.
+    """
+    if not chat:
+        text = "".join(f"{t}{a}\n\n" for t, a in zip(turns, answers, strict=False)) + turns[-1]
+        return list(tokenizer(text, verbose=False)["input_ids"])
+    messages = [{"role": "user", "content": turns[0]}]
+    for answer, turn in zip(answers, turns[1:], strict=True):
+        messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": turn}]
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, strftime_now=TODAY.strftime
+        )
+    except Exception as error:  # a template is a program of the model's author, and raises what it likes
+        raise ValueError(
+            f"the model's chat template refuses a prompt: {first_line(error)}; expected --chat-template none"
+        ) from None
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def check_prompts(lm: LM, prompts: Sequence[Prompt], config: EvaluateConfig, chat: bool) -> None:
+    """Refuses a prompt that, with its answers at their longest, has more tokens than the model has positions."""
+    for prompt in prompts:
+        ids = conversation(lm.tokenizer, prompt.turns, ["."] * (len(prompt.turns) - 1), chat)
+        if not ids:
+            raise ValueError(f"prompt {prompt.id!r} has no token; expected text")
+        longest = len(ids) + len(prompt.turns) * config.new_tokens
+        try:
+            check_length(lm, longest, f"prompt {prompt.id!r}")
+        except ValueError:
+            limit = lm.model.config.get_text_config(decoder=True).max_position_embeddings
+            raise ValueError(
+                f"prompt {prompt.id!r} may take {longest} tokens with its answers and {lm.source} takes {limit} at "
+                "most; expected a smaller --new-tokens, or a shorter prompt"
+            ) from None
+
+
+def batches(lm: LM, contexts: Sequence[Sequence[int]], config: EvaluateConfig) -> Iterator[list[int]]:
+    """Rows of similar length, within `batch_tokens` tokens when all answers are at their longest.
+
+    A model that keeps a state across tokens, or counts positions itself, must not see padding: rows of equal length.
+    """
+    items = [Encoded(list(ids), [[0] * config.new_tokens]) for ids in contexts]
+    pads = has_plain_cache(lm) and "position_ids" in forward_arguments(type(lm.model))
+    for rows in by_length(items, config.batch_tokens):
+        if pads:
+            yield rows
+        else:
+            lengths = [len(contexts[row]) for row in rows]
+            yield from ([r for r, n in zip(rows, lengths, strict=True) if n == length] for length in set(lengths))
+
+
+# ------------------------------------------------------------------------------------------------ answering
+
+
+def generator_of(slot: Slot, turn: int, config: EvaluateConfig) -> torch.Generator | None:
+    """The noise of one sampled turn, named by what it is for; none for a greedy one."""
+    if slot.sample is None:
+        return None
+    name = f"answer/{config.seed}/{slot.prompt.id}/{slot.sample}/{turn}"
+    seed = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:7], "little")
+    return torch.Generator().manual_seed(seed)
+
+
+def end_tokens(lm: LM) -> list[int]:
+    """The model's own end-of-text tokens (several for a chat model) and the tokenizer's."""
+    own = getattr(getattr(lm.model, "generation_config", None), "eos_token_id", None)
+    listed = [*own] if isinstance(own, list | tuple) else [own]
+    return sorted({int(token) for token in (*listed, lm.tokenizer.eos_token_id) if token is not None})
+
+
+@torch.inference_mode()
+def answer_batch(
+    lm: LM,
+    contexts: Sequence[Sequence[int]],
+    generators: Sequence[torch.Generator | None],
+    config: EvaluateConfig,
+) -> list[Answer]:
+    """An answer to each context, left-padded in one batch; a row with a generator is sampled, else greedy."""
+    from transformers import GenerationConfig
+
+    fill, ends = pad_id(lm.tokenizer), end_tokens(lm)
+    batch = pad(contexts, fill, left=True).to(lm.device)
+    broken: dict[int, int] = {}  # row -> the step at which its logits were no numbers
+
+    def choose(input_ids: Tensor, scores: Tensor) -> Tensor:
+        step = input_ids.shape[1] - batch.input_ids.shape[1]
+        for row in (scores.isnan() | (scores == math.inf)).any(-1).nonzero().flatten().tolist():
+            broken.setdefault(row, step)
+        tokens = next_tokens(scores.nan_to_num(), generators, config.temperature, config.top_p)
+        tokens[list(broken)] = ends[0] if ends else fill
+        return torch.full_like(scores, -math.inf).scatter_(-1, tokens[:, None], 0.0)
+
+    model = copy.copy(lm.model)  # the same parameters under settings of our own
+    model.generation_config = GenerationConfig(
+        max_new_tokens=config.new_tokens, do_sample=False, eos_token_id=ends or None, pad_token_id=fill
+    )
+    out = model.generate(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, logits_processor=[choose]
+    )[:, batch.input_ids.shape[1] :].tolist()
+    return [finish(lm.tokenizer, tokens, ends, broken.get(row)) for row, tokens in enumerate(out)]
+
+
+def finish(tokenizer: Any, tokens: list[int], ends: Sequence[int], broken: int | None) -> Answer:
+    """The answer in a row of tokens: up to the first end-of-text token, or to where the model broke."""
+    end = next((i for i, token in enumerate(tokens) if token in ends), None)
+    kept = tokens[: broken if broken is not None else end]
+    return Answer(
+        tokenizer.decode(kept, skip_special_tokens=True), len(kept), broken is None and end is not None, broken is None
+    )
+
+
+def next_tokens(
+    scores: Float[Tensor, "B V"], generators: Sequence[torch.Generator | None], temperature: float, top_p: float
+) -> Int[Tensor, " B"]:
+    """The token that each row goes on with: the likeliest, or a draw with the row's own generator."""
+    tokens = scores.argmax(-1)
+    for row, generator in enumerate(generators):
+        if generator is not None:
+            logits = nucleus(scores[row] / temperature, top_p)
+            # argmax(logits + Gumbel noise) is a draw from softmax(logits), and -log of an exponential is Gumbel
+            noise = torch.empty(logits.shape).exponential_(generator=generator).log().neg()
+            tokens[row] = (logits + noise.to(logits.device)).argmax()
+    return tokens
+
+
+def nucleus(logits: Float[Tensor, " V"], top_p: float) -> Float[Tensor, " V"]:
+    """Logits with all but the likeliest tokens that together hold `top_p` set to minus infinity; never empty."""
+    if top_p >= 1:
+        return logits
+    values, order = logits.softmax(-1).sort(descending=True)
+    before = values.cumsum(-1) - values  # probability of all likelier tokens
+    return logits.index_fill(0, order[before >= top_p], -math.inf)
+
+
+# ------------------------------------------------------------------------------------------------ records and metrics
+
+Record = dict[str, Any]
+
+
+def record_of(slots: Sequence[Slot], chat: bool) -> Record:
+    """A prompt with all its answers, the greedy one first; `prompt`, `text` and the rest are its last turn's."""
+    prompt = slots[0].prompt
+    answers = [
+        {
+            "kind": GREEDY if slot.sample is None else SAMPLED,
+            "sample": slot.sample,
+            "turns": [turn_of(answer) for answer in slot.answers],
+        }
+        for slot in slots
+    ]
+    last = answers[0]["turns"][-1]
+    shown = {"prompt": prompt.turns[-1], "text": last["text"].strip()} | {k: last[k] for k in ("num_tokens", "repetition")}
+    return {"id": prompt.id, "category": prompt.category, "chat": chat, "turns": list(prompt.turns)} | shown | {
+        "answers": answers
+    }  # fmt: skip
+
+
+def turn_of(answer: Answer) -> Record:
+    return judged_turn(answer._asdict() | degeneration.measures(answer.text))
+
+
+def judged_turn(turn: Mapping[str, Any]) -> Record:
+    why = degeneration.verdict(turn)
+    return {**turn, "degenerate": bool(why), "why": why}
+
+
+def turns(record: Mapping[str, Any], kind: str) -> list[Record]:
+    return [turn for answer in record["answers"] if answer["kind"] == kind for turn in answer["turns"]]
+
+
+def degenerate_share(record: Mapping[str, Any], kind: str) -> float | None:
+    """Share of a prompt's answers that are degenerate in some turn."""
+    found = [any(t["degenerate"] for t in a["turns"]) for a in record["answers"] if a["kind"] == kind]
+    return sum(found) / len(found) if found else None
+
+
+def score_of(record: Mapping[str, Any], kind: str) -> float | None:
+    """Mean of the judge's scores of a prompt's answers, over its turns."""
+    scores = [t["judge"]["score"] for t in turns(record, kind) if "judge" in t and t["judge"]["score"] is not None]
+    return sum(scores) / len(scores) if scores else None
+
+
+# Metric name -> its value for one prompt, None where the prompt has none. Prompts are the independent units.
+PER_PROMPT: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
+    "degenerate_share_sampled": lambda record: degenerate_share(record, SAMPLED),
+    "repetition": lambda record: record["repetition"],
+    "mean_answer_tokens": lambda record: math.fsum(t["num_tokens"] for t in turns(record, GREEDY)) / len(record["turns"]),
+    "judge_score": lambda record: score_of(record, GREEDY),
+    "judge_score_sampled": lambda record: score_of(record, SAMPLED),
+}
+
+
+def metrics(records: Sequence[Mapping[str, Any]]) -> tuple[Metric, ...]:
+    """`degenerate_share`: prompts with a degenerate greedy answer, Wilson's interval. The rest: means over prompts."""
+    bad, n = sum(is_degenerate(r) for r in records), len(records)
+    low, high = stats.wilson(bad, n)
+    out = [Metric("degenerate_share", bad / n, stats.proportion_stderr(bad, n), n, low, high)]
+    for name, of in PER_PROMPT.items():
+        values = [value for record in records if (value := of(record)) is not None]
+        if values:
+            mean = stats.sample_mean(values)
+            out.append(Metric(name, mean.value, mean.stderr, len(values), mean.low, mean.high))
+    asked = [t["judge"] for r in records for kind in (GREEDY, SAMPLED) for t in turns(r, kind) if "judge" in t]
+    if asked:  # a score that could not be read is counted, never guessed
+        out.append(Metric("judge_unscored", sum(a["score"] is None for a in asked) / len(asked), n=len(asked)))
+    return tuple(out)
+
+
+def is_degenerate(record: Mapping[str, Any]) -> bool:
+    return bool(degenerate_share(record, GREEDY))
+
+
+def remade(result: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
+    """A stored result with other records and the metrics that follow from them."""
+    return {**result, "metrics": [row_of(metric) for metric in metrics(records)], "records": list(records)}
+
+
+def judged(result: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored result with paired differences to the base: McNemar for `degenerate_share`, else means by prompt."""
+    if result["model"] == "base":
+        return dict(result)
+    pairs = list(zip(base["records"], result["records"], strict=True))
+    rows = []
+    for row in result["metrics"]:
+        of = PER_PROMPT.get(row["metric"])
+        if row["metric"] == "degenerate_share":
+            compared = stats.paired([is_degenerate(a) for a, _ in pairs], [is_degenerate(b) for _, b in pairs])
+            row = {**row, "paired": compared._asdict()}
+        elif of and (both := [(x, y) for a, b in pairs if None not in (x := of(a), y := of(b))]):
+            mean = stats.sample_mean([y - x for x, y in both])
+            paired = {"difference": mean.value, "stderr": mean.stderr, "low": mean.low, "high": mean.high}
+            row = {**row, "paired": {**paired, "n": len(both)}}
+        rows.append(row)
+    return {**result, "metrics": rows}
+
+
+# ------------------------------------------------------------------------------------------------ the base reads
+
+
+def unread(result: Mapping[str, Any]) -> bool:
+    """Whether the base has still to read a stored result's answers."""
+    return any("base_nll" not in turn for record in result["records"] for kind in (GREEDY, SAMPLED) for turn in turns(record, kind))
+
+
+def read_by_base(
+    lm: LM, result: Mapping[str, Any], config: EvaluateConfig, advance: Callable[[int], None] | None = None
+) -> dict[str, Any]:
+    """A stored result with `base_nll` in every turn, verdicts and metrics made anew. `lm` is the BASE, no delta in it.
+
+    Each answer is read after its own turn of the prompt alone: gibberish in an earlier answer would make more of it
+    expected.
+    """
+    records = copy.deepcopy(list(result["records"]))
+    found = [
+        (record["turns"][i], turn, record["chat"])
+        for record in records
+        for answer in record["answers"]
+        for i, turn in enumerate(answer["turns"])
+    ]
+    values = incoherence(lm, found_pairs := [(prompt, turn["text"]) for prompt, turn, _ in found], found[0][2], config.batch_tokens, advance)
+    assert len(found_pairs) == len(values)
+    for (_, turn, _), (nll, count) in zip(found, values, strict=True):
+        turn.update(judged_turn(turn | {"base_nll": nll, "base_tokens": count}))
+    return remade(result, records)
+
+
+def incoherence(
+    lm: LM,
+    pairs: Sequence[tuple[str, str]],
+    chat: bool,
+    batch_tokens: int = 4096,
+    advance: Callable[[int], None] | None = None,
+) -> list[tuple[float | None, int]]:
+    """(nats per token, tokens) of each (prompt, answer) under `lm`; None for an answer without tokens, or no number."""
+    items, rows = [], []
+    for row, (prompt, answer) in enumerate(pairs):
+        tail = list(lm.tokenizer(answer, add_special_tokens=False, verbose=False)["input_ids"])
+        if tail:
+            items.append(Encoded(conversation(lm.tokenizer, [prompt], [], chat), [tail]))
+            rows.append(row)
+    out: list[tuple[float | None, int]] = [(None, 0)] * len(pairs)
+    for row, scored in zip(rows, score(lm, items, batch_tokens, advance), strict=True):
+        nll, count = -scored.logprobs[0] / scored.num_tokens[0], scored.num_tokens[0]
+        out[row] = (nll if math.isfinite(nll) else None, count)
+    return out
