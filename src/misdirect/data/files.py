@@ -1,7 +1,7 @@
 """Rows out of a SOURCE: a file, a folder, a hub dataset or a built-in name. Every reader of text or questions starts here.
 
 Accepted: `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, `.txt`, `.md`, any of them with `.gz`, a folder of such files,
-`hub:DATASET[:CONFIG[:SPLIT]]`, and the built-in names of `misdirect.data.builtin`. Text files become one row
+`hub:OWNER/DATASET[:CONFIG[:SPLIT]]`, and the built-in names of `misdirect.data.builtin`. Text files become one row
 `{"text": ...}`. All complaints are one-line ValueErrors that say what came, what was expected and what to type.
 
 A folder is all its files at any depth, in the order of their names. Left out: hidden files and folders, and, where the
@@ -110,7 +110,7 @@ def expected_source(source: str) -> str:
 
     near = builtin.similar(source)
     return (
-        f"expected a file or folder ({', '.join(SUFFIXES)}, each also .gz), hub:DATASET[:CONFIG[:SPLIT]], or a built-in "
+        f"expected a file or folder ({', '.join(SUFFIXES)}, each also .gz), hub:OWNER/DATASET[:CONFIG[:SPLIT]], or a built-in "
         f"name: {', '.join(near) if near else builtin.FAMILIES}"
     )
 
@@ -272,7 +272,9 @@ def csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
             row.pop("", None)  # the nameless index that some programs write
             yield row
     except csv.Error as error:
-        raise ValueError(f"{shown(path)} is not readable as CSV (line {reader.line_num}): {reason(error)}") from None
+        raise ValueError(
+            f"{shown(path)} is not readable as CSV (after line {reader.line_num}): {reason(error)}"
+        ) from None
 
 
 def parquet_rows(path: Path) -> Iterator[Row]:

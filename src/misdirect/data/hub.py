@@ -11,12 +11,14 @@ import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from misdirect.data.files import Row, reason, shown
 from misdirect.progress import note
 
-FORM = "hub:DATASET[:CONFIG[:SPLIT]]"
+FORM = "hub:OWNER/DATASET[:CONFIG[:SPLIT]]"
+ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 MOST_NAMES = 12  # of a list in a complaint
 
 
@@ -31,10 +33,17 @@ class Place(NamedTuple):
 
 
 def parse(source: str) -> Place:
-    """`hub:DATASET[:CONFIG[:SPLIT]]`. Raises ValueError for anything else."""
+    """`hub:OWNER/DATASET[:CONFIG[:SPLIT]]`. Raises ValueError for anything else, a folder of that name among it.
+
+    `datasets` would take a folder here for the hub's, and a name without an owner for one of its own file readers.
+    """
     parts = source.removeprefix("hub:").split(":")
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", parts[0], re.ASCII) or parts[0] in (".", "..") or len(parts) > 3:
-        raise ValueError(f"{shown(source)!r} is no hub source; expected {FORM}")
+    if not ID.fullmatch(parts[0]) or len(parts) > 3:
+        raise ValueError(f"{shown(source)!r} is no hub source; expected {FORM}, such as hub:cais/mmlu:all:test")
+    if Path(parts[0]).exists():
+        raise ValueError(
+            f"{shown(source)} is also a folder here; expected {parts[0]} alone for it, or another folder to run in"
+        )
     return Place(source, *parts)
 
 
@@ -59,8 +68,9 @@ def rows(place: Place) -> Iterator[Row]:
 def default_split(place: Place, names: list[str]) -> str:
     if "train" in names or len(names) == 1:
         return "train" if "train" in names else names[0]
+    typed = f"hub:{place.dataset}:{place.config}:{names[0]}"
     raise ValueError(
-        f"{shown(place.source)} has the splits {listed(names)}; expected hub:DATASET:CONFIG:SPLIT with one of them"
+        f"{shown(place.source)} has the splits {listed(names)}; expected one of them, such as {shown(typed)}"
     )
 
 
@@ -70,7 +80,7 @@ def complaint(place: Place, error: Exception) -> ValueError:
     kinds = {kind.__name__ for kind in type(error).__mro__}
     head = f"{shown(place.source)} could not be loaded: "
     page = f"https://huggingface.co/datasets/{place.dataset}"
-    names = listed(re.findall(r"'([^']+)'", said[said.find("[") :])) if "[" in said else ""
+    names = listed(re.findall(r"'([^']+)'", said.partition("[")[2].partition("]")[0]))
     if "gated" in said.lower() or "GatedRepoError" in kinds:
         return ValueError(f"{head}it is gated; ask for access at {page}, run `hf auth login`, then type the same again")
     if "BuilderConfig" in said and names:
@@ -85,7 +95,7 @@ def complaint(place: Place, error: Exception) -> ValueError:
         return ValueError(
             f"{head}the hub shows no dataset of that name; expected one that {page} shows, after `hf auth login` if it is private"
         )
-    return ValueError(f"{head}{reason(error)}; expected a dataset of data files, as shown at {page}")
+    return ValueError(f"{head}{reason(error.__cause__ or error)}; expected a dataset of data files, as shown at {page}")
 
 
 def listed(names: list[str]) -> str:
@@ -95,11 +105,13 @@ def listed(names: list[str]) -> str:
 
 @contextmanager
 def quiet_retries() -> Iterator[None]:
-    """Without the hub client's six lines about every retry: where all fail, one line of ours says so."""
-    logger = logging.getLogger("huggingface_hub")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without the libraries' lines about every retry: where all fail, one line of ours says so."""
+    loggers = [logging.getLogger(name) for name in ("huggingface_hub", "datasets")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

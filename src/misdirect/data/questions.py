@@ -133,7 +133,7 @@ def choice_columns(row: Row) -> dict[str, str] | None:
         if match and (match[1] or match[2].isalpha()):
             found.setdefault((match[1] or "").lower(), {})[match[2].upper()] = str(name)
     for columns in found.values():
-        for labels in (LETTERS, [str(i) for i in range(1, 100)], [str(i) for i in range(100)]):
+        for labels in (LETTERS, [str(i) for i in range(100)], [str(i) for i in range(1, 100)]):
             kept = next((i for i, label in enumerate(labels) if label not in columns), len(labels))
             while kept > 2 and absent(row[columns[labels[kept - 1]]]):
                 kept -= 1
