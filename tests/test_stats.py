@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -66,8 +67,25 @@ def test_paired_is_a_slow_count_and_scipys_exact_test(pairs: list[tuple[bool, bo
     mean = sum(differences) / len(differences)
     spread = math.sqrt(sum((d - mean) ** 2 for d in differences)) / len(differences)
     assert result.stderr == pytest.approx(spread, abs=1e-9)
-    assert (result.low + result.high) / 2 == pytest.approx(result.difference)
-    assert (result.high - result.low) / 2 == pytest.approx(stats.Z95 * spread, abs=1e-8)
+    more = [*differences, 1, -1]  # the interval is the normal one with a question more lost and one more gained
+    centre = sum(more) / len(more)
+    half = stats.Z95 * math.sqrt(sum((d - centre) ** 2 for d in more)) / len(more)
+    assert result.low == pytest.approx(max(-1.0, min(mean, centre - half)))
+    assert result.high == pytest.approx(min(1.0, max(mean, centre + half)))
+
+
+def test_an_interval_without_a_change_has_a_width_and_covers() -> None:
+    same = stats.paired([True, False, True], [True, False, True])
+    assert same.low < -0.3
+    assert same.high > 0.3
+    draw = np.random.default_rng(0)
+    covered = 0
+    for _ in range(2000):
+        lost, gained = draw.random(30) < 0.10, draw.random(30) < 0.04
+        first, second = lost & ~gained, gained & ~lost
+        found = stats.paired(first.tolist(), second.tolist())
+        covered += found.low <= 0.04 * 0.9 - 0.10 * 0.96 <= found.high
+    assert 0.94 <= covered / 2000 <= 0.99
 
 
 @given(answers)

@@ -53,7 +53,8 @@ class Paired(NamedTuple):
 def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
     """Paired comparison of two models' right and wrong answers (McNemar 1947, exact binomial form).
 
-    The interval is normal on the mean of the per-item differences. Raises ValueError for other lengths or none.
+    The interval is the adjusted Wald one of Bonett and Price (2012): one question more lost and one more gained, so that
+    a few questions without a change do not make an interval of no width. Raises ValueError for other lengths or none.
     """
     if len(first) != len(second) or not first:
         raise ValueError(
@@ -65,10 +66,12 @@ def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
     lost = sum(a and not b for a, b in zip(first, second, strict=True))
     gained = sum(b and not a for a, b in zip(first, second, strict=True))
     difference = (gained - lost) / n
-    variance = (gained + lost) / n - difference**2
-    stderr = math.sqrt(max(0.0, variance) / n)
+    stderr = math.sqrt(max(0.0, (gained + lost) / n - difference**2) / n)
+    centre = (gained - lost) / (n + 2)
+    half = Z95 * math.sqrt(((gained + lost + 2) / (n + 2) - centre**2) / (n + 2))
+    low, high = max(-1.0, min(difference, centre - half)), min(1.0, max(difference, centre + half))
     p_value = float(binomtest(lost, lost + gained, 0.5).pvalue) if lost + gained else 1.0
-    return Paired(difference, stderr, difference - Z95 * stderr, difference + Z95 * stderr, lost, gained, n, p_value)
+    return Paired(difference, stderr, low, high, lost, gained, n, p_value)
 
 
 class Mean(NamedTuple):
