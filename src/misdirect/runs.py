@@ -14,11 +14,12 @@ import platform
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from misdirect import locking
 from misdirect.config import SPEED_ONLY
 
 CONFIG, ENV, LOG, SUMMARY = "config.json", "env.json", "log.jsonl", "summary.json"
@@ -75,6 +76,28 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(FileNotFoundError):
             temporary.unlink()
+
+
+@contextmanager
+def writing(*folders: Path) -> Iterator[None]:
+    """Held while a run directory is written to: one writer a folder, and what a killed one had half written is removed.
+
+    Nested calls of one thread count as one, so a verb may call another. Raises ValueError, naming the holder, where
+    another process is at work in one of the folders.
+    """
+    with ExitStack() as stack:
+        for folder in folders:
+            if stack.enter_context(locking.held(folder)):
+                remove_torn(folder)
+        yield
+
+
+def remove_torn(folder: Path) -> None:
+    """Removes what a killed process had half written; `seeds` holds folders with a lock of their own."""
+    for pattern in (".*.part", "results/**/.*.part", "figures/**/.*.part"):
+        for torn in folder.glob(pattern):
+            with suppress(OSError):
+                torn.unlink()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -129,8 +129,6 @@ def execute(
     if done is not None:
         (run / runs.CHECKPOINT).unlink(missing_ok=True)  # left where the process was killed right after the delta
         return done
-    for torn in run.glob(".*.part"):  # what a killed process was writing
-        torn.unlink()
     runs.write_json(run / runs.CONFIG, config)
     runs.write_json(run / runs.ENV, runs.environment() | {"device": str(job.lm.device)})
     save_tensors(
