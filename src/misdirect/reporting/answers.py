@@ -1,82 +1,139 @@
-"""What the models said, prompt by prompt: base beside unlearned, the greedy answer and sampled ones, turn by turn."""
+"""What the models said, prompt by prompt and turn by turn: base beside unlearned, the greedy answer and sampled ones.
+
+Without leave to show text, what is left is each prompt's id with the verdicts and scores of its answers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from misdirect.reporting import wording
 from misdirect.reporting.reading import Run, mapping, mappings, number
+from misdirect.reporting.tables import Table
 
+MODELS = ("base", "unlearned")
 MAX_PROMPTS = 40  # of one set
-MAX_SAMPLES = 4  # answers of one model to one prompt, the greedy one among them
-SAID = ("repetition", "distinct", "score")  # numbers of an answer that are shown beside it
+SUMMED = ("degenerate_share", "degenerate_share_sampled", "judge_score", "judge_score_sampled")
+Record = Mapping[str, Any]
+
+
+class Said(NamedTuple):
+    """One model's answer to one turn."""
+
+    text: str
+    flag: str  # why it is degenerate, if it is
+    about: str  # its other numbers
 
 
 class Turn(NamedTuple):
+    """What the user says, and what each model answers; None where it was not asked."""
+
     prompt: str
-    text: str
-
-
-class Answer(NamedTuple):
-    """One answer of one model; several turns where the prompt has several."""
-
-    label: str
-    turns: list[Turn]
-    degenerate: bool
-    numbers: str
+    said: list[tuple[str, Said | None]]
 
 
 def answer_groups(run: Run) -> list[dict[str, Any]]:
-    """Set by set the prompts, each with both models' answers, matched by the record's id."""
-    found: dict[str, dict[str, dict[str, list[Mapping[str, Any]]]]] = {}
+    """Set by set: what its metrics say in words, and its prompts."""
+    groups = []
+    for name, prompts in sorted(by_set(run).items()):
+        listed = list(prompts.items())
+        shown = [prompt_view(models) for _, models in listed[:MAX_PROMPTS]]
+        left_out = len(listed) - len(shown)
+        groups.append(
+            {"set": name, "summary": in_words(run, name), "prompts": shown, "left_out": left_out,
+             "scores": scores_table(listed)}
+        )  # fmt: skip
+    return groups
+
+
+def by_set(run: Run) -> dict[str, dict[str, dict[str, Record]]]:
+    """Set -> prompt's id -> model -> its record."""
+    found: dict[str, dict[str, dict[str, Record]]] = {}
     for result in run.results:
         if result.get("measurement") == "generation":
             for record in mappings(result.get("records")):
                 prompts = found.setdefault(str(result.get("set")), {})
-                prompts.setdefault(str(record.get("id")), {}).setdefault(result["model"], []).append(record)
+                prompts.setdefault(str(record.get("id")), {})[result["model"]] = record
+    return found
+
+
+def prompt_view(models: Mapping[str, Record]) -> dict[str, Any]:
+    """The greedy conversation turn by turn, and each sampled one."""
+    answers = {model: answers_of(record) for model, record in models.items()}
+    count = max(len(made) for made in answers.values())
+    conversations = [conversation(models, answers, index) for index in range(count)]
+    return {"greedy": conversations[0], "sampled": conversations[1:]}
+
+
+def conversation(models: Mapping[str, Record], answers: Mapping[str, list[list[Record]]], index: int) -> list[Turn]:
+    prompts = prompts_of(next(iter(models.values())))
+    made = {name: answers[name][index] if index < len(answers.get(name, [])) else [] for name in MODELS}
     return [
-        {
-            "set": name,
-            "prompts": [prompt_view(models) for models in list(prompts.values())[:MAX_PROMPTS]],
-            "left_out": max(0, len(prompts) - MAX_PROMPTS),
-        }
-        for name, prompts in sorted(found.items())
+        Turn(prompt, [(name, said(turns[i]) if i < len(turns) else None) for name, turns in made.items()])
+        for i, prompt in enumerate(prompts)
     ]
 
 
-def prompt_view(models: Mapping[str, list[Mapping[str, Any]]]) -> dict[str, Any]:
-    """A prompt (its first turn), and for each model its answers."""
-    first = next(record for records in models.values() for record in records)
-    answers = {name: [answer(record) for record in models.get(name, [])] for name in ("base", "unlearned")}
-    return {
-        "prompt": turns(first)[0].prompt,
-        "models": [(name, made[:MAX_SAMPLES], max(0, len(made) - MAX_SAMPLES)) for name, made in answers.items()],
-    }
+def prompts_of(record: Record) -> list[str]:
+    turns = record.get("turns")
+    return [str(turn) for turn in turns] if isinstance(turns, list) and turns else [str(record.get("prompt", ""))]
 
 
-def answer(record: Mapping[str, Any]) -> Answer:
-    sample = record.get("sample")
-    label = "greedy" if sample in (None, 0, "greedy") else f"sample {sample}"
-    values = [(key, number(record, key)) for key in SAID]
-    said = ", ".join(f"{key} {wording.plain_number(x)}" for key, x in values if x is not None)
-    return Answer(label, turns(record), record.get("degenerate") is True, said)
+def answers_of(record: Record) -> list[list[Record]]:
+    """The turns of every answer, the greedy one's first; a record of one answer holds its text itself."""
+    answers = [mappings(answer.get("turns")) for answer in mappings(record.get("answers"))]
+    return answers or [[record]]
 
 
-def turns(record: Mapping[str, Any]) -> list[Turn]:
-    """A record holds `prompt` and `text`, or lists of them, or `turns` of such pairs."""
-    if nested := mappings(record.get("turns")):
-        return [Turn(as_text(turn.get("prompt")), as_text(turn.get("text"))) for turn in nested]
-    prompts, texts = as_texts(record.get("prompt")), as_texts(record.get("text"))
-    size = max(1, len(prompts), len(texts))
-    prompts, texts = prompts + [""] * (size - len(prompts)), texts + [""] * (size - len(texts))
-    return [Turn(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+def said(turn: Record) -> Said:
+    return Said(str(turn.get("text", "")).strip(), flag(turn), ", ".join(numbers(turn)))
 
 
-def as_texts(data: Any) -> list[str]:
-    return [as_text(part) for part in data] if isinstance(data, list) else [as_text(data)]
+def flag(turn: Record) -> str:
+    return str(turn.get("why") or "degenerate") if turn.get("degenerate") is True else ""
 
 
-def as_text(data: Any) -> str:
-    data = mapping(data).get("content", data)
-    return "" if data is None else str(data)
+def numbers(turn: Record) -> list[str]:
+    score, repeated = number(mapping(turn.get("judge")), "score"), number(turn, "repetition")
+    made = [f"judge {wording.plain_number(score)} of 10"] if score is not None else []
+    return [*made, f"repetition {wording.plain_number(repeated)}"] if repeated else made
+
+
+def in_words(run: Run, name: str) -> list[str]:
+    """`degenerate share: 0.0 → 50.0 % (18.8 to 81.2 %)`."""
+    pairs = [p for p in run.pairs if (p.measurement, p.set) == ("generation", name) and p.metric in SUMMED]
+    lines = []
+    for pair in pairs:
+        rows = [row for row in (pair.base, pair.unlearned) if row is not None]
+        values = [
+            f"{model} {wording.value(pair.metric, number(row, 'value'))}"
+            + (f" ({span})" if (span := wording.interval(pair.metric, row)) else "")
+            for model, row in zip(MODELS, (pair.base, pair.unlearned), strict=True)
+            if row is not None
+        ]
+        n = wording.setting(rows[0].get("n"))
+        lines.append(f"{wording.metric_label(pair.metric)}, n = {n}: {', '.join(values)}.")
+    return lines
+
+
+def scores_table(prompts: Sequence[tuple[str, Mapping[str, Record]]]) -> Table:
+    """Ids and verdicts, no text."""
+    rows = []
+    for key, models in prompts:
+        category = str(next(iter(models.values())).get("category") or wording.NONE)
+        rows.append((key, category, *(verdicts(models.get(name)) for name in MODELS)))
+    return Table(("Prompt", "Category", *(name.capitalize() for name in MODELS)), rows)
+
+
+def verdicts(record: Record | None) -> str:
+    """`2 of 3 answers degenerate (loop, salad), judge 9 of 10`."""
+    if record is None:
+        return "not measured"
+    answers = answers_of(record)
+    reasons = [[why for turn in turns if (why := flag(turn))] for turns in answers]
+    bad = sum(bool(why) for why in reasons)
+    named = ", ".join(dict.fromkeys(why for found in reasons for why in found))
+    text = f"{bad} of {wording.counted(len(answers), 'answer')} degenerate" + (f" ({named})" if named else "")
+    judged = [x for turns in answers for turn in turns if (x := number(mapping(turn.get("judge")), "score")) is not None]
+    return text + (f", judge {wording.plain_number(sum(judged) / len(judged))} of 10" if judged else "")

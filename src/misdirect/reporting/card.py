@@ -114,7 +114,7 @@ def table(head: str, rows: Sequence[Sequence[str]]) -> Ours:
 def fenced(code: str, language: str) -> Ours:
     """A code block whose fence is longer than any that stands in the code."""
     longest = max((len(found) for found in re.findall(r"`+", code)), default=0)
-    fence = "`" * max(3, longest + 1)
+    fence = "```"
     return Ours(f"{fence}{language}\n{code.rstrip()}\n{fence}")
 
 
@@ -367,7 +367,7 @@ def repetition(run: Run) -> list[tuple[str, str, str]]:
 def strengths(run: Run) -> list[tuple[str, ...]]:
     """Topics: name, steering coefficient, median token norm, their ratio, retain weight."""
     chosen = mapping(mapping(run.config.get("chosen")).get("topics"))
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in run.topics:
         made = mapping(chosen.get(name))
         norm, strength = number(made, "median_norm"), number(made, "steering_coefficient")

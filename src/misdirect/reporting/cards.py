@@ -107,11 +107,11 @@ def kept(run: Run) -> list[str]:
     """How many sets changed beyond chance, which, and how large a loss the intervals still allow."""
     changes = [change for change in run.changes if change.kind == "retain"]
     sentences = [counted_changes(changes)] if changes else []
-    for pair in run.headlines(*QUESTIONS, kind="retain")[:MAX_SAID]:
-        low = number(pair.paired, "low")
-        if low is not None and wording.is_share(pair.metric):
-            loss = f"{100 * max(0.0, -low):.1f}"
-            sentences.append(f"{pair.set}: a loss of more than {loss} points is ruled out at 95 %.")
+    lows = [(pair.set, number(pair.paired, "low")) for pair in run.headlines(*QUESTIONS, kind="retain")
+            if wording.is_share(pair.metric)]  # fmt: skip
+    bounds = [f"{100 * max(0.0, -low):.1f} points on {name}" for name, low in lows if low is not None]
+    if bounds:
+        sentences.append(f"Larger losses than these are ruled out at 95 %: {wording.listed(bounds[:MAX_SAID])}.")
     return sentences
 
 

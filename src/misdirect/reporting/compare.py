@@ -1,9 +1,51 @@
-"""Several runs on one page: `comparison.html`."""
+"""`comparison.html`: several runs side by side, in a plane of what was forgotten against what was kept, and in numbers.
+
+Runs are compared only where that means something: in groups of one base model (by the hash of its weights), and set by
+set only where the questions, their number and the way they were asked are the same (by the results' own configs).
+
+    compare([Path("runs/a"), Path("runs/b")], Path("runs/comparison.html"))
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
+
+from misdirect import runs as running
+from misdirect import stats
+from misdirect.config import SPEED_ONLY
+from misdirect.reporting import maps, pictures, wording
+from misdirect.reporting.cards import limit, over_seeds
+from misdirect.reporting.page import fill
+from misdirect.reporting.reading import QUESTIONS, Pair, Run, clean, mapping, number, read_run
+from misdirect.reporting.tables import Table
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+UNCOMPARED = frozenset({*SPEED_ONLY, "seconds"})
+
+
+class Named(NamedTuple):
+    """A run with its letter and the name of its folder."""
+
+    letter: str
+    name: str
+    run: Run
+
+    @property
+    def label(self) -> str:
+        return f"{self.letter} {self.name}"
+
+
+class Row(NamedTuple):
+    """One metric of one set, asked in one way, of every run that has it."""
+
+    measurement: str
+    set: str
+    metric: str
+    config: Mapping[str, Any]
+    pairs: Mapping[str, Pair]  # letter -> its pair
 
 
 def compare(runs: Sequence[Path], out: Path) -> Path:
@@ -11,4 +53,279 @@ def compare(runs: Sequence[Path], out: Path) -> Path:
 
     Raises ValueError for fewer than two runs, the same folder twice, or a folder that is no run.
     """
-    raise NotImplementedError(runs, out)
+    named = read_named(runs)
+    groups = grouped(named)
+    made = [group_view(group, f"base{index}") for index, group in enumerate(groups, 1)]
+    drawn = pictures.inline({view["picture"]: view["plane"] for view in made if view["plane"]})
+    data = {
+        "title": f"Comparison of {wording.counted(len(named), 'run')}",
+        "groups": made,
+        "notes": notes(groups),
+        "differing": differing_settings(named),
+        "version": running.environment()["versions"].get("misdirect", ""),
+    }
+    running.write_text(out, fill("comparison.html", data, drawn))
+    return out
+
+
+def read_named(paths: Sequence[Path]) -> list[Named]:
+    """Raises ValueError for a number of runs that has no letters, or a folder named twice."""
+    if not 2 <= len(paths) <= len(LETTERS):
+        raise ValueError(f"{len(paths)} runs cannot be compared; expected 2 to {len(LETTERS)}")
+    resolved = [path.resolve() for path in paths]
+    for path in resolved:
+        if resolved.count(path) > 1:
+            raise ValueError(f"{path} is named twice; expected each run once")
+    names = [path.name for path in resolved]
+    if len(set(names)) < len(names):  # runs/a/demo and runs/b/demo
+        names = ["/".join(path.parts[-2:]) for path in resolved]
+    return [
+        Named(letter, clean(name), read_run(path)) for letter, name, path in zip(LETTERS, names, paths, strict=False)
+    ]
+
+
+def base_of(run: Run) -> str:
+    """What tells base models apart: the hash of the weights and their dtype, or the name where there is no hash."""
+    data = mapping(run.config.get("data"))
+    return f"{data.get('model_sha256') or run.model} {data.get('dtype', '')}".strip()
+
+
+def grouped(named: Sequence[Named]) -> list[list[Named]]:
+    """Runs of the same base together, in the order in which they were given."""
+    found: dict[str, list[Named]] = {}
+    for each in named:
+        found.setdefault(base_of(each.run), []).append(each)
+    return list(found.values())
+
+
+# ------------------------------------------------------------------------------------------------ which rows belong together
+
+
+def rows_of(group: Sequence[Named], measurements: Sequence[str]) -> list[Row]:
+    """The judged rows of a group of runs: one for each set, metric and way of asking."""
+    found: dict[tuple[str, ...], Row] = {}
+    for each in group:
+        configs = {(r.get("measurement"), r.get("set")): mapping(r.get("config")) for r in each.run.results}
+        for pair in each.run.headlines(*measurements):
+            config = configs.get((pair.measurement, pair.set), {})
+            kept = {name: value for name, value in config.items() if name not in UNCOMPARED}
+            key = (pair.measurement, pair.set, pair.metric, json.dumps(kept, sort_keys=True))
+            row = found.setdefault(key, Row(pair.measurement, pair.set, pair.metric, kept, {}))
+            found[key] = row._replace(pairs={**row.pairs, each.letter: pair})
+    return sorted(found.values(), key=lambda row: ([p.kind for p in row.pairs.values()] != ["forget"], row.set))
+
+
+def asked_differently(rows: Sequence[Row]) -> list[str]:
+    """A sentence for every set that some runs asked in another way."""
+    sentences = []
+    for key in dict.fromkeys((row.measurement, row.set) for row in rows):
+        same = [row for row in rows if (row.measurement, row.set) == key]
+        if len(same) > 1:
+            what = wording.listed([f"{''.join(row.pairs)}: {difference(row, same)}" for row in same])
+            sentences.append(f"{key[1]} was not asked in the same way, so its rows are not compared ({what}).")
+    return sentences
+
+
+def difference(row: Row, others: Sequence[Row]) -> str:
+    """`limit 300`: what this way of asking has that the others do not have."""
+    names = sorted({name for other in others for name in running.differing(row.config, other.config)})
+    said = ["other questions" if name.endswith("sha256") else f"{name} {wording.setting(row.config.get(name))}"
+            for name in names if not (name.endswith("sha256") and len(names) > 1)]  # fmt: skip
+    return ", ".join(said) if said else wording.metric_label(row.metric)
+
+
+def shared(rows: Sequence[Row], group: Sequence[Named], kind: str) -> list[Row]:
+    """Accuracies that every run of the group has, of sets that are of this kind for all and that the base knows."""
+    letters = {each.letter for each in group}
+    own = [row for row in rows if row.pairs.keys() == letters and wording.is_share(row.metric)]
+    return [row for row in own if all(pair.kind == kind and pair.base_knows for pair in row.pairs.values())]
+
+
+# ------------------------------------------------------------------------------------------------ what is shown
+
+
+def group_view(group: Sequence[Named], name: str) -> dict[str, Any]:
+    """All that the template shows of the runs of one base."""
+    questions, texts = rows_of(group, QUESTIONS), rows_of(group, ("nll",))
+    forget, retain = (shared(questions, group, kind) for kind in ("forget", "retain"))
+    letters = wording.listed([each.letter for each in group])
+    return {
+        "heading": f"{'Runs' if len(group) > 1 else 'Run'} {letters}, from {group[0].run.model or 'one base model'}",
+        "letters": letters,
+        "picture": name,
+        "alone": len(group) == 1,
+        "plane": plane(group, forget, retain) if forget and retain and len(group) > 1 else None,
+        "sets": wording.listed([row.set for row in forget]) + " against " + wording.listed([row.set for row in retain]),
+        "runs": runs_table(group, forget, retain, texts),
+        "accuracy": side_by_side(group, questions, accuracy_cell),
+        "texts": side_by_side(group, texts, text_cell),
+        "sentences": [*best(group, forget, retain), *asked_differently([*questions, *texts])],
+    }
+
+
+def average(rows: Iterable[Mapping[str, Any] | None], key: str = "value") -> stats.Mean | None:
+    """The plain mean over sets, with its standard error; None where a number is missing."""
+    listed = list(rows)
+    values = [number(row, key) for row in listed]
+    errors = [number(row, "stderr") for row in listed]
+    if not values or None in values or None in errors:
+        return None
+    if len(values) == 1 and (low := number(listed[0], "low")) is not None:  # Wilson's, where there is nothing to average
+        return stats.Mean(values[0] or 0.0, errors[0] or 0.0, low, number(listed[0], "high") or low)
+    return stats.mean_of_means([v for v in values if v is not None], [e for e in errors if e is not None])
+
+
+def ends(rows: Sequence[Row], letter: str, model: str) -> stats.Mean | None:
+    return average(getattr(row.pairs[letter], model) for row in rows)
+
+
+def moved(rows: Sequence[Row], letter: str) -> stats.Mean | None:
+    return average((row.pairs[letter].paired for row in rows), "difference")
+
+
+def plane(group: Sequence[Named], forget: Sequence[Row], retain: Sequence[Row]) -> pictures.Picture | None:
+    """The trade-off plane of the runs of one base; None where a number is missing."""
+
+    def point(label: str, letter: str, model: str) -> maps.Point | None:
+        x, y = ends(forget, letter, model), ends(retain, letter, model)
+        return maps.Point(label, (x.value, x.low, x.high), (y.value, y.low, y.high)) if x and y else None
+
+    short = len(group) <= 4
+    points = [point(each.label if short else each.letter, each.letter, "unlearned") for each in group]
+    found = [each for each in points if each is not None]
+    if not found:
+        return None
+    levels = [level for row in forget if (level := limit(row.pairs[group[0].letter])[1]) is not None]
+    mean = sum(levels) / len(levels) if levels else None
+    words = [f"{p.name}: forget {100 * p.forget[0]:.1f} %, retain {100 * p.retain[0]:.1f} %" for p in found]
+    data = maps.Plane(found, point("base", group[0].letter, "base"), mean)
+    return pictures.Picture(maps.tradeoff, data, "What was forgotten against what was kept", "; ".join(words) + ".")
+
+
+def best(group: Sequence[Named], forget: Sequence[Row], retain: Sequence[Row]) -> list[str]:
+    """Which run forgets most and which changes least; that the intervals may overlap is for the reader to see."""
+    if len(group) < 2:
+        return []
+    sentences = []
+    after = [(mean, each.label) for each in group if (mean := ends(forget, each.letter, "unlearned"))]
+    if after:
+        mean, label = min(after, key=lambda found: found[0].value)
+        span = wording.interval("accuracy", mean._asdict())
+        value = wording.value("accuracy", mean.value)
+        sentences.append(f"Lowest on what was to be forgotten: {label}, {value} right ({span}).")
+    changes = [(mean, each.label) for each in group if (mean := moved(retain, each.letter))]
+    if changes:
+        mean, label = max(changes, key=lambda found: found[0].value)
+        span = wording.change_interval("accuracy", mean._asdict())
+        value = wording.change("accuracy", mean.value)
+        sentences.append(f"Least lost on what was to be kept: {label}, {value} ({span}).")
+    return sentences
+
+
+def runs_table(group: Sequence[Named], forget: Sequence[Row], retain: Sequence[Row], texts: Sequence[Row]) -> Table:
+    """A line a run: where it ends on the sets that all have, what that changed elsewhere, what it cost."""
+    rows = []
+    for each in group:
+        after, change = ends(forget, each.letter, "unlearned"), moved(retain, each.letter)
+        levels = [limit(row.pairs[each.letter])[1] for row in forget]
+        known = [level for level in levels if level is not None]
+        seconds = sum(number(line, "seconds") or 0.0 for line in each.run.log)
+        rows.append(
+            (
+                each.label,
+                beside(wording.value("accuracy", after.value), wording.interval("accuracy", after._asdict()))
+                if after
+                else wording.NONE,
+                wording.value("accuracy", sum(known) / len(known)) if known else wording.NONE,
+                beside(wording.change("accuracy", change.value), wording.change_interval("accuracy", change._asdict()))
+                if change
+                else wording.NONE,
+                worst_text(texts, each.letter, "forget"),
+                worst_text(texts, each.letter, "retain"),
+                wording.setting(each.run.updates),
+                wording.duration(seconds) if seconds else wording.NONE,
+            )
+        )
+    head = ("Run", "Forget, right", "Floor", "Retain, change", "Forget text, NLL", "Retain text, worst NLL", "Updates", "Time")
+    return Table(head, rows)
+
+
+def worst_text(texts: Sequence[Row], letter: str, kind: str) -> str:
+    """The largest rise of NLL over the run's own text sets of a kind, and of which set it is."""
+    found = [row.pairs[letter] for row in texts if letter in row.pairs and row.pairs[letter].kind == kind]
+    rises = [(x, pair) for pair in found if (x := number(pair.paired, "difference")) is not None]
+    if not rises:
+        return wording.NONE
+    rise, pair = max(rises, key=lambda each: each[0])
+    return beside(wording.change(pair.metric, rise), wording.change_interval(pair.metric, pair.paired), pair.set)
+
+
+def beside(value: str, *further: str) -> str:
+    """A value with what stands below it in its cell."""
+    return "\n".join([value, *(text for text in further if text)])
+
+
+def side_by_side(group: Sequence[Named], rows: Sequence[Row], cell: Callable[[Pair], str]) -> Table:
+    """A line a set: the base, then every run."""
+    lines = []
+    for row in rows:
+        first = next(iter(row.pairs.values()))
+        base = wording.value(row.metric, number(first.base, "value"))
+        cells = [cell(row.pairs[each.letter]) if each.letter in row.pairs else wording.NONE for each in group]
+        kinds = dict.fromkeys(pair.kind for pair in row.pairs.values())
+        about = " / ".join(kind for kind in kinds if kind != "other")
+        n = wording.setting(first.both("n"))
+        name = beside(row.set, ", ".join(part for part in (about, wording.metric_label(row.metric)) if part))
+        lines.append((name, n, beside(base, wording.interval(row.metric, first.base)), *cells))
+    return Table(("Set", "n", "Base", *(each.label for each in group)), lines)
+
+
+def accuracy_cell(pair: Pair) -> str:
+    change = wording.change(pair.metric, number(pair.paired, "difference"))
+    value = wording.value(pair.metric, number(pair.unlearned, "value"))
+    seeds = over_seeds(pair).removeprefix("unlearned ")
+    return beside(value, wording.interval(pair.metric, pair.unlearned), f"change {change}", seeds)
+
+
+def text_cell(pair: Pair) -> str:
+    value = wording.change(pair.metric, number(pair.paired, "difference"))
+    return beside(value, wording.change_interval(pair.metric, pair.paired))
+
+
+def notes(groups: Sequence[Sequence[Named]]) -> list[str]:
+    if len(groups) == 1:
+        return []
+    each = [f"{wording.listed([n.letter for n in group])} from {weights_in_words(group[0].run)}" for group in groups]
+    return [f"The runs have {len(groups)} different base models and are shown apart: {'; '.join(each)}."]
+
+
+def weights_in_words(run: Run) -> str:
+    """`demo (weights 24609a70)`: two bases may have the same name."""
+    found = mapping(run.config.get("data")).get("model_sha256")
+    return f"{run.model or 'a model without a name'} ({'weights ' + str(found)[:8] if found else 'weights not known'})"
+
+
+def differing_settings(named: Sequence[Named]) -> Table:
+    """The settings that are not the same in every run; what was chosen from a measurement is among them."""
+    flat = [dict(wording.flat(asked(each.run))) for each in named]
+    names = [name for name in dict.fromkeys(n for row in flat for n in row) if len({row.get(name) for row in flat}) > 1]
+    rows = [(name, *(row.get(name, wording.NONE) for row in flat)) for name in names]
+    return Table(("Setting", *(each.label for each in named)), rows)
+
+
+def asked(run: Run) -> dict[str, Any]:
+    config = run.config
+    settings = {k: v for k, v in mapping(config.get("settings")).items() if v is not None and k not in UNCOMPARED}
+    topics = {t: mapping(mapping(config.get("chosen")).get("topics")).get(t) for t in run.topics}
+    corpora = config.get("retain")
+    retain = {str(c.get("name")): f"{c.get('source')}@{c.get('weight')}" for c in corpora or [] if isinstance(c, Mapping)}
+    data = {k: v for k, v in mapping(config.get("data")).items() if k != "model_sha256"}
+    hashes = {name: short_hashes(value) for name, value in data.items()}
+    return {"model": run.model, **settings, "topics": topics, "retain": retain, "data": hashes}
+
+
+def short_hashes(data: Any) -> Any:
+    """The first eight digits tell two data sets apart."""
+    if isinstance(data, Mapping):
+        return {name: short_hashes(value) for name, value in data.items()}
+    return data[:8] if isinstance(data, str) and len(data) == 64 else data

@@ -43,8 +43,8 @@ def accuracy(pairs: Sequence[Pair], palette: Palette) -> Any:
         axes.set_xlim(0, 1)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
         axes.set_title(PANEL_TITLES[kind], color=palette[kind])
-    handles, spacing = accuracy_legend(pairs, palette), {"handletextpad": 0.4, "columnspacing": 1.4, "borderpad": 0.0}
-    figure.legend(handles=handles, loc="outside lower left", ncols=4, labelcolor=palette["muted"], **spacing)
+    handles, spacing = accuracy_legend(pairs, palette), {"handletextpad": 0.6, "columnspacing": 1.4, "borderpad": 0.0}
+    figure.legend(handles=handles, loc="outside lower left", ncols=3 if len(handles) > 4 else 4, labelcolor=palette["muted"], **spacing)
     return figure
 
 
@@ -95,7 +95,7 @@ def accuracy_legend(pairs: Sequence[Pair], palette: Palette) -> list[Any]:
         ("unlearned", "unlearned", {"marker": "o", "linestyle": ""}),
         ("chance", "chance", {"linestyle": "--"}),
         ("floor", "floor: question removed", {"linestyle": ":"}),
-        ("seeds", "spread over seeds", {"linestyle": "-", "linewidth": 6, "alpha": 0.3}),
+        ("seeds", "spread over seeds", {"linestyle": "-", "linewidth": 6, "alpha": 0.3, "solid_capstyle": "butt"}),
     ]
     seen = {name for name in ("base", "unlearned") if any(getattr(p, name) is not None for p in pairs)}
     seen |= {name for name in ("chance", "floor") if any(p.both(name) is not None for p in pairs)}

@@ -28,9 +28,10 @@ ENDINGS: Mapping[str, str] = {
     "_by_subject": "by subject",
     "_macro": "mean over subjects",
     "_over_seeds": "over seeds",
+    "_sampled": "sampled answers",
 }
 # endings of names whose values are fractions of 1
-SHARES = ("accuracy", "_share", "acc", "acc_norm", "acc_bytes", "exact_match")
+SHARES = ("accuracy", "_share", "judge_unscored", "acc", "acc_norm", "acc_bytes", "exact_match")
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
