@@ -1,7 +1,6 @@
 """`python -m misdirect`."""
 
-import sys
+from misdirect.signals import entry
 
-from misdirect.cli import main
-
-sys.exit(main())
+if __name__ == "__main__":
+    entry()

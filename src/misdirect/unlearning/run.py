@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from misdirect import __version__, runs
+from misdirect import __version__, runs, signals
 from misdirect.config import Corpus, Topic, as_dict
 from misdirect.model.delta import Delta, load_delta, load_tensors, save_delta, save_tensors
 from misdirect.model.load import LM
@@ -121,21 +121,31 @@ def execute(
 ) -> Delta:
     """Trains `job` inside `run`, from its checkpoint where there is one, and writes the delta and the control vectors.
 
-    Raises ValueError where the folder holds another run, and `Divergence` (after saving nothing new: the last good
-    checkpoint stays) where the loss is not finite.
+    SIGINT, SIGTERM and SIGHUP wait for the end of an update and leave a checkpoint. Raises ValueError where the folder
+    holds another run or another process is at work in it, and where the loss is not finite (the last good checkpoint
+    stays).
     """
-    refuse_other_run(run, config)
-    done = finished(run)
-    if done is not None:
-        (run / runs.CHECKPOINT).unlink(missing_ok=True)  # left where the process was killed right after the delta
+    with runs.writing(run), signals.deferred() as waiting:
+        refuse_other_run(run, config)
+        done = finished(run)
+        if done is None:
+            runs.write_json(run / runs.CONFIG, config)
+            runs.write_json(run / runs.ENV, runs.environment() | {"device": str(job.lm.device)})
+            save_tensors(
+                {t.name: t.direction for t in job.topics},
+                run / runs.CONTROL,
+                {t.name: repr(t.steering_coefficient) for t in job.topics},
+            )
+            done = rmu.to_delta(job, go_on(job, run, advance, waiting), delta_metadata(job, config))
+            save_delta(done, run / runs.DELTA)
+        (run / runs.CHECKPOINT).unlink(missing_ok=True)  # also one left where the process was killed right here
         return done
-    runs.write_json(run / runs.CONFIG, config)
-    runs.write_json(run / runs.ENV, runs.environment() | {"device": str(job.lm.device)})
-    save_tensors(
-        {t.name: t.direction for t in job.topics},
-        run / runs.CONTROL,
-        {t.name: repr(t.steering_coefficient) for t in job.topics},
-    )
+
+
+def go_on(
+    job: rmu.Job, run: Path, advance: Callable[[int, str], None] | None, waiting: Sequence[int] = ()
+) -> rmu.State:
+    """Makes the updates that are still to make; `waiting` holds the signals that ask to stop."""
     state = load_checkpoint(run, job)
     cut_log(run, state.step)
     if advance and state.step:
@@ -144,11 +154,14 @@ def execute(
 
         def after_update(state: rmu.State, line: dict[str, Any]) -> None:
             log.write(json.dumps(runs.finite(line)) + "\n")
-            if state.step % job.config.checkpoint_every == 0 and state.step < job.updates:
-                log.flush()
+            log.flush()  # a checkpoint is never ahead of the log
+            leaving = bool(waiting)  # asked once: what comes later waits for the next update
+            if state.step < job.updates and (leaving or state.step % job.config.checkpoint_every == 0):
                 save_checkpoint(run, state)
             if advance:
                 advance(1, f"forget {line['forget_loss']:.4g}  retain {line['retain_loss']:.3g}")
+            if state.step < job.updates and leaving:
+                raise signals.Stop
 
         try:
             state = rmu.train(job, state, after_update)
@@ -158,10 +171,7 @@ def execute(
             raise ValueError(f"{error}; {where}") from None
     if not all(torch.isfinite(value).all() for value in state.weights.values()):
         raise ValueError("the last update made weights that are not finite numbers; expected a smaller --lr")
-    delta = rmu.to_delta(job, state, delta_metadata(job, config))
-    save_delta(delta, run / runs.DELTA)
-    (run / runs.CHECKPOINT).unlink(missing_ok=True)
-    return delta
+    return state
 
 
 def delta_metadata(job: rmu.Job, config: Mapping[str, Any]) -> dict[str, str]:
