@@ -20,7 +20,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-Weights = Mapping[int, Mapping[str, Tensor]]  # block index -> parameter path in the block -> value
+from misdirect.model import parts
+
+# block index -> parameter path in the block, or a part of one such as `mlp.experts.down_proj[3]` -> value
+Weights = Mapping[int, Mapping[str, Tensor]]
 
 
 class Call(NamedTuple):
@@ -52,8 +55,8 @@ def split_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor,
 
 
 def first_output(output: Any) -> Tensor:
-    """A block returns its hidden state, alone or as the first of a tuple."""
-    return output[0] if isinstance(output, tuple) else output
+    """A block returns its hidden state, alone or as the first of several."""
+    return output[0] if isinstance(output, tuple | list) else output
 
 
 @contextmanager
@@ -123,9 +126,11 @@ def replay(blocks: nn.ModuleList, seen: Captured, weights: Weights) -> Float[Ten
         block = blocks[call.block]
         given = weights.get(call.block)
         args = (hidden, *call.args)
-        output = (
-            torch.func.functional_call(block, dict(given), args, call.kwargs) if given else block(*args, **call.kwargs)
-        )
+        if given:
+            values = parts.merged(dict(block.named_parameters()), given)
+            output = torch.func.functional_call(block, values, args, call.kwargs)
+        else:
+            output = block(*args, **call.kwargs)
         hidden = first_output(output)
     return hidden
 

@@ -4,7 +4,11 @@
 - The trained matrix is the only linear map F -> D (F > D, D the residual width) of a block outside its attention and
   state-space parts: `mlp.down_proj` on Llama, `mlp.c_proj` on GPT-2, `mlp.dense_4h_to_h` on GPT-NeoX.
 - A block with routed experts is refused by name even where one matrix would fit: that one would be the shared expert
-  (Qwen2-MoE, Llama 4) or not an MLP at all (Jamba). `--matrix` names the tensor to train instead.
+  (Qwen2-MoE, Llama 4) or not an MLP at all (Jamba). `--matrix` names the tensor to train instead, or a part of it:
+  `mlp.experts.down_proj[3]` is expert 3 (`misdirect.model.parts`).
+
+    name, blocks = find_blocks(model)                            # "model.layers", the ModuleList
+    path = find_matrix(blocks[7], residual_width(model))         # "mlp.down_proj.weight"
 
 Published code selects by parameter index, which is another tensor on another architecture.
 """
@@ -18,8 +22,14 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from misdirect.model import parts
+
 # Modules whose output projection also has the shape F -> D on some models (wide heads, state-space mixers).
-NOT_FEED_FORWARD = re.compile(r"attn|attention|mamba|ssm|mixer|deltanet|recurrent|rglru|conv(?!1d)", re.IGNORECASE)
+NOT_FEED_FORWARD = re.compile(
+    r"(?i:attn|attention|mamba|mixer|deltanet|recurrent|rg_?lru|conv(?!1d))|SSM|(?<![a-zA-Z])ssm"
+)
+# A class so named is a feed-forward part whatever its module is called: Nemotron-H calls every part `mixer`.
+FEED_FORWARD = re.compile(r"MLP|FeedForward|FFN|MoE|SparseMoe")
 EXPERTS = re.compile(r"expert|moe|router", re.IGNORECASE)
 
 
@@ -33,12 +43,22 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     count = text_config(model).num_hidden_layers
     found = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == count}
     outermost = {n: m for n, m in found.items() if not any(n.startswith(other + ".") for other in found)}
+    if len(outermost) > 1:  # a vision tower may be as deep as the text model
+        outermost = {n: m for n, m in outermost.items() if in_text_model(model, n)} or outermost
     if len(outermost) != 1:
         raise ValueError(
             f"{type(model).__name__} has {len(outermost)} module lists of {count} entries "
             f"({', '.join(outermost) or 'none'}); expected exactly one: this architecture is not supported"
         )
     return next(iter(outermost.items()))
+
+
+def in_text_model(model: nn.Module, name: str) -> bool:
+    """Whether the nearest module around `name` that has a config has the text model's."""
+    steps = name.split(".")
+    around = [model.get_submodule(".".join(steps[:i])) for i in range(len(steps) - 1, 0, -1)]
+    nearest = next((m.config for m in around if hasattr(m, "config")), model.config)
+    return type(nearest) is type(text_config(model))
 
 
 def residual_width(model: nn.Module) -> int:
@@ -59,29 +79,35 @@ def linear_maps(block: nn.Module) -> dict[str, tuple[int, int]]:
 
 def has_routed_experts(block: nn.Module) -> bool:
     """Whether a token of this block passes only some of several expert MLPs (fused 3-D tensors, or a list of MLPs)."""
-    fused = any(p.dim() == 3 for n, p in block.named_parameters() if not NOT_FEED_FORWARD.search(n))
     listed = any(
         isinstance(m, nn.ModuleList) and len(m) > 1 and EXPERTS.search(n + type(m).__name__)
         for n, m in block.named_modules()
     )
-    return fused or listed
+    return bool(fused_experts(block)) or listed
+
+
+def fused_experts(block: nn.Module) -> list[str]:
+    """Parameters that hold the matrices of several experts: (expert, out, in), no side of length 1."""
+    return [n for n, p in block.named_parameters() if p.dim() == 3 and min(p.shape) > 1 and not inside_mixer(block, n)]
 
 
 def inside_mixer(block: nn.Module, name: str) -> bool:
-    """Whether a module of this block, or a module around it, is an attention or state-space part."""
-    parts = name.split(".")
-    around = [".".join(parts[: i + 1]) for i in range(len(parts) - 1)]
-    return any(
-        NOT_FEED_FORWARD.search(prefix.rsplit(".", 1)[-1])
-        or NOT_FEED_FORWARD.search(type(block.get_submodule(prefix)).__name__)
-        for prefix in around
-    )
+    """Whether a module around `name` (of a module or parameter of this block) is an attention or state-space part."""
+    steps = name.split(".")
+    around = [".".join(steps[: i + 1]) for i in range(len(steps) - 1)]
+    return any(is_mixer(prefix.rsplit(".", 1)[-1], type(block.get_submodule(prefix)).__name__) for prefix in around)
+
+
+def is_mixer(name: str, kind: str) -> bool:
+    named = NOT_FEED_FORWARD.search(name) and not FEED_FORWARD.search(kind)
+    return bool(named or NOT_FEED_FORWARD.search(kind))
 
 
 def find_matrix(block: nn.Module, width: int, matrix: str | None = None) -> str:
     """The trained parameter's path inside `block`, such as `mlp.down_proj.weight`.
 
-    `matrix` names it instead of the search: a linear module or a parameter (fused experts are one 3-D parameter).
+    `matrix` names it instead of the search: a linear module, a parameter (fused experts are one 3-D parameter), or a part
+    of one such as `mlp.experts.down_proj[3]`.
     Raises ValueError, with the candidates and the flag to type, where the search does not end at exactly one.
     """
     if matrix is not None:
@@ -90,11 +116,11 @@ def find_matrix(block: nn.Module, width: int, matrix: str | None = None) -> str:
     fits = [n for n, (inner, outer) in maps.items() if outer == width and inner > width]
     candidates = [n for n in fits if not inside_mixer(block, n)]
     if has_routed_experts(block):
-        fused = [n for n, p in block.named_parameters() if p.dim() == 3 and not NOT_FEED_FORWARD.search(n)]
-        names = ", ".join(fused + fits)
+        fused = fused_experts(block)
+        part = f" ('{fused[-1]}[0]' is one expert of a fused tensor)" if fused else ""
         raise ValueError(
             f"{type(block).__name__} has routed experts, so the MLP output matrix is not one tensor; "
-            f"name the tensor to train with --matrix, out of: {names}"
+            f"name the tensor to train with --matrix{part}, out of: {', '.join(fused + fits)}"
         )
     if len(candidates) != 1:
         names = ", ".join(candidates or fits or maps) or "none"
@@ -106,12 +132,19 @@ def find_matrix(block: nn.Module, width: int, matrix: str | None = None) -> str:
 
 
 def named_matrix(block: nn.Module, matrix: str) -> str:
-    parameters = dict(block.named_parameters())
-    for name in (matrix, matrix + ".weight"):
-        if name in parameters and parameters[name].dim() >= 2:
-            return name
-    known = ", ".join(n.removesuffix(".weight") for n, p in parameters.items() if p.dim() >= 2)
-    raise ValueError(f"--matrix {matrix!r} is no matrix of {type(block).__name__}; expected one of: {known}")
+    parameters = {n: p for n, p in block.named_parameters() if p.dim() >= 2}
+    base = parts.base_name(matrix)
+    name = next((n for n in (base, base + ".weight") if n in parameters), None)
+    if name is None:
+        known = ", ".join(n.removesuffix(".weight") for n in parameters)
+        raise ValueError(f"--matrix {matrix!r} is no matrix of {type(block).__name__}; expected one of: {known}")
+    try:
+        path = parts.canonical(name + matrix[len(base) :], tuple(parameters[name].shape))
+    except ValueError as error:
+        raise ValueError(f"--matrix {error}") from None
+    if parts.read(parameters[name], path).dim() < 2:
+        raise ValueError(f"--matrix {matrix!r} is a single row; expected a matrix, such as {name}[:]")
+    return path
 
 
 def scalar_attributes(module: nn.Module) -> dict[str, Any]:

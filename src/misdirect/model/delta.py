@@ -17,12 +17,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from misdirect.model import parts
 from misdirect.runs import replacing
 
 
 @dataclass(frozen=True)
 class Delta:
-    """`tensors`: full parameter name -> new value; `metadata`: what made it (flat strings, as safetensors keeps them)."""
+    """`tensors`: full parameter name, or a part's (`misdirect.model.parts`) -> new value.
+
+    `metadata`: what made it (flat strings, as safetensors keeps them).
+    """
 
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -35,22 +39,35 @@ def swapped_in(delta: Delta, model: nn.Module) -> Iterator[None]:
     Raises ValueError where the model has no such parameter or one of another shape.
     """
     parameters = dict(model.named_parameters())
-    for name, value in delta.tensors.items():
-        shape = tuple(parameters[name].shape) if name in parameters else None
-        if shape != tuple(value.shape):
-            raise ValueError(
-                f"the delta changes {name} of shape {tuple(value.shape)}, the model has "
-                f"{shape or 'no such parameter'}; expected the model that it was made from"
-            )
-    before = {name: parameters[name].data for name in delta.tensors}
+    check_fits(delta, parameters)
+    own = {name: parameter.data for name, parameter in parameters.items()}
+    # copies: who trains the model inside must not train the delta
+    values = {name: value.to(own[parts.base_name(name)], copy=True) for name, value in delta.tensors.items()}
+    changed = parts.merged(own, values)
+    before = {name: parameters[name].data for name in changed}
     try:
-        for name, value in delta.tensors.items():
-            # a copy: who trains the model inside must not train the delta
-            parameters[name].data = value.to(before[name], copy=True)
+        for name, value in changed.items():
+            parameters[name].data = value
         yield
     finally:
         for name, value in before.items():
             parameters[name].data = value
+
+
+def check_fits(delta: Delta, parameters: Mapping[str, Tensor]) -> None:
+    """Raises ValueError where a model with these parameters has none of that name, or one of another shape."""
+    for name, value in delta.tensors.items():
+        shape = parts.shape_of(parameters, name)
+        if shape != tuple(value.shape):
+            raise ValueError(
+                f"the delta changes {shown(name)} of shape {tuple(value.shape)}, the model has "
+                f"{'no such parameter' if shape is None else shape}; expected the model that it was made from"
+            )
+
+
+def shown(name: str) -> str:
+    """A tensor's name for an error message: one line, of a readable length, whatever a file holds."""
+    return name if name.isprintable() and len(name) <= 120 else ascii(name[:120])
 
 
 def save_delta(delta: Delta, path: Path) -> None:
@@ -84,7 +101,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def largest_change(delta: Delta, model: nn.Module) -> float:
     """The largest absolute difference between the delta's values and the model's own."""
     parameters = dict(model.named_parameters())
-    return max((v.to(parameters[n]) - parameters[n]).abs().max().item() for n, v in delta.tensors.items())
+    check_fits(delta, parameters)
+    own = {name: parts.read(parameters[parts.base_name(name)], name) for name in delta.tensors}
+    return max((v.to(own[n]) - own[n]).abs().max().item() for n, v in delta.tensors.items())
 
 
 def norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:
