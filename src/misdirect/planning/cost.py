@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
 
 from misdirect.config import EvaluateConfig, UnlearnConfig
 from misdirect.planning.shape import Shape
 from misdirect.planning.speed import Speed
+from misdirect.planning.work import Tokens
 
 FP32 = 4
 RECORD_BYTES = 450  # of a result's record, a format of a question: indented JSON, four choices
@@ -21,17 +21,6 @@ LOG_LINE = 290
 REPORT_BYTES = 250_000
 STORED = {"float32": ("F32", 4), "bfloat16": ("BF16", 2), "float16": ("F16", 2)}  # as safetensors names them
 DISK_SPEED = 5e8  # bytes a second, reading and writing
-
-
-class Tokens(NamedTuple):
-    """Padded tokens of an unlearning."""
-
-    updates: int
-    forget: int  # of all updates
-    retain: int
-    largest: int  # of the update that has most
-    prepare: int  # what the norms are measured on
-    first: int  # of the first two updates: they are timed before the run starts
 
 
 def unlearn_seconds(shape: Shape, settings: UnlearnConfig, tokens: Tokens, speed: Speed) -> float:
@@ -118,11 +107,3 @@ def delta_bytes(shape: Shape, settings: UnlearnConfig, dtype: str, metadata: Map
         at = end
     length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
     return 8 + -(-length // 8) * 8 + at
-
-
-def largest_text_pass(lengths: Sequence[int], batch_tokens: int) -> int:
-    """The most positions whose logits a text set computes at once: padded tokens of the largest batch."""
-    from misdirect.model.score import Encoded, by_length
-
-    items = [Encoded([0] * n, [[0]]) for n in lengths]
-    return max((len(rows) * max(lengths[r] for r in rows) for rows in by_length(items, batch_tokens)), default=0)

@@ -108,7 +108,7 @@ def lines(plan: Plan) -> list[str]:
     ]
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """`0.4 s`, `12 s`, `103 s`, `4.2 min`, `3.1 h`, `2.4 days`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
@@ -119,7 +119,7 @@ def duration(seconds: float) -> str:
     return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
-def size(number: float) -> str:
+def size(number: float | int) -> str:
     """Bytes as `870 kB`, `12 MB`, `1.4 GB`, `280 GB`."""
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if number >= 0.9995 * scale:

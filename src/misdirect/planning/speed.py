@@ -168,7 +168,7 @@ class Enough(Exception):
     """Ends a measured training."""
 
 
-def smaller(training: Training, settings: UnlearnConfig, tokens: float) -> tuple[Training, UnlearnConfig]:
+def smaller(training: Training, settings: UnlearnConfig, tokens: float | int) -> tuple[Training, UnlearnConfig]:
     """The same with fewer and shorter samples an update, so that one has about `tokens` tokens: a batch that a large
     model can be timed on."""
     assert settings.batch_size is not None and settings.max_tokens is not None
@@ -278,7 +278,7 @@ def saved_bytes(job: rmu.Job) -> float:
     return sum(kept.values()) / (batch.input_ids.numel() * len(job.matrices))
 
 
-def sampled(lengths: Sequence[int], tokens: float) -> list[int]:
+def sampled(lengths: Sequence[int], tokens: float | int) -> list[int]:
     """Rows spread over all, of about `tokens` tokens together: at least one, where there is one."""
     share = min(1.0, tokens / max(1, sum(lengths)))
     count = max(1, round(share * len(lengths))) if lengths else 0

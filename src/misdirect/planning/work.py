@@ -9,15 +9,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
+
+import torch
 
 from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig
 from misdirect.data import asking, batches
 from misdirect.data.corpora import read_texts
 from misdirect.data.questions import Question, read_questions
 from misdirect.evaluation import mcq
+from misdirect.model import packed
 from misdirect.model.load import LM
-from misdirect.model.score import Encoded, encode
+from misdirect.model.score import Encoded, by_length, encode
 from misdirect.recipes import DEFAULT_UPDATES
 from misdirect.unlearning import rmu
 
@@ -40,6 +44,17 @@ class Asked(NamedTuple):
     prompts: list[list[int]]
     num_questions: int
     num_records: int
+
+
+class Tokens(NamedTuple):
+    """Padded tokens of an unlearning."""
+
+    updates: int
+    forget: int  # of all updates
+    retain: int
+    largest: int  # of the update that has most
+    prepare: int  # what the norms are measured on
+    first: int  # of the first two updates: they are timed before the run starts
 
 
 def fetched(source: str) -> bool:
@@ -101,6 +116,34 @@ def padded_tokens(job: rmu.Job) -> list[tuple[int, int]]:
         (len(forget) * max(map(len, forget)), len(retain) * max(map(len, retain)))
         for _, forget, retain in rmu.schedule(job)
     ]
+
+
+def count_tokens(training: Training, settings: UnlearnConfig) -> Tokens:
+    """Padded tokens of all updates, by the run's own schedule."""
+    unit: Any = torch.zeros(1)  # the schedule looks at samples alone
+    lm: Any = None
+    topics = [rmu.ForgetTopic(name, samples, unit, unit, 1.0, 1.0, 1.0) for name, samples in training.forget.items()]
+    updates = rmu.num_updates(settings, training.forget, training.retain)
+    counts = padded_tokens(rmu.Job(lm, settings, updates, topics, training.retain, training.weights, {}))
+    probes = rmu.NORM_BATCHES * (settings.batch_size or 1)
+    return Tokens(
+        updates,
+        sum(forget for forget, _ in counts),
+        sum(retain for _, retain in counts),
+        max(map(sum, counts)),
+        sum(len(ids) for samples in training.forget.values() for ids in samples[:probes]),
+        sum(map(sum, counts[:2])),
+    )
+
+
+def largest_pass(asked: Asked, batch_tokens: int, vocabulary: int) -> int:
+    """Positions whose logits stand in memory at once: of the largest pass over questions or texts."""
+    passes_ = packed.passes(asked.items, batch_tokens, vocabulary)
+    questions = (sum(len(t) for row in rows for i in row for t in asked.items[i].continuations) for rows in passes_)
+    lengths = [len(ids) for ids in asked.texts]
+    groups = by_length([Encoded([0] * n, [[0]]) for n in lengths], batch_tokens)
+    texts = (len(rows) * max(lengths[row] for row in rows) for rows in groups)
+    return max(chain(questions, texts), default=0)
 
 
 def evaluation(

@@ -25,10 +25,9 @@ from misdirect.planning.form import File, Machine, Plan, Stage, duration, size
 from misdirect.recipes import resolve
 
 if TYPE_CHECKING:
-    from misdirect.planning.cost import Tokens
     from misdirect.planning.shape import Shape
     from misdirect.planning.speed import Speed
-    from misdirect.planning.work import Asked
+    from misdirect.planning.work import Asked, Tokens
     from misdirect.unlearning.rmu import Job
 
 START_SECONDS = 3.0  # importing torch and transformers, where this process had done so already
@@ -108,9 +107,9 @@ def plan(
     dtype = speed.pick_dtype(settings.dtype, device)
     counted = Counted(
         found,
-        count_tokens(training, settings),
+        work.count_tokens(training, settings),
         asked,
-        largest_pass(asked, wanted.batch_tokens, found.vocabulary),
+        work.largest_pass(asked, wanted.batch_tokens, found.vocabulary),
         measured,
         base if device.type == "cpu" else 0,
         dtype.itemsize,
@@ -173,7 +172,8 @@ def local_tokenizer(model: str, trust_remote_code: bool) -> Any:
     where = str(demo_folder()) if model == "demo" else str(Path(model).expanduser()) if Path(model).exists() else model
     try:
         with quiet():
-            return AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code, local_files_only=True)
+            found = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code, local_files_only=True)
+        return found if len(found("A cell has a wall.")["input_ids"]) > 1 else None  # some come up empty without files
     except Exception:  # absent files make transformers raise many kinds; the plan then counts characters, and says so
         return None
 
@@ -183,40 +183,6 @@ def process_bytes() -> int:
     import psutil  # type: ignore[import-untyped]
 
     return int(psutil.Process().memory_info().rss)
-
-
-def count_tokens(training: Any, settings: UnlearnConfig) -> Tokens:
-    """Padded tokens of all updates, by the run's own schedule."""
-    from misdirect.planning.cost import Tokens
-    from misdirect.planning.work import padded_tokens
-    from misdirect.unlearning import rmu
-
-    unit: Any = None  # the schedule looks at samples alone
-    topics = [rmu.ForgetTopic(name, samples, unit, unit, 1.0, 1.0, 1.0) for name, samples in training.forget.items()]
-    updates = rmu.num_updates(settings, training.forget, training.retain)
-    lm: Any = None
-    job = rmu.Job(lm, settings, updates, topics, training.retain, training.weights, {})
-    counts = padded_tokens(job)
-    assert settings.batch_size is not None
-    probed = [ids for samples in training.forget.values() for ids in samples[: rmu.NORM_BATCHES * settings.batch_size]]
-    return Tokens(
-        updates,
-        sum(f for f, _ in counts),
-        sum(r for _, r in counts),
-        max(f + r for f, r in counts),
-        sum(map(len, probed)),
-        sum(f + r for f, r in counts[:2]),
-    )
-
-
-def largest_pass(asked: Asked, batch_tokens: int, vocabulary: int) -> int:
-    """Positions whose logits stand in memory at once: of the largest pass over questions or texts."""
-    from misdirect.model import packed
-    from misdirect.planning.cost import largest_text_pass
-
-    passes = packed.passes(asked.items, batch_tokens, vocabulary)
-    predicted = (sum(len(t) for row in rows for i in row for t in asked.items[i].continuations) for rows in passes)
-    return max(*predicted, 0, largest_text_pass([len(ids) for ids in asked.texts], batch_tokens))
 
 
 def machine_of(device: Any, dtype: str) -> Machine:
