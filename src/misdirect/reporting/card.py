@@ -114,7 +114,7 @@ def table(head: str, rows: Sequence[Sequence[str]]) -> Ours:
 def fenced(code: str, language: str) -> Ours:
     """A code block whose fence is longer than any that stands in the code."""
     longest = max((len(found) for found in re.findall(r"`+", code)), default=0)
-    fence = "```"
+    fence = "`" * max(3, longest + 1)
     return Ours(f"{fence}{language}\n{code.rstrip()}\n{fence}")
 
 
