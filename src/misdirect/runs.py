@@ -175,7 +175,7 @@ def result_path(run: Path, model: str, measurement: str, name: str) -> Path:
     """`results/base/mcq.biology.json`; the set's name is the user's, so only its safe characters stay, 50 at most."""
     safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:50]
     if safe != name:
-        safe += "-" + hashlib.sha256(name.encode()).hexdigest()[:8]
+        safe += "-" + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return run / "results" / model / f"{measurement}.{safe}.json"
 
 
