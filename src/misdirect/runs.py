@@ -6,6 +6,7 @@ no torch; JSON here, tensors in `misdirect.model.delta`.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -62,9 +63,15 @@ class Result:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that becomes `path` when the block ends well and vanishes when it does not."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    """A temporary path beside `path` that becomes `path` when the block ends well and vanishes when it does not.
+
+    Raises ValueError where the disk is full or the folder may not be written to; what was at `path` stays.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:200]}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}; expected a folder that takes files") from None
     os.close(handle)
     temporary = Path(name)
     try:
@@ -73,9 +80,23 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(stream.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
+    except Exception as error:
+        if is_full(error):
+            raise ValueError(
+                f"{path} does not fit on the disk; expected space there and the same command again"
+            ) from None
+        raise
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             temporary.unlink()
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a disk or a quota is full; safetensors says so in words alone."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError):
+        return error.errno in full
+    return any(f"(os error {number})" in str(error) for number in full)
 
 
 @contextmanager
@@ -102,7 +123,7 @@ def remove_torn(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """A file that holds this text already is left alone, so that its time says when it came to be."""
-    data = text.encode("utf-8")
+    data = text.encode("utf-8", "backslashreplace")  # a lone surrogate, of a path or a text, as JSON writes it
     if path.is_file() and path.read_bytes() == data:
         return
     with replacing(path) as temporary:
@@ -128,37 +149,90 @@ def read_json(path: Path) -> Any:
     """Raises ValueError with the path where the file is missing or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path} cannot be read: it is nested too deeply") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """The lines of `log.jsonl`, a torn last one left out."""
+    """The lines of `log.jsonl`, a torn last one and whatever else is no line of a log left out."""
     if not (run / LOG).exists():
         return []
+    try:
+        text = (run / LOG).read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ValueError(f"{run / LOG} cannot be read: {error.strerror}") from None
     rows = []
-    for line in (run / LOG).read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError):
-            rows.append(json.loads(line))
+    for line in text.split("\n"):
+        with suppress(ValueError, RecursionError):
+            row = json.loads(line)
+            if isinstance(row, dict) and type(row.get("step")) is int:
+                rows.append(row)
     return rows
 
 
+# What a run's `config.json` holds at least, for those who measure it
+CONFIG_TYPES = {
+    "model": str, "settings": dict, "topics": list, "retain": list, "data": dict, "chosen": dict,
+    "data.model_sha256": str, "data.dtype": str, "chosen.block": int,
+}  # fmt: skip
+
+
+def wrong_in_config(config: Mapping[str, Any], complete: bool) -> str | None:
+    """The first entry that has another type than misdirect gave it, or, of a `complete` one, that is missing."""
+    for name, kind in CONFIG_TYPES.items():
+        head, _, tail = name.partition(".")
+        found = config.get(head) if not tail else config.get(head, {}).get(tail)
+        if not isinstance(found, kind) and (complete or found is not None):
+            return name
+    for name in ("topics", "retain"):
+        for one in config.get(name) or ():
+            if not isinstance(one, dict) or not isinstance(one.get("name"), str):
+                return name
+    return None
+
+
 def is_run(path: Path) -> bool:
-    """Whether a folder holds a run of ours; a model folder has a `config.json` too, but no `misdirect` in it."""
+    """Whether a folder holds a run of ours; a model folder has a `config.json` too, but no `misdirect` in it.
+
+    Raises ValueError where its `config.json` is not what misdirect writes.
+    """
     if not (path / CONFIG).is_file():
         return False
     config = read_json(path / CONFIG)
-    return isinstance(config, dict) and "misdirect" in config
+    if not isinstance(config, dict) or "misdirect" not in config:
+        return False
+    refuse_damaged(path, config, complete=False)
+    return True
+
+
+def refuse_damaged(path: Path, config: Mapping[str, Any], complete: bool) -> None:
+    wrong = wrong_in_config(config, complete)
+    if wrong:
+        raise ValueError(
+            f"{path / CONFIG} is damaged: {wrong} is missing or no entry of misdirect's; expected the file as it was, or "
+            "another folder"
+        )
 
 
 def require_run(path: Path) -> None:
     """Raises ValueError unless `path` is a finished run."""
     if not is_run(path):
         raise ValueError(f"{path} is no run (no {CONFIG}); expected a folder that `misdirect unlearn` wrote")
+    refuse_damaged(path, read_json(path / CONFIG), complete=True)
     if not (path / DELTA).is_file():
         raise ValueError(
             f"{path} is an unfinished run (no {DELTA}); expected the same misdirect unlearn command again: it goes on"
         )
+
+
+def read_env(run: Path) -> dict[str, Any]:
+    """`env.json`, empty where there is none. Raises ValueError where it is no JSON object."""
+    env = read_json(run / ENV) if (run / ENV).exists() else {}
+    if not isinstance(env, dict):
+        raise ValueError(f"{run / ENV} is damaged: it holds no JSON object; expected that file removed")
+    return env
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -218,12 +292,57 @@ def load_results(run: Path) -> list[dict[str, Any]]:
 def read_result(path: Path) -> dict[str, Any]:
     """Raises ValueError where the file is not a result that misdirect wrote."""
     result = read_json(path)
-    if (
-        not isinstance(result, dict)
-        or not {"model", "attack", "measurement", "set", "config", "metrics"} <= result.keys()
-    ):
-        raise ValueError(f"{path} is no result of misdirect; expected that file removed")
+    wrong = wrong_in_result(result)
+    if wrong:
+        raise ValueError(
+            f"{path} is no result of misdirect ({wrong}); expected that file removed: it is measured again"
+        )
     return result
+
+
+RESULT_TYPES = {
+    "model": str, "attack": str | None, "measurement": str, "set": str, "config": dict, "metrics": list, "records": list,
+}  # fmt: skip
+NUMBERS = ("value", "stderr", "n", "low", "high", "chance", "floor", "step", "block", "budget")
+
+
+def wrong_in_result(result: Any) -> str | None:
+    """What a result lacks or has of another type, in words."""
+    if not isinstance(result, dict):
+        return "no JSON object"
+    for name, kind in RESULT_TYPES.items():
+        if name not in result and name != "records":
+            return f"{name} is missing"
+        if not isinstance(result.get(name, []), kind):
+            return f"{name} has another type"
+    if not all(isinstance(record, dict) for record in result.get("records", ())):
+        return "a record is no object"
+    return next((wrong for metric in result["metrics"] if (wrong := wrong_in_metric(metric))), None)
+
+
+def wrong_in_metric(metric: Any) -> str | None:
+    if not isinstance(metric, dict) or not isinstance(metric.get("metric"), str) or "value" not in metric:
+        return "a metric has no name or no value"
+    paired = metric.get("paired")
+    if not isinstance(paired, dict | None) or not isinstance(metric.get("subject"), str | None):
+        return f"{metric['metric']} has another type"
+    for name, value in [*((name, metric.get(name)) for name in NUMBERS), *(paired or {}).items()]:
+        if not isinstance(value, int | float | None) or isinstance(value, bool):
+            return f"{name} of {metric['metric']} is no number"
+    return None
+
+
+@contextmanager
+def as_damaged(*paths: Path) -> Iterator[None]:
+    """Around work on stored records: what they lack is a ValueError that names the files."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}"[:200]
+        raise ValueError(
+            f"{' or '.join(map(str, paths))} is no result of misdirect ({what}); expected that file removed: it is "
+            "measured again"
+        ) from None
 
 
 def summary_rows(results: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
