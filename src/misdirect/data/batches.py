@@ -35,6 +35,8 @@ def tokenise(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[list
 
     A remainder of one token is dropped: a sample's first token never counts in a loss.
     """
+    if not texts:  # a tokenizer takes no empty list
+        return []
     # verbose=False: a text longer than the model's context is no cause for a warning, it is cut right here
     encoded = tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
     pieces = (ids[i : i + max_tokens] for ids in encoded for i in range(0, len(ids), max_tokens))
