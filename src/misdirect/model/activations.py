@@ -80,11 +80,12 @@ def capture(
     input_ids: Int[Tensor, "B T"],
     attention_mask: Int[Tensor, "B T"],
     want_output: bool = True,
+    parameters: Mapping[str, Tensor] | None = None,
 ) -> Captured:
     """One forward pass of the frozen model up to block `last`, recorded.
 
     Without `want_output` the pass stops as soon as block `last` has been called and before it computes: forget text
-    needs no frozen target.
+    needs no frozen target. `parameters` stand in for the model's own of these names during the pass.
     """
     calls: list[Call] = []
     state: dict[str, Tensor] = {}
@@ -111,7 +112,8 @@ def capture(
     places.append(lambda: blocks[last].register_forward_hook(after))
     with hooked(places), torch.no_grad():
         try:
-            model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+            inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+            torch.func.functional_call(model, dict(parameters), (), inputs) if parameters else model(**inputs)
         except _Stop:
             pass
         else:
@@ -136,29 +138,78 @@ def replay(blocks: nn.ModuleList, seen: Captured, weights: Weights) -> Float[Ten
 
 
 def check_replay(
-    model: nn.Module, blocks: nn.ModuleList, first: int, last: int, input_ids: Tensor, attention_mask: Tensor
+    model: nn.Module,
+    blocks: nn.ModuleList,
+    first: int,
+    last: int,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    matrices: Mapping[int, str] | None = None,
 ) -> None:
-    """Refuses a model whose replay is not its own forward pass.
+    """Refuses a model whose replay is not its own forward pass, with its own weights and with others in `matrices`.
 
     On a CPU the two must agree bit for bit; on an accelerator within the difference of two captures. It catches blocks
-    that talk to each other past the residual stream, and dropout left on. Raises ValueError.
+    that talk to each other past the residual stream (keys and values that a later block shares), matrices that blocks
+    share, blocks that run several times a pass, and dropout left on. Raises ValueError.
     """
-    one = capture(model, blocks, first, last, input_ids, attention_mask)
+    runs = num_runs(model, list(blocks[first : last + 1]), input_ids, attention_mask)
+    if set(runs) != {1}:
+        raise ValueError(
+            f"blocks {first} to {last} run {', '.join(map(str, runs))} times in one forward pass; expected once each: "
+            "this architecture is not supported"
+        )
+    inputs = (model, blocks, first, last, input_ids, attention_mask)
+    one = capture(*inputs)
     assert one.output is not None
-    with torch.no_grad():
-        again = replay(blocks, one, {})
     allowed = 0.0
     if input_ids.device.type != "cpu":
-        two = capture(model, blocks, first, last, input_ids, attention_mask)
+        two = capture(*inputs)
         assert two.output is not None
         allowed = (one.output - two.output).abs().max().item()
-    difference = (again - one.output).abs().max().item()
-    if not difference <= allowed:
-        raise ValueError(
-            f"replaying blocks {first} to {last} differs from the model's own forward pass by {difference:.3g} "
-            f"(expected at most {allowed:.3g}): this architecture passes something beside the residual stream, "
-            "or dropout is on"
-        )
+    for weights in [{}, moved(blocks, matrices or {})]:
+        named = {f"{block_name(model, blocks)}.{i}.{n}": v for i, given in weights.items() for n, v in given.items()}
+        whole = capture(*inputs, parameters=named).output if named else one.output
+        with torch.no_grad():
+            again = replay(blocks, one, weights)
+        assert whole is not None
+        difference = (again - whole).abs().max().item()
+        if not difference <= allowed:
+            raise ValueError(
+                f"replaying blocks {first} to {last} differs from the model's own forward pass by {difference:.3g} "
+                f"(expected at most {allowed:.3g}): this architecture passes something beside the residual stream "
+                "or shares matrices between blocks, or dropout is on"
+            )
+
+
+def block_name(model: nn.Module, blocks: nn.ModuleList) -> str:
+    return next(name for name, module in model.named_modules() if module is blocks)
+
+
+def num_runs(model: nn.Module, blocks: Sequence[nn.Module], input_ids: Tensor, attention_mask: Tensor) -> list[int]:
+    """How often one forward pass runs each of these blocks."""
+    runs = [0] * len(blocks)
+
+    def count(index: int) -> Callable[..., None]:
+        def add(*_: Any) -> None:
+            runs[index] += 1
+
+        return add
+
+    places = [lambda i=i, b=b: b.register_forward_pre_hook(count(i)) for i, b in enumerate(blocks)]  # type: ignore[misc]
+    with hooked(places), torch.no_grad():
+        model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    return runs
+
+
+def moved(blocks: nn.ModuleList, matrices: Mapping[int, str]) -> Weights:
+    """Whole parameters in which the named matrices are changed, each block's by another factor."""
+    with torch.no_grad():
+        return {
+            index: parts.merged(
+                dict(blocks[index].named_parameters()), {path: parts.read_from(blocks[index], path) * (1 + 1 / (2 + i))}
+            )
+            for i, (index, path) in enumerate(matrices.items())
+        }
 
 
 def states_after(

@@ -77,9 +77,44 @@ def load_config(source: str, trust_remote_code: bool = False) -> Any:
     if looks_local and not trust_remote_code:
         refuse_remote_code(folder)
     try:
-        return AutoConfig.from_pretrained(str(folder) if looks_local else source, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(str(folder) if looks_local else source, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises many kinds for a bad config, a bad id, a missing network
         raise ValueError(f"{source} is no model that can be loaded: {first_line(error)}") from None
+    whole_class(config)
+    return config
+
+
+def whole_class(config: Any) -> Any:
+    """transformers' class for the whole model: causal, or a multimodal one that answers text alone too.
+
+    Raises ValueError for a config of anything else.
+    """
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_MULTIMODAL_LM_MAPPING,
+        AutoModelForCausalLM,
+        AutoModelForMultimodalLM,
+    )
+
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    multimodal = type(config) in MODEL_FOR_MULTIMODAL_LM_MAPPING
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(f"{config.model_type} is an encoder-decoder model; expected a decoder, such as llama or gpt2")
+    if not (known or multimodal or getattr(config, "auto_map", None)):
+        raise ValueError(
+            f"{config.model_type} is no causal language model of transformers; expected one, such as llama"
+        )
+    text = config.get_text_config(decoder=True)
+    if not isinstance(getattr(text, "num_hidden_layers", None), int) or not hasattr(text, "hidden_size"):
+        raise ValueError(f"{config.model_type} counts no decoder blocks in its config; expected num_hidden_layers")
+    return AutoModelForMultimodalLM if multimodal and not known else AutoModelForCausalLM
+
+
+def prefix_class(config: Any) -> Any:
+    """transformers' class for the model without its head; the whole model's where there is no such class."""
+    from transformers import MODEL_MAPPING, AutoModel
+
+    return AutoModel if type(config) in MODEL_MAPPING or getattr(config, "auto_map", None) else whole_class(config)
 
 
 def refuse_remote_code(folder: Path) -> None:
@@ -155,17 +190,16 @@ def prefix_config(config: Any, last: int, trust_remote_code: bool) -> tuple[Any,
     The truncated model is compared with the full one, both without memory; where they differ the full config is
     returned, and the whole model is loaded.
     """
-    from transformers import AutoModel, AutoModelForCausalLM
-
+    loader = prefix_class(config)
     with torch.device("meta"), quiet():
-        causal = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        causal = whole_class(config).from_config(config, trust_remote_code=trust_remote_code)
         prefix = structure.find_blocks(causal)[0]
         if last + 1 >= config.get_text_config(decoder=True).num_hidden_layers:
             return config, prefix
-        full = AutoModel.from_config(config, trust_remote_code=trust_remote_code)
+        full = loader.from_config(config, trust_remote_code=trust_remote_code)
         short_config = truncated(config, last + 1)
         try:
-            short = AutoModel.from_config(short_config, trust_remote_code=trust_remote_code)
+            short = loader.from_config(short_config, trust_remote_code=trust_remote_code)
             differs = structure.prefix_differs(full, short)
         except (ValueError, IndexError, KeyError) as error:  # a config that cannot be cut is loaded whole
             differs = first_line(error)
@@ -187,7 +221,7 @@ def load_lm(
 
     Raises ValueError for a source that is no model, is damaged, holds only pickle, or wants to run its own code.
     """
-    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     place = pick_device(device)
     where = (
@@ -198,7 +232,7 @@ def load_lm(
         check_weights(Path(where), allow_pickle)
     full_depth = config.get_text_config(decoder=True).num_hidden_layers
     wanted, prefix = prefix_config(config, full_depth - 1 if last is None else last, trust_remote_code)
-    loader = AutoModelForCausalLM if last is None else AutoModel
+    loader = whole_class(config) if last is None else prefix_class(config)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if not allow_pickle:
         options["use_safetensors"] = True

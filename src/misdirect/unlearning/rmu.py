@@ -112,7 +112,7 @@ def prepare(
     made = forget_topics(lm, config, samples, own, published)
     job = Job(lm, config, num_updates(config, samples, kept), made, kept, [w for _, _, w in retain], matrices)
     probe = batch_of(job, next(iter(samples.values()))[: config.batch_size])
-    check_replay(lm.model, blocks, trained[0], config.block, probe.input_ids, probe.attention_mask)
+    check_replay(lm.model, blocks, trained[0], config.block, probe.input_ids, probe.attention_mask, matrices)
     return job
 
 
