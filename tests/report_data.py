@@ -121,8 +121,9 @@ def save_subjects(run: Path, name: str = "mmlu", measurement: str = "mcq", metri
     for model in ("base", "unlearned"):
         now = before if model == "base" else [b - x for b, x in zip(before, lost, strict=True)]
         paired = (lambda x: x) if model == "unlearned" else (lambda x: None)
+        mean = sum(now) / 5700
         rows = [scored(metric, sum(now), 5700, paired(sum(lost)), headline=True, base_knows=True),
-                Metric(metric + "_macro", sum(now) / 5700, 0.006, 5700, sum(now) / 5700 - 0.01, sum(now) / 5700 + 0.01)]  # fmt: skip
+                Metric(metric + "_macro", mean, 0.006, 5700, mean - 0.01, mean + 0.01)]  # fmt: skip
         rows += [scored(metric + "_by_subject", right, 100, paired(x), subject)
                  for right, x, subject in zip(now, lost, SUBJECTS, strict=True)]  # fmt: skip
         runs.save_result(run, model, Result(measurement, name, {"sha256": "c3"}, tuple(rows), ()))
@@ -138,7 +139,9 @@ def save_conversations(run: Path) -> None:
             for sample in (None, 0, 1):
                 text = f"{word} {'greedy' if sample is None else sample} " + f"{word} " * 12
                 turn = {"text": text, "repetition": 0.5, "degenerate": bool(why), "why": why, "judge": {"score": score}}
-                answers.append({"kind": "greedy" if sample is None else "sampled", "sample": sample, "turns": [turn] * 2})
+                answers.append(
+                    {"kind": "greedy" if sample is None else "sampled", "sample": sample, "turns": [turn] * 2}
+                )
             records.append({"id": f"p{index}", "category": "writing", "turns": turns, "answers": answers})
         rows = (Metric("repetition", 0.5, n=2), Metric("degenerate_share", float(bool(why)), n=2, low=0.0, high=1.0),
                 Metric("judge_score", float(score), 0.1, 2))  # fmt: skip
@@ -151,7 +154,10 @@ def full_run(folder: Path) -> Path:
     save_subjects(folder)
     for model, right in (("base", 420), ("unlearned", 400)):
         lost = 20 if model == "unlearned" else None
-        rows = (scored("acc_norm", right, 1000, lost, headline=True, base_knows=True), scored("acc", right - 30, 1000, lost))
+        rows = (
+            scored("acc_norm", right, 1000, lost, headline=True, base_knows=True),
+            scored("acc", right - 30, 1000, lost),
+        )
         runs.save_result(folder, model, Result("harness", "hellaswag", {"sha256": "d4"}, rows, ()))
     save_conversations(folder)
     for seed, accuracy in ((1, 0.289), (2, 0.271)):

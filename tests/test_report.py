@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import json
 import re
@@ -10,20 +12,28 @@ import sys
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from misdirect import runs
-from misdirect.reporting import figures, report
+from misdirect.config import kind_of
+from misdirect.reporting import compare, figures, report
 from misdirect.reporting.page import render
-from misdirect.reporting.reading import clean, kind_of, read_run
-from misdirect.reporting.wording import change, factor, flat, interval, listed, p_value, value
+from misdirect.reporting.reading import clean, read_run
+from misdirect.reporting.wording import change, factor, flat, interval, is_share, listed, metric_label, p_value, value
 from misdirect.runs import Metric, Result
-
-HOSTILE = (
-    "<script src=http://evil.example/x.js></script>\"'><img src=x onerror=alert(1)>"
-    " {{ 7 * 7 }} $\\frac{1}{2}$ \u202eabc\x07]]>"
+from report_data import (
+    HOSTILE,
+    SUBJECTS,
+    full_run,
+    save_answers,
+    save_conversations,
+    save_mcq,
+    save_nll,
+    save_subjects,
+    small_run,
+    write_config,
+    write_log,
 )
 
 
@@ -54,81 +64,17 @@ def page(path: Path) -> Page:
     return Page(path.read_text(encoding="utf-8"))
 
 
-def save_mcq(run: Path, name: str, base: float, unlearned: float, knows: bool = True) -> None:
-    paired = {
-        "difference": unlearned - base, "stderr": 0.03, "low": unlearned - base - 0.06, "high": unlearned - base + 0.06,
-        "lost": 71, "gained": 13, "n": 200, "p_value": 3e-11,
-    }  # fmt: skip
-    for model, accuracy in (("base", base), ("unlearned", unlearned)):
-        row = Metric("cloze_accuracy", accuracy, 0.03, 200, accuracy - 0.05, accuracy + 0.05, 0.25, 0.315,
-                     headline=True, base_knows=knows, paired=paired if model == "unlearned" else None)  # fmt: skip
-        centred = Metric("cloze_accuracy_centred", (accuracy - 0.25) / 0.75, 0.04, 200)
-        runs.save_result(run, model, Result("mcq", name, {}, (row, centred), ()))
-
-
-def save_nll(run: Path, name: str, difference: float, models: tuple[str, ...] = ("base", "unlearned")) -> None:
-    paired = {"difference": difference, "stderr": 0.01, "low": difference - 0.02, "high": difference + 0.02, "n": 50}
-    for model in models:
-        after = model == "unlearned"
-        mean = 2.75 + difference if after else 2.75
-        row = Metric(
-            "nll_per_token", mean, 0.01, 50, mean - 0.1, mean + 0.1, headline=True, paired=paired if after else None
-        )
-        runs.save_result(run, model, Result("nll", name, {}, (row,), ()))
-
-
-def save_answers(run: Path, name: str, prompt: str, answers: dict[str, str]) -> None:
-    for model, text in answers.items():
-        record = {"id": "0", "prompt": prompt, "text": text, "num_tokens": 9, "repetition": 0.625}
-        runs.save_result(run, model, Result("generation", name, {}, (Metric("repetition", 0.625, n=1),), (record,)))
-
-
-def write_config(run: Path, **changes: Any) -> None:
-    config = {
-        "misdirect": "0.1.0",
-        "model": "demo",
-        "settings": {"block": 7, "num_blocks": 3, "updates": 4, "steering": "5x", "lr": 0.001, "matrix": None},
-        "topics": [{"name": "biology", "source": "demo-biology", "steering": None, "retain_weight": None}],
-        "retain": [{"name": "general", "source": "demo-general", "weight": 1.0}],
-        "data": {"biology": {"sha256": "ab12"}},
-        "chosen": {
-            "block": 7,
-            "trained": [f"model.layers.{i}.mlp.down_proj.weight" for i in (5, 6, 7)],
-            "topics": {"biology": {"steering_coefficient": 61.25, "median_norm": 12.25, "retain_weight": 100.0}},
-            "retain": {"general": {"num_samples": 777}},
-        },
-        "command": "misdirect unlearn demo --forget biology=demo-biology --out RUN",
-    }
-    runs.write_json(run / runs.CONFIG, config | changes)
-
-
-def write_log(run: Path, topics: tuple[str, ...] = ("biology",), updates: int = 4) -> None:
-    keys = {
-        "forget_loss": 5.0,
-        "retain_loss": 0.001,
-        "cosine": 0.5,
-        "forget_norm": 30.0,
-        "gradient_norm": 0.7,
-        "lr": 1e-3,
-    }
-    lines = [{"step": i + 1, "topic": topics[i % len(topics)], "seconds": 1.5, **keys} for i in range(updates)]
-    (run / runs.LOG).write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-
-
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    write_config(folder)
-    runs.write_json(folder / runs.ENV, runs.environment())
-    write_log(folder)
-    save_mcq(folder, "biology", 0.625, 0.3125)
-    save_mcq(folder, "biology-hard", 0.305, 0.295, knows=False)
-    save_mcq(folder, "physics", 0.604, 0.591)
-    save_nll(folder, "biology", 2.125)
-    save_nll(folder, "general", 0.0123)
-    save_answers(folder, "questions", "What is a cell?", {"base": "A unit of life.", "unlearned": "the the the"})
-    return folder
+    return small_run(tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with all that one can have, and its page."""
+    run = full_run(tmp_path_factory.mktemp("full") / "run")
+    report(run)
+    return run
 
 
 def test_numbers_are_those_of_the_run(run: Path) -> None:
@@ -146,24 +92,83 @@ def test_numbers_are_those_of_the_run(run: Path) -> None:
     assert "\u22121.3 pp" in text  # physics
     assert "+2.125" in text
     assert "+0.012" in text
-    assert "3e-11" in text
     assert "perplexity \u00d7 8.373" in text
     assert "61.25" in text
     assert "A unit of life." in text
-    assert "repetition 0.625" in text
+    assert "repetition 0.62" in text
     assert "misdirect unlearn demo --forget biology=demo-biology --out RUN" in text
     assert "no attack is reported here" in text.lower()
 
 
-def test_every_metric_is_a_row_of_the_table(run: Path) -> None:
+def test_summary_in_words(run: Path) -> None:
     report(run)
-    body = re.search(r'<table class="metrics">.*?</table>', (run / "report.html").read_text(encoding="utf-8"), re.S)
-    assert body
-    rows = {(r["measurement"], r["set"], r["metric"]) for r in runs.summary_rows(runs.load_results(run))}
-    assert body[0].count("<tr") == 1 + len(rows)
-    text = Page(body[0]).text
-    assert "71 13" in text
-    assert text.count("base does not know") == 1
+    text = page(run / "report.html").text
+    assert "biology: 31.2 % right (26.2 to 36.2 %), 62.5 % before. This cannot be told from the floor, 31.5 %." in text
+    assert "biology-hard: nothing can be told, since the base model is no better than the floor here." in text
+    assert "NLL on biology changed by +2.125 (+2.105 to +2.145) nats per token: perplexity \u00d7 8.373." in text
+    # McNemar's p for physics is made up as 3e-11; the text set's change is 1.23 standard errors
+    assert "1 of 2 sets and subjects that were to be kept changed beyond chance: physics (\u22121.3 pp)." in text
+    assert "Larger losses than these are ruled out at 95 %: 7.3 points on physics." in text
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        (0.31, "This cannot be told from the floor, 31.5 %."),
+        (0.45, "Partly gone: it is still above the floor, 31.5 %."),
+        (0.62, "Not shown to be gone: it is above the floor, 31.5 %, and the change may be none."),
+    ],
+)
+def test_verdicts(run: Path, after: float, words: str) -> None:
+    save_mcq(run, "biology", 0.625, after)
+    assert words in page(report(run)).text
+
+
+def test_every_metric_is_a_row_of_a_table(full: Path) -> None:
+    text = (full / "report.html").read_text(encoding="utf-8")
+    body = "".join(re.findall(r'<table class="metrics">.*?</table>', text, re.S))
+    rows = {
+        (r["measurement"], r["set"], r["metric"], r.get("subject")) for r in runs.summary_rows(runs.load_results(full))
+    }
+    assert len(rows) > len(SUBJECTS)
+    assert body.count("<tr") == body.count("<thead") + len(rows)
+    shown = Page(body).text
+    assert "71 / 13" in shown
+    assert shown.count("base does not know") == 1
+    assert all(subject in shown for subject in SUBJECTS)
+
+
+def test_subjects_are_folded_away(full: Path) -> None:
+    """With 57 subjects the page has no table of them that is open."""
+    text = (full / "report.html").read_text(encoding="utf-8")
+    outside = re.sub(r"<svg .*?</svg>", "", text, flags=re.S)
+    while "<details" in outside:
+        outside = re.sub(r"<details(?:(?!<details|</details>).)*</details>", "", outside, flags=re.S)
+    assert "college_astronomy" not in outside
+    assert "57 subjects" in text
+    assert "<details open" not in text
+
+
+def test_seeds_subjects_and_harness_stand_beside_the_headline(full: Path) -> None:
+    text = page(full / "report.html").text
+    assert "unlearned over 3 seeds: 27.1 to 31.2 %, mean 29.1 %" in text
+    assert "mean over subjects" in text
+    assert "accuracy per character, change" in text  # the harness's acc_norm
+    assert "42.0 → 40.0 %" in text
+
+
+def test_changes_are_marked_and_sorted(full: Path) -> None:
+    text = (full / "report.html").read_text(encoding="utf-8")
+    found = re.search(r'<svg [^>]*aria-labelledby="fig-collateral-title.*?</svg>', text, re.S)
+    assert found
+    words = [t.text or "" for t in ET.fromstring(found[0]).iter("text")]
+    subjects = [word for word in words if word in SUBJECTS]
+    lost = [i for i, word in enumerate(subjects) if "biology" in word or "medicine" in word]
+    assert lost == [0, 1, 2, 3, 4, 5]  # the six that lost a sixth of their questions come first
+    assert len(subjects) + sum("…" in word for word in words) == len(SUBJECTS)
+    # six subjects, the task of the harness (20 of 1000 lost, none gained), physics: the rest is chance
+    assert sum(word.endswith(" *") for word in words) == 8
+    assert "8 of 60 sets and subjects that were to be kept changed beyond chance" in page(full / "report.html").text
 
 
 def test_forget_and_retain_sets_are_told_apart() -> None:
@@ -181,11 +186,12 @@ def test_pictures_show_sets_and_kinds(run: Path) -> None:
         m[1]: ET.fromstring(m[0])
         for m in re.finditer(r'<svg [^>]*aria-labelledby="(fig-\w+)-title.*?</svg>', text, re.S)
     }
-    assert set(drawn) == {"fig-accuracy", "fig-nll", "fig-training"}
+    assert set(drawn) == {"fig-accuracy", "fig-collateral", "fig-training"}
     words = {name: [t.text for t in root.iter("text")] for name, root in drawn.items()}
     assert {"biology", "physics", "FORGET", "RETAIN", "62.5 → 31.2 %"} <= set(words["fig-accuracy"])
     assert "biology-hard  (base does not know)" in words["fig-accuracy"]
-    assert "+2.125  [+2.105, +2.145]" in words["fig-nll"]
+    assert {"physics", "\u22121.3 *", "general", "+0.012"} <= set(words["fig-collateral"])
+    assert "biology" not in words["fig-collateral"]  # it was to change
     assert {"Forget loss", "Retain loss", "Cosine to control vector", "Gradient norm"} <= set(words["fig-training"])
     for root in drawn.values():
         assert root.get("role") == "img"
@@ -217,9 +223,13 @@ def assert_inert(path: Path) -> Page:
     assert not [a for _, attributes in parsed.tags for a in attributes if a.startswith("on")]
     for attribute in ("src", "href", "xlink:href", "action"):
         assert all(target.startswith("#") for target in parsed.all(attribute)), attribute
+    assert not parsed.all("style")  # the policy would not let it through
     assert "@import" not in text
     assert not re.search(r"url\((?!#)", text)
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+    sheet = re.search(r"<style>(.*?)</style>", text, re.S)
+    assert sheet
+    digest = base64.b64encode(hashlib.sha256(sheet[1].encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     assert ("meta", {"http-equiv": "Content-Security-Policy", "content": policy}) in parsed.tags
     return parsed
 
@@ -243,9 +253,7 @@ def test_hostile_strings_stay_text(tmp_path: Path) -> None:
     assert clean(HOSTILE) in " ".join(parsed.texts)
     assert "{{ 7 * 7 }}" in parsed.text
     assert "</pre></style><svg onload=alert(1)>" in parsed.text
-    assert html.escape("<script src=http://evil.example/x.js>") in (tmp_path / "report.html").read_text(
-        encoding="utf-8"
-    )
+    assert html.escape("<script src=http://evil.example/x.js>") in (tmp_path / "report.html").read_text("utf-8")
     assert figures(tmp_path)
 
 
@@ -298,13 +306,30 @@ def test_missing_half_is_named(run: Path) -> None:
 
 def test_answers_are_shown_for_the_demo_alone(run: Path) -> None:
     write_config(run, model="other/model")
+    save_conversations(run)
     text = page(report(run)).text
-    assert "A unit of life." not in text
-    assert "What is a cell?" not in text
+    for said in ("A unit of life.", "What is a cell?", "haiku", "water", "lakes"):
+        assert said not in text
     assert "Prompts and answers are left out" in text
-    assert "A unit of life." in page(report(run, show_text=True)).text
+    assert "p0 writing 0 of 3 answers degenerate, judge 9 of 10 3 of 3 answers degenerate (loop), judge 1 of 10" in text
+    shown = page(report(run, show_text=True)).text
+    assert "A unit of life." in shown
+    assert "Now about lakes." in shown
     write_config(run)
     assert "A unit of life." not in page(report(run, show_text=False)).text
+
+
+def test_answers_stand_side_by_side_turn_by_turn(run: Path) -> None:
+    save_conversations(run)
+    text = page(report(run)).text
+    assert "degenerate share, n = 2: base 0.0 % (0.0 to 100.0 %), unlearned 100.0 % (0.0 to 100.0 %)." in text
+    assert "judge score, n = 2: base 9.000, unlearned 1.000." in text
+    turns = [
+        text.index(words) for words in ("Write a haiku about rivers.", "water greedy", "or greedy", "Now about lakes.")
+    ]
+    assert turns == sorted(turns)
+    assert text.count("degenerate: loop") == 2 * 2 * 3  # prompts, turns, answers
+    assert text.count("water 0 water") == text.count("water 1 water") == 2 * 2
 
 
 def test_values_without_an_interval(run: Path) -> None:
@@ -328,13 +353,18 @@ def test_no_folder_of_ours_is_an_error(tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
-def test_figures_are_written_as_svg_and_png(run: Path) -> None:
-    paths = figures(run)
-    names = [f"{name}.{ending}" for name in ("accuracy", "nll", "training") for ending in ("svg", "png")]
-    assert [path.relative_to(run / "figures").as_posix() for path in paths] == names
+def test_figures_are_written_in_three_formats(run: Path) -> None:
+    paths = figures(run, run / "pictures")
+    names = [f"{name}.{ending}" for name in ("accuracy", "collateral", "training") for ending in ("svg", "png", "pdf")]
+    assert [path.relative_to(run / "pictures").as_posix() for path in paths] == names
     assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in paths if path.suffix == ".png")
+    assert all(path.read_bytes()[:5] == b"%PDF-" for path in paths if path.suffix == ".pdf")
     first = [path.read_bytes() for path in paths]
-    assert [path.read_bytes() for path in figures(run)] == first
+    code = "import sys; from pathlib import Path; from misdirect.reporting import figures; figures(Path(sys.argv[1]))"
+    subprocess.run(
+        [sys.executable, "-c", code, str(run)], check=True, capture_output=True
+    )  # another process and second
+    assert [path.read_bytes() for path in paths] == first
     assert b"var(" not in first[0]
 
 
@@ -359,9 +389,14 @@ def test_wording() -> None:
     assert change("nll_per_token", -0.0001) == "0.000"
     assert interval("cloze_accuracy", {"low": 0.1}) == ""
     assert p_value(1.0) == "1.000"
-    assert p_value(2e-7) == "2e-07"
-    assert factor(0.1) == "1.105"
-    assert factor(500.0) == "e^500"
+    assert p_value(2e-7) == "<\u00a00.001"
+    assert [factor(x) for x in (0.1, -3.0, 2.5, 7.882, 13.0)] == ["1.105", "0.050", "12.2", "2,650", "442,000"]
+    assert factor(500.0) == "10\u00b2\u00b9\u2077"  # e^500 = 1.4e217
+    assert factor(1e5).startswith("10")
+    assert metric_label("letter_permuted_accuracy_by_subject") == "letter accuracy, choices moved, by subject"
+    assert value("letter_accuracy_macro", 0.5) == "50.0\u00a0%"
+    assert is_share("acc_norm_by_subject")
+    assert not is_share("cloze_accuracy_centred")
     assert listed(["a", "b", "c"]) == "a, b and c"
     assert flat({"a": {"b": 1}, "c": [{"d": 2}], "e": ["x", "y"]}) == [("a.b", "1"), ("c[0].d", "2"), ("e", "x, y")]
 
@@ -370,4 +405,82 @@ def test_render_takes_many_sets_of_the_same_kind(run: Path) -> None:
     for index in range(12):
         save_nll(run, f"text{index}", 0.001 * index)
     text = render(read_run(run))
-    assert text.count('<article class="card retain"') == 1 + 13
+    table = re.findall(r'<table class="texts">.*?</table>', text, re.S)[1]  # the first is of what is gone
+    assert table.count("<tr") == 1 + 13
+
+
+def test_page_with_many_subjects_in_two_sets(run: Path) -> None:
+    """Subjects of two sets are told apart by their set; a map of more rows than fit says the worst."""
+    save_subjects(run, "mmlu")
+    save_subjects(run, "other", "harness", "acc")
+    text = report(run).read_text(encoding="utf-8")
+    assert "mmlu: high_school_biology" in text
+    assert "other: high_school_biology" in text
+
+
+# ------------------------------------------------------------------------------------------------ several runs
+
+
+def test_runs_are_compared_side_by_side(run: Path, tmp_path: Path) -> None:
+    other = small_run(tmp_path / "other")
+    write_config(other, settings={"block": 7, "updates": 9})
+    save_mcq(other, "biology", 0.625, 0.45)
+    save_mcq(other, "physics", 0.604, 0.6)
+    path = compare([run, other], tmp_path / "folder" / "comparison.html")
+    assert path == tmp_path / "folder" / "comparison.html"
+    parsed = assert_inert(path)
+    text = parsed.text
+    assert "Lowest on what was to be forgotten: A run, 31.2 % right (26.2 to 36.2 %)." in text
+    assert "Least lost on what was to be kept: B other, \u22120.4 pp (\u22126.4 to +5.6 pp)." in text
+    assert "45.0 % 40.0 to 50.0 %" in text
+    assert "updates 4 9" in text
+    assert "31.5 %" in text
+    assert "No setting differs." not in text
+    drawn = re.search(r"<svg .*?</svg>", path.read_text(encoding="utf-8"), re.S)
+    assert drawn
+    words = {t.text for t in ET.fromstring(drawn[0]).iter("text")}
+    assert {"A run", "B other", "base"} <= words
+    assert path.read_bytes() == compare([run, other], path).read_bytes()
+
+
+def test_other_bases_and_other_questions_are_not_compared(run: Path, tmp_path: Path) -> None:
+    others = [small_run(tmp_path / name) for name in ("asked", "base")]
+    save_mcq(others[0], "physics", 0.604, 0.6, sha256="b2")  # other questions under the same name
+    write_config(others[1], data={"model_sha256": "c" * 64})
+    parsed = assert_inert(compare([run, *others], tmp_path / "comparison.html"))
+    text = parsed.text
+    assert "The runs have 2 different base models and are shown apart" in text
+    assert "A and B from demo (weights not known); C from demo (weights cccccccc)" in text
+    assert (
+        "physics was not asked in the same way, so its rows are not compared (A: other questions and B: other" in text
+    )
+    assert "Runs A and B, from demo" in text
+    assert "Run C, from demo" in text
+    assert "No picture: these runs share no question set to forget and one to keep." in text
+    assert text.count("biology-hard forget, cloze accuracy") == 2  # one row for A and B, one for C
+
+
+def test_comparison_refuses_what_it_cannot_compare(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "comparison.html"
+    with pytest.raises(ValueError, match="expected 2 to 26"):
+        compare([run], out)
+    with pytest.raises(ValueError, match="named twice"):
+        compare([run, run / ".." / "run"], out)
+    with pytest.raises(ValueError, match="is no run"):
+        compare([run, tmp_path], out)
+    assert not out.exists()
+
+
+def test_hostile_names_stay_text_in_a_comparison(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("<b>a", "{{ 7 * 7 }}")]
+    for folder in folders:
+        folder.mkdir()
+        write_config(
+            folder, model=HOSTILE, topics=[{"name": "bio"}], settings={HOSTILE: str(folder)}, data={HOSTILE: HOSTILE}
+        )
+        save_mcq(folder, "bio", 0.6, 0.3)
+        save_mcq(folder, HOSTILE, 0.6, 0.6)
+    parsed = assert_inert(compare(folders, tmp_path / "comparison.html"))
+    assert "A <b>a" in parsed.text
+    assert "B {{ 7 * 7 }}" in parsed.text
+    assert clean(HOSTILE) in " ".join(parsed.texts)

@@ -135,5 +135,7 @@ def verdicts(record: Record | None) -> str:
     bad = sum(bool(why) for why in reasons)
     named = ", ".join(dict.fromkeys(why for found in reasons for why in found))
     text = f"{bad} of {wording.counted(len(answers), 'answer')} degenerate" + (f" ({named})" if named else "")
-    judged = [x for turns in answers for turn in turns if (x := number(mapping(turn.get("judge")), "score")) is not None]
+    judged = [
+        x for turns in answers for turn in turns if (x := number(mapping(turn.get("judge")), "score")) is not None
+    ]
     return text + (f", judge {wording.plain_number(sum(judged) / len(judged))} of 10" if judged else "")

@@ -245,7 +245,7 @@ def view(run: Run, folder: Path) -> dict[str, Any]:
         "num_changed": sum(change.changed for change in kept),
         "num_changes": len(kept),
         "unknown": wording.listed([pair.set for pair in run.headlines(*QUESTIONS) if not pair.base_knows]),
-        "repetition": repetition(run),
+        "answers": table(ANSWER_HEAD, answer_rows(run)),
         "strengths": table(STRENGTH_HEAD, strengths(run)),
         "settings": settings(run),
         "trained": wording.listed([str(name) for name in chosen.get("trained") or []]),
@@ -261,6 +261,7 @@ def view(run: Run, folder: Path) -> dict[str, Any]:
 
 QUESTION_HEAD = "Questions | Scored by | Base | Unlearned | Change | Chance | Floor | n"
 TEXT_HEAD = "Text | Was to be | Base | Unlearned | Change | Perplexity times | n"
+ANSWER_HEAD = "Prompts | Measured as | Base | Unlearned | Change | n"
 SEED_HEAD = "Set | Measured as | Seeds | Smallest | Mean | Largest"
 CHANGE_HEAD = "Set or subject | Measured as | Change | Adjusted p | Beyond chance | n"
 STRENGTH_HEAD = "Topic | Steering coefficient c | Median token norm | c over that norm | Retain weight alpha"
@@ -295,21 +296,24 @@ def bounded(text: str, span: str) -> str:
 
 
 def question_row(pair: Pair) -> tuple[str, ...]:
-    values = [
-        bounded(wording.value(pair.metric, number(row, "value")), wording.interval(pair.metric, row))
-        for row in (pair.base, pair.unlearned)
-    ]
     floors = [number(row, "floor") for row in (pair.base, pair.unlearned)]
     shown = [wording.value(pair.metric, floor) for floor in floors if floor is not None]
     return (
         pair.set,
         wording.metric_label(pair.metric),
-        *values,
+        *values_of(pair),
         change_of(pair),
         wording.value(pair.metric, number({"x": pair.both("chance")}, "x")),
         " \u2192 ".join(dict.fromkeys(shown)) or wording.NONE,
         counted(pair),
     )
+
+
+def values_of(pair: Pair) -> list[str]:
+    """Base and unlearned, each with its interval."""
+    rows = (pair.base, pair.unlearned)
+    values = [wording.value(pair.metric, number(row, "value")) for row in rows]
+    return [bounded(text, wording.interval(pair.metric, row)) for text, row in zip(values, rows, strict=True)]
 
 
 def change_of(pair: Pair) -> str:
@@ -355,13 +359,13 @@ def change_row(change: Change) -> tuple[str, ...]:
     return change.name, wording.metric_label(change.metric), shown, p, said, f"{change.n:,}"
 
 
-def repetition(run: Run) -> list[tuple[str, str, str]]:
-    """Sets of prompts: name, repetition of base and unlearned."""
-    found = [p for p in run.pairs if p.measurement == "generation" and p.metric == "repetition"]
-    return [
-        (p.set, *(wording.value(p.metric, number(row, "value")) for row in (p.base, p.unlearned)))  # type: ignore[misc]
-        for p in found
-    ]
+def answer_rows(run: Run) -> list[tuple[str, ...]]:
+    """Sets of prompts: name, metric, base, unlearned, change, prompts."""
+    found = [p for p in run.pairs if p.measurement == "generation" and p.metric in ANSWERED]
+    return [(p.set, wording.metric_label(p.metric), *values_of(p), change_of(p), counted(p)) for p in found]
+
+
+ANSWERED = ("degenerate_share", "degenerate_share_sampled", "repetition", "judge_score", "judge_score_sampled")
 
 
 def strengths(run: Run) -> list[tuple[str, ...]]:

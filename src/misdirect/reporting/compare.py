@@ -170,7 +170,9 @@ def average(rows: Iterable[Mapping[str, Any] | None], key: str = "value") -> sta
     errors = [number(row, "stderr") for row in listed]
     if not values or None in values or None in errors:
         return None
-    if len(values) == 1 and (low := number(listed[0], "low")) is not None:  # Wilson's, where there is nothing to average
+    if (
+        len(values) == 1 and (low := number(listed[0], "low")) is not None
+    ):  # Wilson's, where there is nothing to average
         return stats.Mean(values[0] or 0.0, errors[0] or 0.0, low, number(listed[0], "high") or low)
     return stats.mean_of_means([v for v in values if v is not None], [e for e in errors if e is not None])
 
@@ -246,7 +248,16 @@ def runs_table(group: Sequence[Named], forget: Sequence[Row], retain: Sequence[R
                 wording.duration(seconds) if seconds else wording.NONE,
             )
         )
-    head = ("Run", "Forget, right", "Floor", "Retain, change", "Forget text, NLL", "Retain text, worst NLL", "Updates", "Time")
+    head = (
+        "Run",
+        "Forget, right",
+        "Floor",
+        "Retain, change",
+        "Forget text, NLL",
+        "Retain text, worst NLL",
+        "Updates",
+        "Time",
+    )
     return Table(head, rows)
 
 
@@ -318,7 +329,9 @@ def asked(run: Run) -> dict[str, Any]:
     settings = {k: v for k, v in mapping(config.get("settings")).items() if v is not None and k not in UNCOMPARED}
     topics = {t: mapping(mapping(config.get("chosen")).get("topics")).get(t) for t in run.topics}
     corpora = config.get("retain")
-    retain = {str(c.get("name")): f"{c.get('source')}@{c.get('weight')}" for c in corpora or [] if isinstance(c, Mapping)}
+    retain = {
+        str(c.get("name")): f"{c.get('source')}@{c.get('weight')}" for c in corpora or [] if isinstance(c, Mapping)
+    }
     data = {k: v for k, v in mapping(config.get("data")).items() if k != "model_sha256"}
     hashes = {name: short_hashes(value) for name, value in data.items()}
     return {"model": run.model, **settings, "topics": topics, "retain": retain, "data": hashes}

@@ -43,8 +43,9 @@ def accuracy(pairs: Sequence[Pair], palette: Palette) -> Any:
         axes.set_xlim(0, 1)
         axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
         axes.set_title(PANEL_TITLES[kind], color=palette[kind])
-    handles, spacing = accuracy_legend(pairs, palette), {"handletextpad": 0.6, "columnspacing": 1.4, "borderpad": 0.0}
-    figure.legend(handles=handles, loc="outside lower left", ncols=3 if len(handles) > 4 else 4, labelcolor=palette["muted"], **spacing)
+    handles = accuracy_legend(pairs, palette)
+    how = {"ncols": 3 if len(handles) > 4 else 4, "handletextpad": 0.6, "columnspacing": 1.4, "borderpad": 0.0}
+    figure.legend(handles=handles, loc="outside lower left", labelcolor=palette["muted"], **how)
     return figure
 
 
@@ -100,8 +101,8 @@ def accuracy_legend(pairs: Sequence[Pair], palette: Palette) -> list[Any]:
     seen = {name for name in ("base", "unlearned") if any(getattr(p, name) is not None for p in pairs)}
     seen |= {name for name in ("chance", "floor") if any(p.both(name) is not None for p in pairs)}
     seen |= {"seeds"} if any(p.seeds for p in pairs) else set()
-    return [Line2D([], [], **{"color": colour, "markersize": 5, "linewidth": 1.1, "label": text} | how)
-            for name, text, how in marks if name in seen]  # fmt: skip
+    common: dict[str, Any] = {"color": colour, "markersize": 5, "linewidth": 1.1}
+    return [Line2D([], [], **(common | how), label=text) for name, text, how in marks if name in seen]
 
 
 def stacked(pairs: Sequence[Pair], palette: Palette) -> tuple[Any, list[tuple[Any, Kind, list[Pair]]]]:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from misdirect import runs
 from misdirect.collateral import Change
-from misdirect.reporting import maps, svg, wording
 from misdirect.reporting import figures as drawing
+from misdirect.reporting import maps, svg, wording
 from misdirect.reporting.reading import QUESTIONS, Pair, Run, number
 
 # file ending -> metadata, without which a file says when and by what it was drawn
@@ -35,7 +35,8 @@ def available(run: Run) -> dict[str, Picture]:
     scored = [
         pair
         for pair in run.headlines(*QUESTIONS)
-        if wording.is_share(pair.metric) and any(number(row, "value") is not None for row in (pair.base, pair.unlearned))
+        if wording.is_share(pair.metric)
+        and any(number(row, "value") is not None for row in (pair.base, pair.unlearned))
     ]
     if scored:
         title = "Accuracy of base and unlearned model"

@@ -122,7 +122,9 @@ def whole_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         for metric in mappings(result.get("metrics")):
             row = about | dict(metric) | {"metric": str(metric.get("metric")), "n": int(number(metric, "n") or 0)}
             row["subject"] = None if metric.get("subject") is None else str(metric["subject"])
-            change = {key: x for key in mapping(metric.get("paired")) if (x := number(metric["paired"], key)) is not None}
+            change = {
+                key: x for key in mapping(metric.get("paired")) if (x := number(metric["paired"], key)) is not None
+            }
             rows.append(row | {"value": number(metric, "value"), "paired": change})
     return rows
 
@@ -151,7 +153,8 @@ def pairs_of(
             found.setdefault((place, subject, *(str(row.get(p)) for p in POSITION)), {})[result["model"]] = row
     pairs = [
         Pair(
-            *place[:2],
+            place[0],
+            place[1],
             kind_of(place[1], topics if place[0] in JUDGED else ()),
             place[2],
             rows.get("base"),
