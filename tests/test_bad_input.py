@@ -145,7 +145,7 @@ CASES = [
     Case("updates and epochs", unlearning(more="--epochs 1"), ("both --updates and --epochs",)),
     Case("no updates", unlearning(settings="--updates 0"), ("--updates 0 is too small",)),
     Case("an effectless flag", unlearning(more="--numerics published --clip 1"), ("--clip has no effect",)),
-    Case("limit of 0", evaluating(more="--limit 0 --out out"), ("--limit 0 is too small",)),
+    Case("limit below 0", evaluating(more="--limit -1 --out out"), ("--limit -1 is too small",)),
     Case("nothing to measure", "evaluate llama --out out", ("nothing to measure", "--questions")),
     Case("no out for a model", evaluating(more=""), ("llama is a model, not a run; expected --out",)),
     Case("an out for a run", evaluating("run"), ("run is a run", "expected no --out")),

@@ -20,7 +20,7 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -37,14 +37,14 @@ _held: dict[tuple[int, int, str], int] = {}  # (process, thread, folder) -> how 
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[bool]:
+def held(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[bool]:
     """Holds the lock of a folder, made if need be; yields whether this is the outermost hold of this thread.
 
-    Nested holds of one thread count as one. Raises ValueError where another process or thread holds it, or where the
-    folder may not be written to.
+    Nested holds of one thread count as one. Raises ValueError where the folder may not be written to, and where another
+    process or thread holds it; with `wait` that one is waited for, once `wait` was told who it is.
     """
     key = (os.getpid(), threading.get_ident(), os.path.realpath(folder))
-    handle = None if key in _held else take(folder)
+    handle = None if key in _held else take(folder, wait)
     _held[key] = _held.get(key, 0) + 1
     try:
         yield handle is not None
@@ -58,7 +58,7 @@ def held(folder: Path) -> Iterator[bool]:
             os.close(handle)
 
 
-def take(folder: Path) -> int:
+def take(folder: Path, wait: Callable[[str], None] | None = None) -> int:
     """The handle that holds the lock. Its file says who has it."""
     path = folder / LOCK
     while True:
@@ -70,7 +70,7 @@ def take(folder: Path) -> int:
                 f"{folder} cannot be written to: {error.strerror}; expected a folder that takes files"
             ) from None
         try:
-            if locked(handle, folder) and not is_file(handle, path):
+            if locked(handle, folder, wait) and not is_file(handle, path):
                 os.close(handle)  # its holder removed it between our opening and locking it
                 continue
             with suppress(OSError):  # a full disk: held all the same
@@ -83,14 +83,18 @@ def take(folder: Path) -> int:
         return handle
 
 
-def locked(handle: int, folder: Path) -> bool:
-    """Whether the file system took the lock. Raises ValueError where another holds it."""
+def locked(handle: int, folder: Path, wait: Callable[[str], None] | None) -> bool:
+    """Whether the file system took the lock. Raises ValueError where another holds it and is not waited for."""
     if fcntl is None:
         return False
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
-        raise ValueError(refusal(folder, handle)) from None
+        busy = f"{folder} is being written to by {holder(handle)}"
+        if wait is None:
+            raise ValueError(f"{busy}; expected that to end first, or another folder") from None
+        wait(f"{busy}; waiting for it")
+        fcntl.flock(handle, fcntl.LOCK_EX)
     except OSError:  # a file system without locks
         return False
     return True
@@ -113,11 +117,11 @@ def myself() -> dict[str, Any]:
     }
 
 
-def refusal(folder: Path, handle: int) -> str:
+def holder(handle: int) -> str:
+    """Who holds the lock of this file, in words."""
     try:
-        holder = json.loads(os.pread(handle, 65536, 0))
-        command = holder["command"] if len(holder["command"]) <= LONGEST else holder["command"][:LONGEST] + "..."
-        who = f"process {holder['pid']} on {holder['host']} since {holder['since']} ({command})"
-    except (OSError, ValueError, TypeError, KeyError):  # it has only just begun
-        who = "another process"
-    return f"{folder} is being written to by {who}; expected that to end first, or another folder"
+        found = json.loads(os.pread(handle, 65536, 0))
+        command = found["command"] if len(found["command"]) <= LONGEST else found["command"][:LONGEST] + "..."
+        return f"process {found['pid']} on {found['host']} since {found['since']} ({command})"
+    except (OSError, ValueError, TypeError, LookupError):  # it has only just begun
+        return "another process"

@@ -6,7 +6,6 @@ no torch; JSON here, tensors in `misdirect.model.delta`.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import importlib.metadata
 import json
@@ -22,6 +21,7 @@ from typing import Any
 
 from misdirect import locking
 from misdirect.config import SPEED_ONLY
+from misdirect.disk import is_full
 
 CONFIG, ENV, LOG, SUMMARY = "config.json", "env.json", "log.jsonl", "summary.json"
 DELTA, CONTROL, CHECKPOINT = "delta.safetensors", "control.safetensors", "checkpoint.safetensors"
@@ -89,14 +89,6 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
-
-
-def is_full(error: BaseException) -> bool:
-    """Whether a disk or a quota is full; safetensors says so in words alone."""
-    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    if isinstance(error, OSError):
-        return error.errno in full
-    return any(f"(os error {number})" in str(error) for number in full)
 
 
 @contextmanager

@@ -17,9 +17,12 @@ import torch
 
 from misdirect import __version__, runs, signals
 from misdirect.config import Corpus, Topic, as_dict
+from misdirect.disk import require_room
 from misdirect.model.delta import Delta, load_delta, load_tensors, save_delta, save_tensors
 from misdirect.model.load import LM
 from misdirect.unlearning import rmu
+
+LOG_BYTES = 400  # about a line
 
 
 def describe(
@@ -95,15 +98,37 @@ def save_checkpoint(run: Path, state: rmu.State) -> None:
 
 
 def load_checkpoint(run: Path, job: rmu.Job) -> rmu.State:
-    """The state to go on from, on the model's device; the initial one where there is no checkpoint."""
-    if not (run / runs.CHECKPOINT).exists():
-        return rmu.initial_state(job)
-    tensors, metadata = load_tensors(run / runs.CHECKPOINT)
-    parts: dict[str, dict[str, Any]] = {"weight": {}, "first": {}, "second": {}}
-    for key, value in tensors.items():
-        part, name = key.split(":", 1)
-        parts[part][name] = value.to(job.lm.device)
-    return rmu.State(int(metadata["step"]), parts["weight"], parts["first"], parts["second"])
+    """The state to go on from, on the model's device; the initial one where there is no checkpoint.
+
+    Raises ValueError where the file is damaged or holds other matrices than those that the run trains.
+    """
+    path, start = run / runs.CHECKPOINT, rmu.initial_state(job)
+    if not path.exists():
+        return start
+    tensors, metadata = load_tensors(path)
+    again = "expected that file removed: the run begins again"
+    step = metadata.get("step", "")
+    if not (step.isascii() and step.isdigit() and int(step[:18]) < job.updates):
+        raise ValueError(f"{path} is at update {step[:20]!r} of {job.updates}; {again}")
+    parts: dict[str, dict[str, Any]] = {"weight": start.weights, "first": start.first, "second": start.second}
+    for part, known in parts.items():
+        for name, own in known.items():
+            found = tensors.get(f"{part}:{name}")
+            if found is None or found.shape != own.shape or found.dtype != own.dtype:
+                what = "nothing" if found is None else f"{found.dtype} of shape {tuple(found.shape)}"
+                raise ValueError(f"{path} holds {what} for {name}, which is {own.dtype} of {tuple(own.shape)}; {again}")
+            known[name] = found.to(job.lm.device)
+    return start._replace(step=int(step))
+
+
+def require_space(job: rmu.Job, run: Path, state: rmu.State) -> None:
+    """Raises ValueError where checkpoints and delta will not fit: an old checkpoint stays until the new one is complete."""
+    weights = sum(value.nbytes for value in state.weights.values())
+    there = (run / runs.CHECKPOINT).exists()
+    due = (job.updates - 1) // job.config.checkpoint_every - state.step // job.config.checkpoint_every
+    checkpoints = min(due, 1 if there else 2)
+    at_the_end = weights * (1 if there or not due else 4)
+    require_room(run, max(3 * weights * checkpoints, at_the_end) + LOG_BYTES * job.updates, "the run")
 
 
 def cut_log(run: Path, step: int) -> None:
@@ -147,6 +172,7 @@ def go_on(
 ) -> rmu.State:
     """Makes the updates that are still to make; `waiting` holds the signals that ask to stop."""
     state = load_checkpoint(run, job)
+    require_space(job, run, state)
     cut_log(run, state.step)
     if advance and state.step:
         advance(state.step, "resumed")

