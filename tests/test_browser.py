@@ -145,7 +145,7 @@ CONTRAST = """() => {
     const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
     for (let node; node = walker.nextNode();) {
         const e = node.parentElement;
-        if (!node.data.trim() || !e.getClientRects().length || e.closest('title, desc, style')) continue;
+        if (!node.data.trim() || !e.checkVisibility() || e.closest('title, desc, style')) continue;
         const style = getComputedStyle(e), inside = e instanceof SVGElement;
         const values = [parse(inside ? style.fill : style.color), ground(e)].map(luminance).sort((a, b) => b - a);
         const ratio = (values[0] + 0.05) / (values[1] + 0.05);
@@ -204,7 +204,7 @@ def test_colour_scheme_is_followed(browser: Any, pages: dict[str, Path]) -> None
 def test_print_shows_what_is_folded_and_keeps_cards_whole(browser: Any, pages: dict[str, Path]) -> None:
     with opened(browser, pages["full"], "print") as seen:
         assert seen.ask("[...document.querySelectorAll('details')].every(d => !d.open)")
-        hidden = "[...document.querySelectorAll('details td')].filter(e => !e.getClientRects().length).length"
+        hidden = "[...document.querySelectorAll('details td')].filter(e => !e.checkVisibility()).length"
         assert seen.ask(hidden) == 0
         assert seen.ask("document.querySelectorAll('details td').length") > 500
         for selector in (".panel", ".card", "figure", "tr", ".pair"):
