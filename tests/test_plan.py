@@ -278,7 +278,12 @@ def test_a_config_is_enough(tmp_path: Path, data: Path, family: str, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("family", "matrix"), [("mixtral", "mlp.experts.down_proj"), ("qwen2_moe", "mlp.shared_expert.down_proj")]
+    ("family", "matrix"),
+    [
+        ("mixtral", "mlp.experts.down_proj"),
+        ("mixtral", "mlp.experts.down_proj[1]"),
+        ("qwen2_moe", "mlp.shared_expert.down_proj"),
+    ],
 )
 def test_experts_are_refused_or_named(tmp_path: Path, data: Path, family: str, matrix: str) -> None:
     folder = config_only(tmp_path / family, family)
@@ -357,8 +362,8 @@ def test_advice_fits(tiny: Path, data: Path) -> None:
         return run.unlearn_advice(given, counted, form.Machine("cpu", "float32", 1, limit, 0))
 
     need = [cost.unlearn_memory(0, SHAPE, settings, tokens._replace(largest=n), 4, 12.0) for n in (8_000, 4_000, 1_000)]
-    assert advice(need[1]) == "--batch-size 4 would fit"
-    assert advice(need[2]) == "--batch-size 1 would fit"
+    assert advice(need[1]) == "--batch-size 4 --retain-batch-size 1 would fit"
+    assert advice(need[2]) == "--batch-size 1 --retain-batch-size 1 would fit"
     assert advice(need[2] - 1).startswith("--dtype bfloat16 --batch-size")
     assert "larger machine" in advice(1_000)
 

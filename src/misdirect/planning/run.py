@@ -352,6 +352,8 @@ def unlearn_advice(given: Given, counted: Counted, machine: Machine) -> str:
             saved = counted.speed.saved * itemsize / counted.itemsize
             if cost.unlearn_memory(0, counted.shape, given.settings, tokens, itemsize, saved) <= machine.memory:
                 flags = [f"--dtype {dtype}"] * (dtype != machine.dtype) + [f"--batch-size {batch}"] * (batch != size_)
+                if batch != size_ and given.settings.retain_batch_size:
+                    flags.append(f"--retain-batch-size {max(1, given.settings.retain_batch_size * batch // size_)}")
                 return f"{' '.join(flags)} would fit"
     tokens = counted.tokens._replace(largest=counted.tokens.largest // size_)
     least = cost.unlearn_memory(0, counted.shape, given.settings, tokens, 2, counted.speed.saved * 2 / counted.itemsize)
