@@ -128,7 +128,7 @@ def assert_same_delta(run: Path, other: Path) -> None:
 
 
 def test_the_verbs_leave_exactly_these_files(finished: Path) -> None:
-    assert files(finished) == RUN_FILES | RESULT_FILES | {"summary.json", "report.html"}
+    assert files(finished) == RUN_FILES | RESULT_FILES | {"summary.json", "report.html", "README.md"}
 
 
 def test_the_summary_keeps_its_contract(finished: Path) -> None:

@@ -54,12 +54,14 @@ def unlearn(
         raise ValueError(f"--seeds {seeds} is too small; expected at least 1")
     run = writable(out)
     config = resolve(config or UnlearnConfig())
-    forget_texts = {t.name: read_texts(t.source) for t in topics}
-    retain_texts = [(c.name, read_texts(c.source), c.weight) for c in corpora]
+    raw = config.numerics == "published"  # only there are raw JSON lines text
+    forget_texts = {t.name: read_texts(t.source, raw) for t in topics}
+    retain_texts = [(c.name, read_texts(c.source, raw), c.weight) for c in corpora]
     order = Order(model, topics, corpora, forget_texts, retain_texts, trust_remote_code, allow_pickle)
     for seed in range(config.seed, config.seed + seeds):
         folder = run if seed == config.seed else writable(seed_folder(run, seed))
-        unlearn_once(order, dataclasses.replace(config, seed=seed), folder)
+        with runs.writing(folder):
+            unlearn_once(order, dataclasses.replace(config, seed=seed), folder)
     return run
 
 
@@ -76,6 +78,7 @@ class Order(NamedTuple):
 
 
 def unlearn_once(order: Order, config: UnlearnConfig, run: Path) -> None:
+    from misdirect.data import batches
     from misdirect.model.load import load_config, load_lm, resolve_source
     from misdirect.unlearning import rmu
     from misdirect.unlearning import run as running
@@ -93,6 +96,9 @@ def unlearn_once(order: Order, config: UnlearnConfig, run: Path) -> None:
         note(f"{run} is finished already; nothing to do")
         return
     say_chosen(job)
+    kept = {f"{name} (retain)": texts for name, texts, _ in order.retain}
+    for line in batches.preview({**order.forget, **kept}, lm.tokenizer, config.max_tokens or 0, config.seed):
+        note(line)
     with bar(f"Unlearning {', '.join(t.name for t in order.topics)}", job.updates) as advance:
         running.execute(job, run, asked, advance)
 
@@ -149,12 +155,15 @@ def evaluate(
     examples (`config.shots`); `tasks`: names of lm-evaluation-harness tasks, TASK or TASK=SOURCE. What is stored already
     is not measured again. Raises ValueError for bad input, and where a stored result was measured with other settings.
     """
+    from misdirect.evaluation import judge as scoring
     from misdirect.evaluation import run as running
     from misdirect.model.load import load_lm, pick_device, pick_dtype
 
     config = config or EvaluateConfig()
     dtype: Any = str(pick_dtype(config.dtype, pick_device(config.device))).removeprefix("torch.")
     config = dataclasses.replace(config, dtype=dtype)  # `auto` is not the same everywhere; a result says which it was
+    if config.judge:
+        scoring.check(config)
     path = Path(target).expanduser()
     is_run = runs.is_run(path)
     if is_run:
@@ -172,17 +181,20 @@ def evaluate(
             "nothing to measure; expected --questions NAME=SOURCE, --text NAME=SOURCE, --prompts NAME=SOURCE or --tasks NAME"
         )
     sides = running.sides_of(folder, is_run)
-    missing = running.missing_tasks(sides, wanted)
-    if any(missing.values()):
-        source = runs.read_json(folder / runs.CONFIG)["model"] if is_run else str(target)
-        lm = load_lm(source, None, config.device, config.dtype, trust_remote_code, allow_pickle)
-        if is_run:
-            refuse_other_base(lm, folder)
-        else:
-            runs.write_json(folder / runs.ENV, runs.environment() | {"model": source})
-        running.measure_all(lm, missing)
-    running.judge(sides, wanted)
-    return runs.write_summary(folder, over_seeds(folder))
+    with runs.writing(*dict.fromkeys(side.folder for side in sides)):
+        missing = running.missing_tasks(sides, wanted)
+        if any(missing.values()) or running.unread(sides, wanted):
+            source = runs.read_json(folder / runs.CONFIG)["model"] if is_run else str(target)
+            lm = load_lm(source, None, config.device, config.dtype, trust_remote_code, allow_pickle)
+            if is_run:
+                refuse_other_base(lm, folder)
+            else:
+                runs.write_json(folder / runs.ENV, runs.environment() | {"model": source})
+            running.measure_all(lm, missing)
+            running.read_answers(lm, sides, wanted, config)
+        running.score_answers(sides, wanted, config)
+        running.judge(sides, wanted)
+        return runs.write_summary(folder, over_seeds(folder))
 
 
 def refuse_other_model(folder: Path, model: str) -> None:
@@ -215,6 +227,7 @@ def report(
     questions, prompts and answers for the demo alone. Returns the page's path.
     """
     from misdirect import reporting
+    from misdirect.reporting.card import card
 
     if not targets:
         raise ValueError("no run was given; expected at least one folder that misdirect wrote")
@@ -224,12 +237,14 @@ def report(
             raise ValueError(f"{path} is no run (no {runs.CONFIG}, no results); expected a folder that misdirect wrote")
     if len(paths) == 1 and out is not None:
         raise ValueError("--out has no effect on one run, whose page goes into its folder; expected it left out")
-    for path in paths if figures else ():
-        reporting.figures(path)
-    if len(paths) > 1:
-        return reporting.compare(paths, Path(out) if out else paths[0] / "comparison.html")
-    # CARD
-    return reporting.report(paths[0], show_text)
+    with runs.writing(*paths):
+        for path in paths if figures else ():
+            reporting.figures(path)
+        if len(paths) > 1:
+            return reporting.compare(paths, Path(out) if out else paths[0] / "comparison.html")
+        if runs.is_run(paths[0]):
+            card(paths[0])
+        return reporting.report(paths[0], show_text)
 
 
 def plan(

@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 from misdirect import runs
 from misdirect.config import EvaluateConfig
 from misdirect.data.corpora import read_texts
+from misdirect.data.prompts import Prompt, read_prompts
 from misdirect.data.questions import Question, read_questions
 from misdirect.evaluation import generation, mcq, nll
+from misdirect.evaluation import judge as scoring
 from misdirect.model.delta import load_delta, swapped_in
 from misdirect.model.load import LM
 from misdirect.model.score import tokens_per_second
@@ -24,6 +26,8 @@ from misdirect.seeds import seed_runs
 
 Advance = Callable[[int], None]
 CHARS_PER_TOKEN = 4.0  # English, roughly: for estimates of time alone
+# Where the answered examples of a built-in set come from: its own development split.
+EXAMPLES = {"mmlu": "mmlu-dev", "demo-mmlu": "demo-mmlu-dev"}
 ESTIMATE_FROM = 30.0  # seconds from which on an estimate is printed beforehand
 
 
@@ -70,13 +74,19 @@ def make_tasks(
         raise ValueError(f"--examples names {sorted(unknown)[0]!r}; expected the name of a --questions set")
     if examples and not config.shots:
         raise ValueError("--examples has no effect without --shots; expected --shots N")
-    pools = {name: read_questions(source) for name, source in (examples or {}).items()}
+    own = {name: pool for name, source in questions.items() if config.shots and (pool := examples_of(source))}
+    pools = {name: read_questions(source) for name, source in {**own, **(examples or {})}.items()}
     return [
         *(question_task(n, read_questions(s), config, pools.get(n, ())) for n, s in questions.items()),
         *(text_task(name, read_texts(source), config) for name, source in texts.items()),
-        *(prompt_task(name, read_texts(source), config) for name, source in prompts.items()),
+        *(prompt_task(name, read_prompts(source), config) for name, source in prompts.items()),
         *harness_tasks(named, config),
     ]
+
+
+def examples_of(source: str) -> str | None:
+    """`mmlu` and `mmlu-SUBJECT` have the same development split."""
+    return next((pool for name, pool in EXAMPLES.items() if source == name or source.startswith(name + "-")), None)
 
 
 def question_task(name: str, items: Sequence[Question], config: EvaluateConfig, pool: Sequence[Question]) -> Task:
@@ -103,15 +113,15 @@ def text_task(name: str, documents: Sequence[str], config: EvaluateConfig) -> Ta
     )
 
 
-def prompt_task(name: str, prompts: Sequence[Any], config: EvaluateConfig) -> Task:
+def prompt_task(name: str, prompts: Sequence[Prompt], config: EvaluateConfig) -> Task:
     return Task(
         generation.MEASUREMENT,
         name,
         generation.config_of(config, prompts),
-        len(prompts),
-        0,
+        generation.num_items(prompts, config),
+        generation.num_chars(prompts, config),
         lambda lm, step: generation.generation(lm, name, prompts, config, step),
-        lambda result, base: result,
+        generation.judged,
     )
 
 
@@ -160,6 +170,46 @@ def measure_all(lm: LM, missing: Mapping[Side, Sequence[Task]]) -> None:
                 for task in tasks:
                     step = lambda k, text=f"{side.label}: {task.name}": advance(k, text)  # noqa: E731
                     runs.save_result(side.folder, side.model, task.measure(lm, step))
+
+
+def answers(sides: Sequence[Side], tasks: Sequence[Task]) -> list[Path]:
+    """Where the stored answers to prompts are."""
+    asked = [task.name for task in tasks if task.measurement == generation.MEASUREMENT]
+    paths = [
+        runs.result_path(side.folder, side.model, generation.MEASUREMENT, name) for name in asked for side in sides
+    ]
+    return [path for path in paths if path.exists()]
+
+
+def unread(sides: Sequence[Side], tasks: Sequence[Task]) -> dict[Path, dict[str, Any]]:
+    """Stored answers that the base has not read yet."""
+    return {path: stored for path in answers(sides, tasks) if generation.unread(stored := runs.read_result(path))}
+
+
+def read_answers(lm: LM, sides: Sequence[Side], tasks: Sequence[Task], config: EvaluateConfig) -> None:
+    """The base reads every answer that it has not read yet: what it finds incomprehensible is no language."""
+    left = unread(sides, tasks)
+    if not left:
+        return
+    with bar(
+        "Reading the answers", sum(len(generation.turns(r)) for x in left.values() for r in x["records"])
+    ) as advance:
+        for path, stored in left.items():
+            runs.write_json(path, generation.read_by_base(lm, stored, config, advance))
+
+
+def score_answers(sides: Sequence[Side], tasks: Sequence[Task], config: EvaluateConfig) -> None:
+    """The judge, where one is named, scores every answer that it has not scored yet."""
+    if config.judge is None:
+        return
+    left = {
+        path: stored for path in answers(sides, tasks) if scoring.unscored(stored := runs.read_result(path), config)
+    }
+    if not left:
+        return
+    with bar("Judging the answers", sum(scoring.unscored(x, config) for x in left.values())) as advance:
+        for path, stored in left.items():
+            runs.write_json(path, scoring.scored(stored, config, advance))
 
 
 def judge(sides: Sequence[Side], tasks: Sequence[Task]) -> None:
