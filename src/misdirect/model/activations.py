@@ -93,6 +93,11 @@ def capture(
     def before(index: int) -> Callable[..., None]:
         def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             hidden, rest_args, rest_kwargs = split_hidden(args, kwargs)
+            if hidden.dim() != 3:  # Gemma 3n keeps four
+                raise ValueError(
+                    f"{type(module).__name__} takes a state of shape {tuple(hidden.shape)}; expected one residual stream "
+                    "(batch, token, width): this architecture is not supported"
+                )
             if index == first:
                 state["hidden"] = hidden
             calls.append(Call(index, rest_args, rest_kwargs))

@@ -28,8 +28,9 @@ from misdirect.model import parts
 NOT_FEED_FORWARD = re.compile(
     r"(?i:attn|attention|mamba|mixer|deltanet|recurrent|rg_?lru|conv(?!1d))|SSM|(?<![a-zA-Z])ssm"
 )
-# A class so named is a feed-forward part whatever its module is called: Nemotron-H calls every part `mixer`.
-FEED_FORWARD = re.compile(r"MLP|FeedForward|FFN|MoE|SparseMoe")
+# A class so named is a feed-forward part whatever its module or its family is called: Nemotron-H calls every part `mixer`,
+# and RecurrentGemmaMlp is not recurrent.
+FEED_FORWARD = re.compile(r"(mlp|feedforward|ffn|moe|moeblock|experts)\d*$", re.IGNORECASE)
 EXPERTS = re.compile(r"expert|moe|router", re.IGNORECASE)
 
 
@@ -87,8 +88,16 @@ def has_routed_experts(block: nn.Module) -> bool:
 
 
 def fused_experts(block: nn.Module) -> list[str]:
-    """Parameters that hold the matrices of several experts: (expert, out, in), no side of length 1."""
-    return [n for n, p in block.named_parameters() if p.dim() == 3 and min(p.shape) > 1 and not inside_mixer(block, n)]
+    """Parameters that hold the matrices of several experts: (expert, out, in), or flattened in a class of experts."""
+    flat = [n for n, m in block.named_modules() if re.search(r"Experts$", type(m).__name__)]
+    return [
+        n
+        for n, p in block.named_parameters()
+        if not inside_mixer(block, n)
+        and "bias" not in n
+        and min(p.shape) > 1
+        and (p.dim() == 3 or (p.dim() == 2 and any(n.startswith(f"{around}.") for around in flat)))
+    ]
 
 
 def inside_mixer(block: nn.Module, name: str) -> bool:
@@ -99,8 +108,7 @@ def inside_mixer(block: nn.Module, name: str) -> bool:
 
 
 def is_mixer(name: str, kind: str) -> bool:
-    named = NOT_FEED_FORWARD.search(name) and not FEED_FORWARD.search(kind)
-    return bool(named or NOT_FEED_FORWARD.search(kind))
+    return bool(NOT_FEED_FORWARD.search(name + " " + kind)) and not FEED_FORWARD.search(kind)
 
 
 def find_matrix(block: nn.Module, width: int, matrix: str | None = None) -> str:

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -239,11 +239,24 @@ def load_lm(
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
-            model = loader.from_pretrained(where, config=wanted, dtype=pick_dtype(dtype, place), **options)
+            model, info = loader.from_pretrained(
+                where, config=wanted, dtype=pick_dtype(dtype, place), output_loading_info=True, **options
+            )
     except Exception as error:  # missing files, an unknown architecture, a size mismatch: many kinds, one line
         raise ValueError(f"{source} cannot be loaded: {first_line(error)}") from None
+    refuse_gaps(source, model, info)
     model.eval().requires_grad_(False).to(place)
     return LM(model, tokenizer, source, full_depth, prefix)
+
+
+def refuse_gaps(source: str, model: nn.Module, info: Mapping[str, Any]) -> None:
+    """Raises ValueError where the files lack a matrix of the decoder: transformers would fill it with random numbers."""
+    blocks = structure.find_blocks(model)[0]
+    embeddings = [n for n, m in model.named_modules() if m is model.get_input_embeddings()]  # type: ignore[operator]
+    needed = (f"{blocks}.", *(f"{name}." for name in embeddings))
+    gaps = sorted(name for name in info["missing_keys"] if name.startswith(needed))
+    if gaps:
+        raise ValueError(f"{source} lacks {len(gaps)} tensors of its model, such as {gaps[0]}; fetch it again")
 
 
 def check_length(lm: LM, longest: int, what: str) -> None:
