@@ -91,8 +91,7 @@ def generation(
             conversation(lm.tokenizer, s.prompt.turns[: turn + 1], [a.text for a in s.answers], chat) for s in asked
         ]
         for rows in batches(lm, contexts, config):
-            generators = [generator_of(asked[r], turn, config) for r in rows]
-            found = answer_batch(lm, [contexts[r] for r in rows], generators, config)
+            found = answer_slots(lm, [asked[r] for r in rows], [contexts[r] for r in rows], config)
             for row, answer in zip(rows, found, strict=True):
                 asked[row].answers.append(answer)
             if advance:
@@ -167,11 +166,11 @@ def batches(lm: LM, contexts: Sequence[Sequence[int]], config: EvaluateConfig) -
 # ------------------------------------------------------------------------------------------------ answering
 
 
-def generator_of(slot: Slot, turn: int, config: EvaluateConfig) -> torch.Generator | None:
-    """The noise of one sampled turn, named by what it is for; none for a greedy one."""
+def generator_of(slot: Slot, config: EvaluateConfig) -> torch.Generator | None:
+    """The noise of a slot's next answer, named by what it is for; none for a greedy one."""
     if slot.sample is None:
         return None
-    name = f"answer/{config.seed}/{slot.prompt.id}/{slot.sample}/{turn}"
+    name = f"answer/{config.seed}/{slot.prompt.id}/{slot.sample}/{len(slot.answers)}"
     seed = int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()[:7], "little")
     return torch.Generator().manual_seed(seed)
 
@@ -181,6 +180,19 @@ def end_tokens(lm: LM) -> list[int]:
     own = getattr(getattr(lm.model, "generation_config", None), "eos_token_id", None)
     listed = [*own] if isinstance(own, list | tuple) else [own]
     return sorted({int(token) for token in (*listed, lm.tokenizer.eos_token_id) if token is not None})
+
+
+def answer_slots(lm: LM, slots: Sequence[Slot], contexts: Sequence[list[int]], config: EvaluateConfig) -> list[Answer]:
+    """The next answer of each slot, in one batch; one that broke beside padding is asked again alone: padding itself
+    breaks some models (Gemma 2 in float64, a row of the mask being empty)."""
+
+    def ask(some: Sequence[int]) -> list[Answer]:
+        generators = [generator_of(slots[i], config) for i in some]
+        return answer_batch(lm, [contexts[i] for i in some], generators, config)
+
+    longest = max(map(len, contexts))
+    found = ask(range(len(slots)))
+    return [a if a.finite or len(contexts[i]) == longest else ask([i])[0] for i, a in enumerate(found)]
 
 
 @torch.inference_mode()
@@ -209,9 +221,9 @@ def answer_batch(
     model.generation_config = GenerationConfig(
         max_new_tokens=config.new_tokens, do_sample=False, eos_token_id=ends or None, pad_token_id=fill
     )
-    out = model.generate(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, logits_processor=[choose]
-    )[:, batch.input_ids.shape[1] :].tolist()
+    out = model.generate(input_ids=batch.input_ids, attention_mask=batch.attention_mask, logits_processor=[choose])[
+        :, batch.input_ids.shape[1] :
+    ].tolist()
     return [finish(lm.tokenizer, tokens, ends, broken.get(row)) for row, tokens in enumerate(out)]
 
 
@@ -264,7 +276,9 @@ def record_of(slots: Sequence[Slot], chat: bool) -> Record:
         for slot in slots
     ]
     last = answers[0]["turns"][-1]
-    shown = {"prompt": prompt.turns[-1], "text": last["text"].strip()} | {k: last[k] for k in ("num_tokens", "repetition")}
+    shown = {"prompt": prompt.turns[-1], "text": last["text"].strip()} | {
+        k: last[k] for k in ("num_tokens", "repetition")
+    }
     return {"id": prompt.id, "category": prompt.category, "chat": chat, "turns": list(prompt.turns)} | shown | {
         "answers": answers
     }  # fmt: skip
@@ -279,8 +293,9 @@ def judged_turn(turn: Mapping[str, Any]) -> Record:
     return {**turn, "degenerate": bool(why), "why": why}
 
 
-def turns(record: Mapping[str, Any], kind: str) -> list[Record]:
-    return [turn for answer in record["answers"] if answer["kind"] == kind for turn in answer["turns"]]
+def turns(record: Mapping[str, Any], kind: str | None = None) -> list[Record]:
+    """Every turn of a prompt's answers, or of those of one kind."""
+    return [turn for answer in record["answers"] if kind in (None, answer["kind"]) for turn in answer["turns"]]
 
 
 def degenerate_share(record: Mapping[str, Any], kind: str) -> float | None:
@@ -299,7 +314,9 @@ def score_of(record: Mapping[str, Any], kind: str) -> float | None:
 PER_PROMPT: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
     "degenerate_share_sampled": lambda record: degenerate_share(record, SAMPLED),
     "repetition": lambda record: record["repetition"],
-    "mean_answer_tokens": lambda record: math.fsum(t["num_tokens"] for t in turns(record, GREEDY)) / len(record["turns"]),
+    "mean_answer_tokens": lambda record: (
+        math.fsum(t["num_tokens"] for t in turns(record, GREEDY)) / len(record["turns"])
+    ),
     "judge_score": lambda record: score_of(record, GREEDY),
     "judge_score_sampled": lambda record: score_of(record, SAMPLED),
 }
@@ -315,7 +332,7 @@ def metrics(records: Sequence[Mapping[str, Any]]) -> tuple[Metric, ...]:
         if values:
             mean = stats.sample_mean(values)
             out.append(Metric(name, mean.value, mean.stderr, len(values), mean.low, mean.high))
-    asked = [t["judge"] for r in records for kind in (GREEDY, SAMPLED) for t in turns(r, kind) if "judge" in t]
+    asked = [t["judge"] for r in records for t in turns(r) if "judge" in t]
     if asked:  # a score that could not be read is counted, never guessed
         out.append(Metric("judge_unscored", sum(a["score"] is None for a in asked) / len(asked), n=len(asked)))
     return tuple(out)
@@ -354,7 +371,7 @@ def judged(result: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]
 
 def unread(result: Mapping[str, Any]) -> bool:
     """Whether the base has still to read a stored result's answers."""
-    return any("base_nll" not in turn for record in result["records"] for kind in (GREEDY, SAMPLED) for turn in turns(record, kind))
+    return any("base_nll" not in turn for record in result["records"] for turn in turns(record))
 
 
 def read_by_base(
@@ -367,14 +384,14 @@ def read_by_base(
     """
     records = copy.deepcopy(list(result["records"]))
     found = [
-        (record["turns"][i], turn, record["chat"])
+        (record["turns"][i], turn)
         for record in records
         for answer in record["answers"]
         for i, turn in enumerate(answer["turns"])
     ]
-    values = incoherence(lm, found_pairs := [(prompt, turn["text"]) for prompt, turn, _ in found], found[0][2], config.batch_tokens, advance)
-    assert len(found_pairs) == len(values)
-    for (_, turn, _), (nll, count) in zip(found, values, strict=True):
+    pairs = [(prompt, turn["text"]) for prompt, turn in found]
+    values = incoherence(lm, pairs, records[0]["chat"], config.batch_tokens, advance)
+    for (_, turn), (nll, count) in zip(found, values, strict=True):
         turn.update(judged_turn(turn | {"base_nll": nll, "base_tokens": count}))
     return remade(result, records)
 
