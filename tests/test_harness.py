@@ -221,6 +221,8 @@ def test_the_model_the_tokenizer_and_the_process_are_left_alone(lm: LM, mmlu: Pa
     import lm_eval.api.task
 
     weights = {name: value.clone() for name, value in lm.model.state_dict().items()}
+    lm = dataclasses.replace(lm, tokenizer=copy.deepcopy(lm.tokenizer))
+    lm.tokenizer.pad_token = None  # the harness takes another one for it
     tokenizer, random, bar = repr(lm.tokenizer), torch.random.get_rng_state(), lm_eval.api.task.tqdm
     task_manager()
     capfd.readouterr()
@@ -230,7 +232,7 @@ def test_the_model_the_tokenizer_and_the_process_are_left_alone(lm: LM, mmlu: Pa
     assert capfd.readouterr() == ("", f"mmlu: {mmlu} holds 2 of its 57 tasks; the others are left out\n")
     assert sum(steps) == ours.num_items(task, ALL) == 4 * 26
     assert all(torch.equal(value, weights[name]) for name, value in lm.model.state_dict().items())
-    assert repr(lm.tokenizer) == tokenizer
+    assert repr(lm.tokenizer) == tokenizer and lm.tokenizer.pad_token is None
     assert torch.equal(torch.random.get_rng_state(), random)
     assert lm_eval.api.task.tqdm is bar and logging.root.manager.disable == logging.NOTSET
     assert not datasets.are_progress_bars_disabled()
