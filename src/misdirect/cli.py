@@ -245,7 +245,8 @@ def evaluate(
     examples
         NAME=SOURCE: where the answered examples (--shots) of a questions set come from. [default: the set itself]
     tasks
-        Names of lm-evaluation-harness tasks, with commas between; TASK=SOURCE takes local data. Needs misdirect[eval].
+        Tasks, groups or tags of lm-evaluation-harness, or YAML files, with commas between; TASK=SOURCE takes local data.
+        Needs misdirect[eval].
     out
         Where results go when the target is a model.
     trust_remote_code

@@ -369,7 +369,7 @@ def fingerprint(texts: Iterable[str]) -> str:
 def environment() -> dict[str, Any]:
     """Versions of what computes, without importing it."""
     versions = {}
-    for package in ("misdirect", "torch", "transformers", "tokenizers", "safetensors", "numpy"):
+    for package in ("misdirect", "torch", "transformers", "tokenizers", "safetensors", "numpy", "lm_eval"):
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return {
