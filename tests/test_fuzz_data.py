@@ -264,7 +264,7 @@ COLUMNS: Mapping[pa.DataType, st.SearchStrategy[Any]] = {
     pa.float64(): st.floats(),
     pa.bool_(): st.booleans(),
     pa.timestamp("ns"): st.integers(-(2**63), 2**63 - 1),
-    pa.date64(): st.integers(-(2**40), 2**40).map(lambda days: days * 86_400_000),
+    pa.date64(): st.integers(-(2**36), 2**36).map(lambda days: days * 86_400_000),
     pa.duration("s"): st.integers(-(2**62), 2**62),
     pa.list_(pa.string()): st.lists(utf8, max_size=4),
     pa.map_(pa.string(), pa.int32()): st.lists(st.tuples(utf8, st.integers(0, 9)), max_size=2),
