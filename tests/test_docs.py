@@ -286,10 +286,13 @@ def test_what_is_loaded_from_outside_would_be_seen() -> None:
 def test_the_python_page_documents_every_public_name(site: Path) -> None:
     import misdirect
 
-    ids = set(re.findall(r'id="(misdirect\.[\w.]+)"', (site / "python.html").read_text(encoding="utf-8")))
+    page = (site / "python.html").read_text(encoding="utf-8")
+    ids = set(re.findall(r'id="(misdirect\.[\w.]+)"', page))
     documented = {name.rpartition(".")[2] for name in ids}
     assert set(misdirect.__all__) - {"__version__"} <= documented
     assert "misdirect.config.UnlearnConfig.retain_batch_size" in ids
+    assert "<p>Forget samples per update. [default: 4]</p>" in page  # the settings' help, and not the code behind it
+    assert "knob" not in page
 
 
 if __name__ == "__main__":
