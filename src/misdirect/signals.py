@@ -61,6 +61,7 @@ def as_interrupts() -> Iterator[list[int]]:
     Python swallows an exception raised in a callback such as `__del__`; it is then raised again a little later.
     """
     came: list[int] = []
+    timers: list[threading.Timer] = []
     since = [0.0]
 
     def handler(number: int, frame: FrameType | None) -> None:
@@ -75,15 +76,19 @@ def as_interrupts() -> Iterator[list[int]]:
         if not issubclass(lost.exc_type, Interrupted):
             return hook(lost)
         number = came.pop()
-        again = threading.Timer(0.02, os.kill, (os.getpid(), number))
-        again.daemon = True
-        return again.start()
+        timers.append(threading.Timer(0.02, os.kill, (os.getpid(), number)))
+        return timers[-1].start()
 
     hook = sys.unraisablehook
     sys.unraisablehook = unraisable
     try:
         with handling(handler):
-            yield came
+            try:
+                yield came
+            finally:
+                for timer in timers:  # none may fire when the handlers are gone
+                    timer.cancel()
+                    timer.join()
     finally:
         sys.unraisablehook = hook
 
