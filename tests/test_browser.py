@@ -35,7 +35,7 @@ VIEWS = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
     program = next((found for name in BROWSERS if (found := shutil.which(name))), None)
@@ -47,7 +47,7 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     full = full_run(folder / "full")
@@ -60,8 +60,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write_config(folder / "empty")
     return {
         "full": report(full),
-        "hostile": report(named_run(folder / "hostile", HOSTILE)),
-        "harmless": report(named_run(folder / "harmless", "harmless")),
+        "hostile": report(named_run(folder / "hostile", HOSTILE), show_text=True),
+        "harmless": report(named_run(folder / "harmless", "harmless"), show_text=True),
         "comparison": compare([full, other, folder / "hostile"], folder / "comparison.html"),
         "empty": report(folder / "empty"),
         "base": report(base),
@@ -207,7 +207,7 @@ def test_print_shows_what_is_folded_and_keeps_cards_whole(browser: Any, pages: d
         hidden = "[...document.querySelectorAll('details td')].filter(e => !e.checkVisibility()).length"
         assert seen.ask(hidden) == 0
         assert seen.ask("document.querySelectorAll('details td').length") > 500
-        for selector in (".panel", ".card", "figure", "tr", ".pair"):
+        for selector in (".card", "figure", "tr", ".pair", ".unproven"):
             broken = f"[...document.querySelectorAll('{selector}')].map(e => getComputedStyle(e).breakInside)"
             assert set(seen.ask(broken)) == {"avoid"}, selector
         assert seen.page.pdf(format="A4").startswith(b"%PDF")

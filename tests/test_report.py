@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from misdirect import runs
+from misdirect import runs, stats
 from misdirect.config import kind_of
 from misdirect.reporting import compare, figures, report
 from misdirect.reporting.page import render
@@ -249,7 +249,7 @@ def test_hostile_strings_stay_text(tmp_path: Path) -> None:
     save_mcq(tmp_path, "日本語 😀", 0.6, 0.6)
     save_nll(tmp_path, HOSTILE, 0.5)
     save_answers(tmp_path, HOSTILE, HOSTILE, {"base": HOSTILE, "unlearned": "</pre></style><svg onload=alert(1)>"})
-    parsed = assert_inert(report(tmp_path))
+    parsed = assert_inert(report(tmp_path, show_text=True))
     assert clean(HOSTILE) in " ".join(parsed.texts)
     assert "{{ 7 * 7 }}" in parsed.text
     assert "</pre></style><svg onload=alert(1)>" in parsed.text
@@ -317,6 +317,9 @@ def test_answers_are_shown_for_the_demo_alone(run: Path) -> None:
     assert "Now about lakes." in shown
     write_config(run)
     assert "A unit of life." not in page(report(run, show_text=False)).text
+    assert "A unit of life." in page(report(run)).text
+    write_config(run, topics=[{"name": "biology", "source": "mine.jsonl"}])  # the demo's model, but a topic of one's own
+    assert "A unit of life." not in page(report(run)).text
 
 
 def test_answers_stand_side_by_side_turn_by_turn(run: Path) -> None:
@@ -484,3 +487,20 @@ def test_hostile_names_stay_text_in_a_comparison(tmp_path: Path) -> None:
     assert "A <b>a" in parsed.text
     assert "B {{ 7 * 7 }}" in parsed.text
     assert clean(HOSTILE) in " ".join(parsed.texts)
+
+
+def test_runs_are_compared_on_the_same_questions(run: Path, tmp_path: Path) -> None:
+    """What the page says of two runs is the paired comparison of their answers, question by question."""
+    other = small_run(tmp_path / "other")
+    right = {run: [True] * 40 + [False] * 60, other: [True] * 25 + [False] * 65 + [True] * 10}
+    for folder, answers in right.items():
+        path = runs.result_path(folder, "unlearned", "mcq", "physics")
+        result = runs.read_json(path)
+        records = [{"id": str(i), "correct": {"cloze": x}} for i, x in enumerate(answers)]
+        runs.write_json(path, result | {"records": records if folder == run else records[::-1]})
+    found = stats.paired(right[run], right[other])
+    assert (found.difference, found.lost, found.gained) == (-0.05, 15, 10)
+    span = f"{100 * found.low:+.1f} to {100 * found.high:+.1f} pp".replace("-", "\u2212")
+    text = page(compare([run, other], tmp_path / "comparison.html")).text
+    assert f"to A \u22125.0 pp ({span})" in text
+    assert text.count("to A") == 2  # the set, and the sentence that says how to read it

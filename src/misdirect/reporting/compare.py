@@ -19,7 +19,7 @@ from misdirect.config import SPEED_ONLY
 from misdirect.reporting import maps, pictures, wording
 from misdirect.reporting.cards import limit, over_seeds
 from misdirect.reporting.page import fill
-from misdirect.reporting.reading import QUESTIONS, Pair, Run, clean, mapping, number, read_run
+from misdirect.reporting.reading import QUESTIONS, Pair, Run, clean, mapping, mappings, number, read_run
 from misdirect.reporting.tables import Table
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -158,7 +158,7 @@ def group_view(group: Sequence[Named], name: str) -> dict[str, Any]:
         "sets": wording.listed([row.set for row in forget]) + " against " + wording.listed([row.set for row in retain]),
         "runs": runs_table(group, forget, retain, texts),
         "accuracy": side_by_side(group, questions, accuracy_cell),
-        "texts": side_by_side(group, texts, text_cell),
+        "texts": side_by_side(group, texts, lambda row, each, first: text_cell(row.pairs[each.letter])),
         "sentences": [*best(group, forget, retain), *asked_differently([*questions, *texts])],
     }
 
@@ -276,26 +276,56 @@ def beside(value: str, *further: str) -> str:
     return "\n".join([value, *(text for text in further if text)])
 
 
-def side_by_side(group: Sequence[Named], rows: Sequence[Row], cell: Callable[[Pair], str]) -> Table:
-    """A line a set: the base, then every run."""
+def side_by_side(group: Sequence[Named], rows: Sequence[Row], cell: Callable[[Row, Named, Named], str]) -> Table:
+    """A line a set: the base, then every run; `cell` is given the row, the run, and the first run that has the row."""
     lines = []
     for row in rows:
-        first = next(iter(row.pairs.values()))
-        base = wording.value(row.metric, number(first.base, "value"))
-        cells = [cell(row.pairs[each.letter]) if each.letter in row.pairs else wording.NONE for each in group]
+        having = [each for each in group if each.letter in row.pairs]
+        pair = row.pairs[having[0].letter]
+        base = wording.value(row.metric, number(pair.base, "value"))
+        cells = [cell(row, each, having[0]) if each in having else wording.NONE for each in group]
         kinds = dict.fromkeys(pair.kind for pair in row.pairs.values())
         about = " / ".join(kind for kind in kinds if kind != "other")
-        n = wording.setting(first.both("n"))
         name = beside(row.set, ", ".join(part for part in (about, wording.metric_label(row.metric)) if part))
-        lines.append((name, n, beside(base, wording.interval(row.metric, first.base)), *cells))
+        lines.append(
+            (name, wording.count(pair.both("n")), beside(base, wording.interval(row.metric, pair.base)), *cells)
+        )
     return Table(("Set", "n", "Base", *(each.label for each in group)), lines)
 
 
-def accuracy_cell(pair: Pair) -> str:
+def accuracy_cell(row: Row, each: Named, first: Named) -> str:
+    pair = row.pairs[each.letter]
     change = wording.change(pair.metric, number(pair.paired, "difference"))
     value = wording.value(pair.metric, number(pair.unlearned, "value"))
     seeds = over_seeds(pair).removeprefix("unlearned ")
-    return beside(value, wording.interval(pair.metric, pair.unlearned), f"change {change}", seeds)
+    return beside(
+        value, wording.interval(pair.metric, pair.unlearned), f"change {change}", seeds, against(row, each, first)
+    )
+
+
+def against(row: Row, each: Named, first: Named) -> str:
+    """`to A +1.2 pp (-0.5 to +2.9 pp)`: paired over the questions, which are the same; empty for the first itself."""
+    if each is first:
+        return ""
+    one, other = (right_answers(run.run, row) for run in (first, each))
+    if not one or one.keys() != other.keys():
+        return ""
+    found = stats.paired(list(one.values()), [other[key] for key in one])
+    span = wording.change_interval(row.metric, found._asdict())
+    return f"to {first.letter} {wording.change(row.metric, found.difference)} ({span})"
+
+
+def right_answers(run: Run, row: Row) -> dict[str, bool]:
+    """Question's id -> whether the unlearned model has it right; empty where the records do not say."""
+    wanted = {"model": "unlearned", "measurement": row.measurement, "set": row.set}
+    result = next((r for r in run.results if all(r.get(key) == value for key, value in wanted.items())), {})
+    found = {}
+    for record in mappings(result.get("records")):
+        right = mapping(record.get("correct")).get(row.metric.removesuffix("_accuracy"))
+        if not isinstance(right, bool):
+            return {}
+        found[str(record.get("id"))] = right
+    return found
 
 
 def text_cell(pair: Pair) -> str:

@@ -41,7 +41,7 @@ def collateral_map(changes: Sequence[Change], palette: Palette) -> Any:
     for (title, scale, rows), count in zip(groups, shown, strict=True):
         size = row * count
         axes = figure.add_axes((NAMES, (top - size) / height, VALUES - NAMES, size / height))
-        draw_map(axes, rows[:count], scale, palette)
+        draw_map(axes, rows[:count], scale, palette, 7.0 if row == ROW else 7.8)
         axes.text(
             -NAMES / (VALUES - NAMES), 1 + 0.09 / size, title, transform=axes.transAxes, weight="bold",
             color=palette["ink"], va="bottom",
@@ -50,7 +50,7 @@ def collateral_map(changes: Sequence[Change], palette: Palette) -> Any:
     return figure
 
 
-def draw_map(axes: Any, rows: Sequence[Change], scale: float, palette: Palette) -> None:
+def draw_map(axes: Any, rows: Sequence[Change], scale: float, palette: Palette, font_size: float) -> None:
     """The rows in axes coordinates of the height of a row each; names left and values right of the plane."""
     where = axes.get_yaxis_transform()
     left, right = -NAMES / (VALUES - NAMES), 1 + (1 - VALUES) / (VALUES - NAMES)
@@ -66,9 +66,9 @@ def draw_map(axes: Any, rows: Sequence[Change], scale: float, palette: Palette) 
         axes.plot([scale * change.low, scale * change.high], [index] * 2, color=colour, linewidth=1.1)
         face = colour if change.changed else palette["page"]
         axes.plot([scale * change.difference], [index], "o", color=colour, markerfacecolor=face, markersize=3.6)
-        style = {"transform": where, "va": "center", "fontsize": 7.0, "color": palette["ink"]}
+        style = {"transform": where, "va": "center", "fontsize": font_size, "color": palette["ink"]}
         style |= {"weight": "bold"} if change.changed else {}
-        axes.text(left, index, label(name, 33), ha="left", **style)
+        axes.text(left, index, label(name, 30), ha="left", **style)
         value = wording.change(change.metric, change.difference).removesuffix(wording.SPACE + "pp")
         axes.text(right, index, value + (" *" if change.changed else ""), ha="right", **style)
     axes.locator_params(axis="x", nbins=4)

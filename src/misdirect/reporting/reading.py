@@ -77,7 +77,9 @@ class Run:
 
     @property
     def is_demo(self) -> bool:
-        return self.config.get("model") == "demo"
+        """The demo's model and built-in topics: there, prompts and answers may be shown."""
+        sources = [str(topic.get("source")) for topic in mappings(self.config.get("topics"))]
+        return self.config.get("model") == "demo" and all(source.startswith("demo-") for source in sources)
 
     @property
     def updates(self) -> int | None:

@@ -34,7 +34,7 @@ def metric_groups(run: Run) -> list[dict[str, Any]]:
 
 
 def metric_row(pair: Pair) -> dict[str, Any]:
-    counts = list(dict.fromkeys(wording.setting(row.get("n")) for row in (pair.base, pair.unlearned) if row))
+    counts = list(dict.fromkeys(wording.count(row.get("n")) for row in (pair.base, pair.unlearned) if row))
     places = [(key, number({key: pair.both(key)}, key)) for key in POSITION]
     position = ", ".join(f"{key} {x:g}" for key, x in places if x is not None)
     limits = [wording.value(pair.metric, number({key: pair.both(key)}, key)) for key in ("chance", "floor")]

@@ -115,6 +115,11 @@ def setting(data: Any) -> str:
     return str(data)
 
 
+def count(data: Any) -> str:
+    """`1,108`."""
+    return f"{data:,}" if isinstance(data, int) and not isinstance(data, bool) else setting(data)
+
+
 def duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} seconds" if seconds >= 10 else f"{seconds:.1f} seconds"
