@@ -180,7 +180,8 @@ def command_line() -> str:
         "<!-- Written from the program's help by: python tests/test_docs.py -->",
         "`misdirect VERB --help` prints the same. `--config FILE.yaml` takes the flags of any verb: a mapping such as\n"
         "`updates: 300`; what is typed on the command line wins.",
-        "Exit code 0 is success and 2 bad input, with one line on what to type.",
+        "Exit code 0 is success, 2 bad input with one line on what to type, and 128 + N an end by signal N: what was computed\n"
+        "is kept, and the same command goes on.",
     )
     return "\n\n".join(head) + "\n\n" + body.strip() + "\n"
 
