@@ -200,7 +200,7 @@ def num_runs(model: nn.Module, blocks: Sequence[nn.Module], input_ids: Tensor, a
 
         return add
 
-    places = [lambda i=i, b=b: b.register_forward_pre_hook(count(i)) for i, b in enumerate(blocks)]  # type: ignore[misc]
+    places = [lambda i=i, b=b: b.register_forward_pre_hook(count(i)) for i, b in enumerate(blocks)]
     with hooked(places), torch.no_grad():
         model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     return runs

@@ -9,6 +9,8 @@ In use:
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +21,9 @@ from torch import Tensor, nn
 
 from misdirect.model import parts
 from misdirect.runs import replacing
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+MAX_NAME = 1000  # the longest tensor names of transformers have about 120 characters
 
 
 @dataclass(frozen=True)
@@ -65,9 +70,10 @@ def check_fits(delta: Delta, parameters: Mapping[str, Tensor]) -> None:
             )
 
 
-def shown(name: str) -> str:
-    """A tensor's name for an error message: one line, of a readable length, whatever a file holds."""
-    return name if name.isprintable() and len(name) <= 120 else ascii(name[:120])
+def shown(text: str) -> str:
+    """A name or message out of a file for an error message: one line, of a readable length, whatever the file holds."""
+    line = text if len(text) <= 120 else text[:120] + "..."
+    return line if line.isprintable() else ascii(line)
 
 
 def save_delta(delta: Delta, path: Path) -> None:
@@ -75,7 +81,19 @@ def save_delta(delta: Delta, path: Path) -> None:
 
 
 def load_delta(path: Path) -> Delta:
+    """Raises ValueError where the file is no delta: damaged, empty, not of floating point, or not finite."""
     tensors, metadata = load_tensors(path)
+    if not tensors:
+        raise ValueError(f"{path} holds no tensors; expected the delta of a run")
+    for name, value in tensors.items():
+        if value.dtype not in FLOATS or value.numel() == 0:
+            what = f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+            raise ValueError(f"{path} holds {shown(name)} as {what[:120]}; expected numbers of a floating point dtype")
+        if not torch.isfinite(value).all():
+            raise ValueError(
+                f"{path} holds values of {shown(name)} that are not finite numbers; expected a sound delta"
+            )
+        parts.parse_index(name)
     return Delta(tensors, metadata)
 
 
@@ -91,11 +109,37 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors, metadata) of a safetensors file. Raises ValueError where it is missing, damaged or cut short."""
     from safetensors import SafetensorError, safe_open
 
+    problem = file_problem(path)
+    if problem:
+        raise ValueError(f"{path} is missing, damaged or cut short: {problem}")
     try:
         with safe_open(path, "pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is missing, damaged or cut short: {str(error).splitlines()[0]}") from None
+    except (SafetensorError, OSError, RuntimeError) as error:  # torch raises the last for a dtype that it lacks
+        raise ValueError(f"{path} is missing, damaged or cut short: {shown(str(error))}") from None
+
+
+def file_problem(path: Path) -> str | None:
+    """What is wrong with a safetensors file, or None.
+
+    safetensors itself checks lengths, offsets, dtypes and shapes; a name given twice or one that cannot be printed is left
+    to us. No tensor is read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt"):
+            pass
+        with Path(path).open("rb") as file:
+            pairs = json.loads(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=list)
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        return shown(str(error))
+    names = [name for name, _ in pairs]
+    odd = next((name for name in names if not name.isprintable() or not 0 < len(name) <= MAX_NAME), None)
+    if odd is not None:
+        return f"{shown(odd)} is no name of a tensor"
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
+    return None if twice is None else f"it holds {shown(twice)} twice"
 
 
 def largest_change(delta: Delta, model: nn.Module) -> float:

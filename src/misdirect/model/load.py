@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from misdirect.model import blocks as structure
+from misdirect.model.delta import file_problem, shown
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,6 @@ def first_line(error: BaseException) -> str:
 
 def check_weights(folder: Path, allow_pickle: bool) -> None:
     """Refuses a local folder without safetensors, and a safetensors file that is cut short or not one."""
-    from safetensors import SafetensorError, safe_open
-
     files = sorted(folder.glob("*.safetensors"))
     if not files and not allow_pickle:
         pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
@@ -148,11 +147,25 @@ def check_weights(folder: Path, allow_pickle: bool) -> None:
             )
         raise ValueError(f"{folder} holds no weights; expected *.safetensors")
     for file in files:
-        try:
-            with safe_open(file, "pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise ValueError(f"{file} is damaged or cut short ({first_line(error)}); fetch it again") from None
+        problem = file_problem(file)
+        if problem:
+            raise ValueError(f"{file} is damaged or cut short ({problem}); fetch it again")
+    check_index(folder)
+
+
+def check_index(folder: Path) -> None:
+    """Refuses a list of weight files that is none, or that names a file outside the folder or one that is not there."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return
+    try:
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        names = sorted({str(name) for name in listed})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
+        raise ValueError(f"{index} is no list of weight files ({shown(first_line(error))}); fetch it again") from None
+    for name in names:
+        if name != Path(name).name or not (folder / name).is_file():
+            raise ValueError(f"{index} names {shown(name)}, which is no file in that folder; fetch it again")
 
 
 def truncated(config: Any, num_blocks: int) -> Any:
@@ -252,7 +265,7 @@ def load_lm(
 def refuse_gaps(source: str, model: nn.Module, info: Mapping[str, Any]) -> None:
     """Raises ValueError where the files lack a matrix of the decoder: transformers would fill it with random numbers."""
     blocks = structure.find_blocks(model)[0]
-    embeddings = [n for n, m in model.named_modules() if m is model.get_input_embeddings()]  # type: ignore[operator]
+    embeddings = [n for n, m in model.named_modules() if m is model.get_input_embeddings()]
     needed = (f"{blocks}.", *(f"{name}." for name in embeddings))
     gaps = sorted(name for name in info["missing_keys"] if name.startswith(needed))
     if gaps:
