@@ -56,7 +56,7 @@ def parse_prompt(row: Row, where: str, number: int) -> Prompt:
 
 
 def parse_turns(value: Any, where: str) -> tuple[str, ...]:
-    turns = [value] if isinstance(value, str) else value
+    turns: Any = [value] if isinstance(value, str) else value
     if not isinstance(turns, Sequence) or not turns:
         raise ValueError(f"{where} is {short(value)}; expected text, a list of texts, or a list of messages")
     if all(isinstance(turn, dict) for turn in turns):

@@ -43,8 +43,8 @@ GREEDY, SAMPLED = "greedy", "sampled"
 
 def config_of(config: EvaluateConfig, prompts: Sequence[Prompt]) -> dict[str, Any]:
     """What determines the answers. The judge is not part of it: answers stay valid when another one reads them."""
-    keys = ("new_tokens", "chat_template", "samples", "dtype")
-    keys += ("temperature", "top_p", "seed") if config.samples else ()
+    sampling = ("temperature", "top_p", "seed") if config.samples else ()
+    keys = ("new_tokens", "chat_template", "samples", "dtype", *sampling)
     parts = (part for p in prompts for part in (p.id, p.category, str(len(p.turns)), *p.turns))
     return {k: as_dict(config)[k] for k in keys} | {"prompts": len(prompts), "sha256": fingerprint(parts)}
 
@@ -267,7 +267,7 @@ Record = dict[str, Any]
 def record_of(slots: Sequence[Slot], chat: bool) -> Record:
     """A prompt with all its answers, the greedy one first; `prompt`, `text` and the rest are its last turn's."""
     prompt = slots[0].prompt
-    answers = [
+    answers: list[Record] = [
         {
             "kind": GREEDY if slot.sample is None else SAMPLED,
             "sample": slot.sample,
@@ -276,12 +276,17 @@ def record_of(slots: Sequence[Slot], chat: bool) -> Record:
         for slot in slots
     ]
     last = answers[0]["turns"][-1]
-    shown = {"prompt": prompt.turns[-1], "text": last["text"].strip()} | {
-        k: last[k] for k in ("num_tokens", "repetition")
+    return {
+        "id": prompt.id,
+        "category": prompt.category,
+        "chat": chat,
+        "turns": list(prompt.turns),
+        "prompt": prompt.turns[-1],
+        "text": last["text"].strip(),
+        "num_tokens": last["num_tokens"],
+        "repetition": last["repetition"],
+        "answers": answers,
     }
-    return {"id": prompt.id, "category": prompt.category, "chat": chat, "turns": list(prompt.turns)} | shown | {
-        "answers": answers
-    }  # fmt: skip
 
 
 def turn_of(answer: Answer) -> Record:
@@ -358,7 +363,7 @@ def judged(result: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]
         if row["metric"] == "degenerate_share":
             compared = stats.paired([is_degenerate(a) for a, _ in pairs], [is_degenerate(b) for _, b in pairs])
             row = {**row, "paired": compared._asdict()}
-        elif of and (both := [(x, y) for a, b in pairs if None not in (x := of(a), y := of(b))]):
+        elif of and (both := [(x, y) for a, b in pairs if (x := of(a)) is not None and (y := of(b)) is not None]):
             mean = stats.sample_mean([y - x for x, y in both])
             paired = {"difference": mean.value, "stderr": mean.stderr, "low": mean.low, "high": mean.high}
             row = {**row, "paired": {**paired, "n": len(both)}}

@@ -24,6 +24,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2 as httpx
 
@@ -33,6 +34,7 @@ from misdirect.progress import note
 
 AT_ONCE = 4  # requests under way
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}  # statuses that may be gone a moment later
+REFUSING = {400, 413, 422, 451}  # statuses that are about what was sent: too long, or against a filter
 LONGEST_WAIT = 60.0  # seconds between two tries, also where the endpoint asks for more
 OPTIONAL = {"temperature": 0, "max_tokens": 1000}  # some endpoints refuse one of them; then both are left out
 THOUGHT = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
@@ -56,8 +58,12 @@ Reply in exactly two lines. First line: one sentence that says why. Second line:
 whole number from 1 to 10, such as "Score: 4"."""
 
 
+class Refused(Exception):
+    """The endpoint does not take this one message."""
+
+
 class Unreachable(Exception):
-    """The judge did not answer, or said no. `passing`: another time it may."""
+    """The judge did not answer, or said no to everything. `passing`: another time it may."""
 
     def __init__(self, reason: str, passing: bool = True) -> None:
         super().__init__(reason)
@@ -78,22 +84,21 @@ class Endpoint:
 
 def endpoint_of(config: EvaluateConfig) -> Endpoint:
     """Raises ValueError where the address is none."""
+    address = (config.judge or "").strip().rstrip("/").removesuffix("/chat/completions")
     try:
-        url = httpx.URL((config.judge or "").strip().rstrip("/").removesuffix("/chat/completions"))
-    except (httpx.InvalidURL, UnicodeError):
-        url = httpx.URL("")
-    if url.scheme not in ("http", "https") or not url.host or url.userinfo or url.query or url.fragment:
-        came = (
-            "holds a password or a query"
-            if url.host and (url.userinfo or url.query)
-            else f"{config.judge!r} is no address"
-        )
+        url = urlsplit(address)
+        good = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
+    except ValueError:
+        url, good = urlsplit(""), False
+    secret = url.username is not None or bool(url.query)
+    if not good or secret or url.fragment:
+        came = "holds a password or a query" if secret else f"{config.judge!r} is no address"
         raise ValueError(f"--judge {came}; expected one such as http://localhost:8000/v1, a key in MISDIRECT_JUDGE_KEY")
     fallback = os.environ.get("OPENAI_API_KEY", "") if url.scheme == "https" else ""
     key = os.environ.get("MISDIRECT_JUDGE_KEY", "").strip() or fallback.strip()
     if not key.isascii() or not key.isprintable():
         raise ValueError("the judge's key holds characters that no key has; expected it as it was issued")
-    return Endpoint(str(url), config.judge_model or "", key or None)
+    return Endpoint(address, config.judge_model or "", key or None)
 
 
 def check(config: EvaluateConfig, endpoint: Endpoint | None = None) -> None:
@@ -103,7 +108,7 @@ def check(config: EvaluateConfig, endpoint: Endpoint | None = None) -> None:
     with client_of(endpoint) as client:
         try:
             reply = ask(client, endpoint, text)
-        except Unreachable as error:
+        except (Unreachable, Refused) as error:
             raise ValueError(
                 f"the judge at {endpoint.url} cannot be used: {error}; expected the address of an OpenAI-compatible "
                 "endpoint, such as http://localhost:8000/v1, and the name of its model"
@@ -177,6 +182,8 @@ def ask_all(endpoint: Endpoint, texts: Sequence[str], advance: Callable[[int], N
             return {"score": None, "reason": "", "error": down[0]}
         try:
             score, reason = parse(ask(client, endpoint, text))
+        except Refused as error:  # it would be refused again: an answer without a score
+            score, reason = None, str(error)
         except Unreachable as error:
             down.append(str(error))
             return {"score": None, "reason": "", "error": str(error)}
@@ -221,7 +228,7 @@ def client_of(endpoint: Endpoint) -> httpx.Client:
 
 
 def ask(client: httpx.Client, endpoint: Endpoint, text: str) -> str:
-    """The judge's reply. What may pass is tried again, a little later each time. Raises Unreachable."""
+    """The judge's reply. What may pass is tried again, a little later each time. Raises Unreachable and Refused."""
     body = {"model": endpoint.model, "messages": [{"role": "user", "content": text}]}
     options: dict[str, Any] = OPTIONAL
     for attempt in range(1, endpoint.tries + 1):
@@ -256,7 +263,9 @@ def asked_wait(response: httpx.Response) -> float:
 
 
 def content(response: httpx.Response) -> str:
-    """The text of a chat completion. Raises Unreachable for a status other than 200 and for another shape."""
+    """The text of a chat completion. Raises Unreachable or Refused for another status, Unreachable for another shape."""
+    if response.status_code in REFUSING:
+        raise Refused(f"HTTP {response.status_code}{detail(response)}")
     if response.status_code != 200:
         raise Unreachable(f"HTTP {response.status_code}{detail(response)}", passing=response.status_code in PASSING)
     try:
