@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from misdirect.model.load import LM
     from misdirect.planning.form import Plan
 
-ESTIMATE_FROM = 30.0  # seconds from which on an estimate is printed beforehand
-
 
 def unlearn(
     model: str,
@@ -105,7 +103,7 @@ def unlearn_once(order: Order, config: UnlearnConfig, run: Path) -> None:
 
 def say_chosen(job: Any) -> None:
     """Prints what was chosen from measurement, and how long it will take."""
-    from misdirect.unlearning import rmu
+    from misdirect.planning import unlearn_line
 
     for topic in job.topics:
         multiple = topic.steering_coefficient / topic.median_norm
@@ -115,9 +113,7 @@ def say_chosen(job: Any) -> None:
         )
     if job.config.updates and job.updates < job.config.updates:
         note(f"{job.updates} updates instead of {job.config.updates}: the shortest corpus has no more batches")
-    estimate = job.updates * rmu.seconds_per_update(job)
-    if estimate > ESTIMATE_FROM:
-        note(f"About {estimate / 60:.1f} minutes for {job.updates} updates")
+    note(unlearn_line(job))
 
 
 def writable(out: str | Path) -> Path:
@@ -146,14 +142,16 @@ def evaluate(
     *,
     examples: Mapping[str, str] | None = None,
     tasks: Sequence[str] = (),
+    model: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> list[dict[str, Any]]:
     """Measures a run (base and unlearned; results go into it) or one MODEL (`out` needed); returns `summary.json`'s rows.
 
     `questions`, `texts` and `prompts`: set name -> SOURCE; `examples`: a questions set -> SOURCE of its answered
-    examples (`config.shots`); `tasks`: names of lm-evaluation-harness tasks, TASK or TASK=SOURCE. What is stored already
-    is not measured again. Raises ValueError for bad input, and where a stored result was measured with other settings.
+    examples (`config.shots`); `tasks`: names of lm-evaluation-harness tasks, TASK or TASK=SOURCE; `model`: where a run's
+    base lies now, if it has moved. What is stored already is not measured again. Raises ValueError for bad input, and
+    where a stored result was measured with other settings.
     """
     from misdirect.evaluation import judge as scoring
     from misdirect.evaluation import run as running
@@ -172,6 +170,8 @@ def evaluate(
         raise ValueError(f"{target} is a run, so its results go into it; expected no --out")
     if not is_run and out is None:
         raise ValueError(f"{target} is a model, not a run; expected --out FOLDER for its results")
+    if not is_run and model is not None:
+        raise ValueError(f"--model names a run's base, and {target} is no run; expected it left out")
     folder = path if is_run else writable(out or "")
     if not is_run:
         refuse_other_model(folder, str(target))
@@ -184,7 +184,7 @@ def evaluate(
     with runs.writing(*dict.fromkeys(side.folder for side in sides)):
         missing = running.missing_tasks(sides, wanted)
         if any(missing.values()) or running.unread(sides, wanted):
-            source = runs.read_json(folder / runs.CONFIG)["model"] if is_run else str(target)
+            source = (model or runs.read_json(folder / runs.CONFIG)["model"]) if is_run else str(target)
             lm = load_lm(source, None, config.device, config.dtype, trust_remote_code, allow_pickle)
             if is_run:
                 refuse_other_base(lm, folder)

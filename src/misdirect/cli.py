@@ -208,7 +208,7 @@ def plan(
         texts=pairs("--text", text),
         prompts=pairs("--prompts", prompts),
         examples=pairs("--examples", examples),
-        evaluate=EvaluateConfig(**dataclasses.asdict(measured)),  # type: ignore[call-overload]
+        evaluate=EvaluateConfig(**dataclasses.asdict(measured)),
         seeds=seeds,
         trust_remote_code=trust_remote_code,
     )
@@ -226,6 +226,7 @@ def evaluate(
     examples: Annotated[list[str], Repeated] = [],  # noqa: B006 - never changed
     tasks: Annotated[list[str], Repeated] = [],  # noqa: B006 - never changed
     out: Path | None = None,
+    model: str | None = None,
     trust_remote_code: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     allow_pickle: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     settings: Annotated[EvaluateConfig, Parameter(name="*", group=Settings)] = EvaluateConfig(),  # noqa: B008
@@ -249,6 +250,8 @@ def evaluate(
         Needs misdirect[eval].
     out
         Where results go when the target is a model.
+    model
+        Where a run's base lies now, if not where it was unlearned from: a local folder or a hub id.
     trust_remote_code
         Run the code that comes with the model. Read it first.
     allow_pickle
@@ -265,6 +268,7 @@ def evaluate(
         out,
         examples=pairs("--examples", examples),
         tasks=tasks,
+        model=model,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )

@@ -74,6 +74,10 @@ def without(config: type, *names: str) -> Any:
     return made
 
 
+# What may stand behind a verb without its flag
+POSITIONAL = {"unlearn": "--model", "plan": "--model", "evaluate": "--target", "report": "--run"}
+
+
 def config_tokens(path: Path, given: Sequence[str]) -> list[str]:
     """A YAML mapping of flags as command-line tokens, those that the command line gives itself left out.
 
@@ -92,7 +96,7 @@ def config_tokens(path: Path, given: Sequence[str]) -> list[str]:
     tokens: list[str] = []
     names = {token.partition("=")[0] for token in given}
     if given[1:2] and not given[1].startswith("-"):  # what stands behind the verb: it wins like a flag
-        names |= {"--model", "--target", "--run"}
+        names.add(POSITIONAL.get(given[0], ""))
     for key, value in data.items():
         flag = "--" + key.replace("_", "-")
         if flag in names:

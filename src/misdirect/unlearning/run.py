@@ -73,15 +73,15 @@ def refuse_other_run(run: Path, asked: Mapping[str, Any]) -> None:
         if (run / runs.CONFIG).exists() or (run / "results").exists():
             raise ValueError(f"{run} holds something that is no run; expected an empty or new folder for --out")
         return
-    stored = runs.read_json(run / runs.CONFIG)
-    asked = json.loads(json.dumps(runs.finite(dict(asked))))
+    stored = compared(runs.read_json(run / runs.CONFIG))
+    new = compared(json.loads(json.dumps(runs.finite(dict(asked)))))
     names = [
         f"{part}.{field}" if isinstance(stored.get(part), dict) else part
-        for part in ("model", "settings", "topics", "retain", "data")
+        for part in new
         for field in (
-            runs.differing(stored[part], asked[part])
+            runs.differing(stored[part], new[part])
             if isinstance(stored.get(part), dict)
-            else [""] * (stored.get(part) != asked[part])
+            else [""] * (stored.get(part) != new[part])
         )
     ]
     if names:
@@ -89,6 +89,16 @@ def refuse_other_run(run: Path, asked: Mapping[str, Any]) -> None:
             f"{run} holds a run with other settings ({', '.join(names)} differ); expected the same settings, "
             "or another --out"
         )
+
+
+def compared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a run another run. Model and texts are told apart by their hashes, under whatever name they were typed."""
+    parts: dict[str, Any] = {name: config.get(name) for name in ("settings", "topics", "retain", "data")}
+    for name in ("topics", "retain"):
+        if isinstance(parts[name], list):
+            rows = [row for row in parts[name] if isinstance(row, dict)]
+            parts[name] = [{key: value for key, value in row.items() if key != "source"} for row in rows]
+    return parts
 
 
 def save_checkpoint(run: Path, state: rmu.State) -> None:
