@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import math
 import random
+import re
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -166,3 +170,52 @@ def full_run(folder: Path) -> Path:
         (further / runs.DELTA).write_bytes(b"")
         save_mcq(further, "biology", 0.625, accuracy)
     return folder
+
+
+# ------------------------------------------------------------------------------------------------ reading a page
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text, as a browser would see them."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.texts).replace("\u00a0", " ").split())
+
+    def all(self, attribute: str) -> list[str]:
+        return [attributes[attribute] or "" for _, attributes in self.tags if attribute in attributes]
+
+
+def page(path: Path) -> Page:
+    return Page(path.read_text(encoding="utf-8"))
+
+
+def assert_inert(path: Path) -> Page:
+    text = path.read_text(encoding="utf-8")
+    parsed = page(path)
+    names = {tag for tag, _ in parsed.tags}
+    assert not names & {"script", "img", "iframe", "object", "link", "base", "form", "foreignObject", "a"}
+    assert not [a for _, attributes in parsed.tags for a in attributes if a.startswith("on")]
+    for attribute in ("src", "href", "xlink:href", "action"):
+        assert all(target.startswith("#") for target in parsed.all(attribute)), attribute
+    assert not parsed.all("style")  # the policy would not let it through
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)
+    sheet = re.search(r"<style>(.*?)</style>", text, re.S)
+    assert sheet
+    digest = base64.b64encode(hashlib.sha256(sheet[1].encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    assert ("meta", {"http-equiv": "Content-Security-Policy", "content": policy}) in parsed.tags
+    return parsed
