@@ -31,7 +31,7 @@ def require_room(folder: Path, num_bytes: int, what: str) -> None:
             )
 
 
-def size(num_bytes: float) -> str:
+def size(num_bytes: int | float) -> str:
     """`1.5 GB`; decimal units, as disks are sold."""
     for unit in ("bytes", "kB", "MB"):
         if num_bytes < 1000:
