@@ -15,7 +15,6 @@ on the stored result, so answers are never lost to a failure there.
 from __future__ import annotations
 
 import copy
-import datetime
 import hashlib
 import math
 import time
@@ -36,7 +35,7 @@ from misdirect.model.score import Encoded, by_length, forward_arguments, has_pla
 from misdirect.runs import Metric, Result, fingerprint, row_of
 
 MEASUREMENT = "generation"
-TODAY = datetime.datetime(2025, 1, 1)  # what a chat template is told, so that an answer does not depend on the day
+TODAY = "01 Jan 2025"  # what a chat template is told that asks (Llama 3), so that answers do not depend on the day
 CHARS_PER_TOKEN = 4  # English, roughly: for estimates of time alone
 GREEDY, SAMPLED = "greedy", "sampled"
 
@@ -121,9 +120,7 @@ def conversation(tokenizer: Any, turns: Sequence[str], answers: Sequence[str], c
     for answer, turn in zip(answers, turns[1:], strict=True):
         messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": turn}]
     try:
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, strftime_now=TODAY.strftime
-        )
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, date_string=TODAY)
     except Exception as error:  # a template is a program of the model's author, and raises what it likes
         raise ValueError(
             f"the model's chat template refuses a prompt: {first_line(error)}; expected --chat-template none"
