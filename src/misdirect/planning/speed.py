@@ -29,7 +29,7 @@ from misdirect.model.score import Encoded, score, text_logprobs
 from misdirect.planning.shape import Shape, shortened
 from misdirect.planning.work import Asked, Training, padded_tokens
 from misdirect.unlearning import rmu, steering
-from misdirect.unlearning.optimizer import adamw_step
+from misdirect.unlearning.optimizer import adamw_step, clip
 
 UPDATES = 6  # measured at most, after one that warms up
 BUDGET = 3.0  # seconds that the measured updates may take, and each of the two kinds of scoring half of it
@@ -99,7 +99,7 @@ def depth_to_measure(shape: Shape, last: int, itemsize: int, free: int) -> tuple
     outside = shape.outside * rows / shape.vocabulary
     depth = min(last + 1, int((allowed - outside) // shape.block))
     if depth < 1:
-        return int(shape.block + outside <= free / 2 / itemsize), rows
+        return int(shape.block + outside <= free / 4 / itemsize), rows  # as much again goes to the optimizer
     return depth, rows
 
 
@@ -247,12 +247,15 @@ def forward_seconds(job: rmu.Job) -> float:
 
 
 def step_seconds(job: rmu.Job, state: rmu.State) -> float:
+    """What an update takes however many tokens it has: the gradient's norm and the optimizer."""
     published = job.config.numerics == "published"
 
     def step() -> None:
         with torch.no_grad():
+            grads = {name: torch.zeros_like(weight) for name, weight in state.weights.items()}
+            clip(grads, 0.0)
             for name, weight in state.weights.items():
-                adamw_step(weight, torch.zeros_like(weight), state.first[name], state.second[name], 1, 0.0, published)
+                adamw_step(weight, grads[name], state.first[name], state.second[name], 1, 0.0, published)
 
     return timed(job.lm.device, step)
 
