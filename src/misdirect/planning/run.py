@@ -357,7 +357,8 @@ def unlearn_advice(given: Given, counted: Counted, machine: Machine) -> str:
                 return f"{' '.join(flags)} would fit"
     tokens = counted.tokens._replace(largest=counted.tokens.largest // size_)
     least = cost.unlearn_memory(0, counted.shape, given.settings, tokens, 2, counted.speed.saved * 2 / counted.itemsize)
-    return f"with --dtype bfloat16 --batch-size 1 it still needs {size(least)}: a smaller --block or --num-blocks, or a larger machine"
+    still = f"with --dtype bfloat16 --batch-size 1 it still needs {size(least)}"
+    return f"{still}: a smaller --block or --num-blocks, or a larger machine"
 
 
 def evaluate_advice(given: Given, counted: Counted, machine: Machine) -> str:
