@@ -313,3 +313,72 @@ def test_dropout_left_on_is_refused() -> None:
     model.train()
     with pytest.raises(ValueError, match=r"replaying blocks 1 to 3 differs .* dropout is on"):
         check_replay(model, blocks, FIRST, LAST, batch.input_ids, batch.attention_mask)
+
+
+def test_matrices_that_blocks_share_are_refused() -> None:
+    model, batch = tiny_model("llama"), padded_batch()
+    blocks = find_blocks(model)[1]
+    matrices = dict.fromkeys(range(FIRST, LAST + 1), "mlp.down_proj.weight")
+    check_replay(model, blocks, FIRST, LAST, batch.input_ids, batch.attention_mask, matrices)
+    before = bits(model)
+    blocks[0].mlp = blocks[1].mlp  # a block that is not trained would change too
+    check_replay(model, blocks, FIRST, LAST, batch.input_ids, batch.attention_mask)
+    with pytest.raises(ValueError, match=r"^model\.layers\.0\.mlp\S+ and model\.layers\.1\.mlp\S+ are one matrix"):
+        check_replay(model, blocks, FIRST, LAST, batch.input_ids, batch.attention_mask, matrices)
+    after = model.state_dict()
+    assert all(torch.equal(after[n], v) for n, v in before.items() if ".0.mlp" not in n)
+
+
+def test_a_block_that_runs_twice_is_refused() -> None:
+    model, batch = tiny_model("llama"), padded_batch()
+    blocks = find_blocks(model)[1]
+    blocks[5] = blocks[2]
+    with pytest.raises(ValueError, match="blocks 1 to 3 run 1, 2, 1 times in one forward pass"):
+        check_replay(model, blocks, FIRST, LAST, batch.input_ids, batch.attention_mask)
+
+
+def test_a_state_of_several_streams_is_refused() -> None:
+    model, batch = tiny_model("gemma3n_text"), padded_batch()
+    with pytest.raises(
+        ValueError, match=r"Gemma3nTextDecoderLayer takes a state of shape .* expected one residual stream"
+    ):
+        capture(model, find_blocks(model)[1], FIRST, LAST, batch.input_ids, batch.attention_mask)
+
+
+@pytest.mark.parametrize(
+    ("shared", "kinds"),
+    [
+        (4, ["sliding_attention", "full_attention"] * 3),
+        (3, ["full_attention", *["sliding_attention"] * 4, "full_attention"]),
+    ],
+)
+def test_keys_and_values_of_an_earlier_block_are_replayed(shared: int, kinds: list[str], tmp_path: Path) -> None:
+    """Gemma 4's later blocks read the keys and values of an earlier one, here of the trained block 1 or 2."""
+    model = tiny_model("gemma4_text", num_kv_shared_layers=shared, layer_types=kinds)
+    blocks, batch = find_blocks(model)[1], padded_batch()
+    assert blocks[LAST].self_attn.is_kv_shared_layer
+    matrices = dict.fromkeys(range(FIRST, LAST + 1), "mlp.down_proj.weight")
+    check_replay(model, blocks, FIRST, LAST, batch.input_ids, batch.attention_mask, matrices)
+
+
+@pytest.mark.parametrize("family", ["llava", "internvl", "gemma3", "aya_vision"])
+def test_a_vision_tower_as_deep_as_the_text_model_is_not_mistaken(family: str) -> None:
+    model = tiny_model(family)
+    lists = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == LAYERS]
+    assert len(lists) == 2
+    assert find_blocks(model)[0] == "model.language_model.layers"
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_an_encoder_decoder_is_refused_by_name(family: str, tmp_path: Path) -> None:
+    AutoConfig.for_model(family).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"^{family} is an encoder-decoder model; expected a decoder"):
+        load_lm(str(tmp_path), LAST)
+
+
+@pytest.mark.parametrize("family", ["vit", "clip", "whisper", "wav2vec2", "distilbert"])
+def test_what_is_no_language_model_is_refused_by_name(family: str, tmp_path: Path) -> None:
+    AutoConfig.for_model(family).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"^{family} is (no causal language model|an encoder-decoder)") as refused:
+        load_lm(str(tmp_path), LAST)
+    assert len(str(refused.value)) < 200

@@ -1,8 +1,11 @@
 """Published settings as cited constants, and the demo's.
 
-The Zephyr and Yi settings are those of Li et al. 2024 (arXiv 2403.03218) and of the run scripts published with it;
-`--numerics published` reproduces their arithmetic. The published steering coefficients are absolute numbers: they mean
-nothing on a model with other activation norms.
+The Zephyr, Yi and Mixtral settings are those of Li et al. 2024 (arXiv 2403.03218) and of the run scripts published with
+it; `--numerics published` reproduces their arithmetic. Their steering coefficients are absolute numbers: they mean nothing
+on a model with other activation norms. Adaptive RMU (Dang et al. 2024, arXiv 2408.06223) takes a multiple of the measured
+norm instead.
+
+    resolve(UnlearnConfig(recipe="zephyr-7b"), num_hidden_layers=32).steering      # "6.5"
 """
 
 from __future__ import annotations
@@ -26,13 +29,36 @@ YI_34B: dict[str, Any] = {
     "max_tokens": 512,
 }  # fmt: skip
 
+# Li et al. 2024, mistralai/Mixtral-8x7B-Instruct-v0.1. The published code picks parameters by index, and index 7 of a
+# Mixtral block is `block_sparse_moe.experts.0.w3.weight`: the up projection of expert 0, no MLP output matrix. transformers 5
+# keeps it as rows 14336 to 28672 (after the gate's) of expert 0 in the fused `gate_up_proj`.
+MIXTRAL_8X7B: dict[str, Any] = {
+    "block": 7, "num_blocks": 3, "steering": "300", "alpha": 1600.0, "lr": 5e-5, "batch_size": 2, "updates": 400,
+    "max_tokens": 512, "matrix": "mlp.experts.gate_up_proj[0,14336:28672]",
+}  # fmt: skip
+
+# Dang et al. 2024 (arXiv 2408.06223), HuggingFaceH4/zephyr-7b-beta. c is measured once a topic, on its first batch, before
+# training (the published code measures the second topic's after one update).
+ADAPTIVE_RMU: dict[str, Any] = {
+    "block": 7, "num_blocks": 3, "steering": "5xmean", "alpha": 1200.0, "lr": 5e-5, "batch_size": 4, "updates": 500,
+    "max_tokens": 512,
+}  # fmt: skip
+
 # Our own search on SmolLM2-135M-Instruct over the demo's development split; the points tried are in dev/LOG.md.
 DEMO: dict[str, Any] = {
     "block": 7, "num_blocks": 3, "steering": "5x", "alpha": 130.0, "lr": 2e-3, "batch_size": 6, "retain_batch_size": 14,
     "updates": 240, "max_tokens": 64, "schedule": "cosine", "warmup": 10, "clip": 1.0,
 }  # fmt: skip
 
-RECIPES = MappingProxyType({"zephyr-7b": ZEPHYR_7B, "yi-34b": YI_34B, "demo": DEMO})
+RECIPES = MappingProxyType(
+    {
+        "zephyr-7b": ZEPHYR_7B,
+        "yi-34b": YI_34B,
+        "mixtral-8x7b": MIXTRAL_8X7B,
+        "adaptive-rmu": ADAPTIVE_RMU,
+        "demo": DEMO,
+    }
+)
 
 # What holds when neither a recipe nor a flag says otherwise. `block` and `num_blocks` follow the model's depth.
 DEFAULTS: dict[str, Any] = {

@@ -154,8 +154,8 @@ def check_replay(
     """Refuses a model whose replay is not its own forward pass, with its own weights and with others in `matrices`.
 
     On a CPU the two must agree bit for bit; on an accelerator within the difference of two captures. It catches blocks
-    that talk to each other past the residual stream (keys and values that a later block shares), matrices that blocks
-    share, blocks that run several times a pass, and dropout left on. Raises ValueError.
+    that talk to each other past the residual stream, matrices that blocks share, blocks that run several times a pass,
+    and dropout left on. Raises ValueError.
     """
     runs = num_runs(model, list(blocks[first : last + 1]), input_ids, attention_mask)
     if set(runs) != {1}:
@@ -163,6 +163,7 @@ def check_replay(
             f"blocks {first} to {last} run {', '.join(map(str, runs))} times in one forward pass; expected once each: "
             "this architecture is not supported"
         )
+    refuse_shared(model, blocks, matrices or {})
     inputs = (model, blocks, first, last, input_ids, attention_mask)
     one = capture(*inputs)
     assert one.output is not None
@@ -181,8 +182,22 @@ def check_replay(
         if not difference <= allowed:
             raise ValueError(
                 f"replaying blocks {first} to {last} differs from the model's own forward pass by {difference:.3g} "
-                f"(expected at most {allowed:.3g}): this architecture passes something beside the residual stream "
-                "or shares matrices between blocks, or dropout is on"
+                f"(expected at most {allowed:.3g}): this architecture passes something beside the residual stream, "
+                "or dropout is on"
+            )
+
+
+def refuse_shared(model: nn.Module, blocks: nn.ModuleList, matrices: Mapping[int, str]) -> None:
+    """Raises ValueError where a trained parameter is used in a second place: `functional_call` would mix the two up."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for index, path in matrices.items():
+        used = names[id(blocks[index].get_parameter(parts.base_name(path)))]
+        if len(used) > 1:
+            raise ValueError(
+                f"{used[0]} and {used[1]} are one matrix; expected one of its own in every block: "
+                "name another with --matrix, or choose another --block"
             )
 
 

@@ -151,7 +151,9 @@ def forget_topics(
                 "expected sound weights, or another --dtype"
             )
         strength = own[name].steering if name in own and own[name].steering else config.steering
-        coefficients.append(steering.coefficient(strength or "", norms[-1]))
+        own_batch = [padded(lm, ids[: config.batch_size], published)] if published else probes
+        mean = steering.mean_norm(lm, config.block, own_batch, every_position=published)
+        coefficients.append(steering.coefficient(strength or "", norms[-1], mean))
     if published:
         dtype = next(lm.model.parameters()).dtype
         targets = steering.published_control_vectors(coefficients, width, config.seed, dtype, lm.device)
@@ -209,10 +211,14 @@ def schedule(job: Job) -> list[tuple[ForgetTopic, list[list[int]], list[list[int
 
 
 def batch_of(job: Job, samples: Sequence[Sequence[int]]) -> Batch:
-    published = job.config.numerics == "published"
-    tokenizer = job.lm.tokenizer
-    fill = tokenizer.eos_token_id if published and tokenizer.eos_token_id is not None else batches.pad_id(tokenizer)
-    return batches.pad(samples, fill, left=published).to(job.lm.device)
+    return padded(job.lm, samples, job.config.numerics == "published")
+
+
+def padded(lm: LM, samples: Sequence[Sequence[int]], published: bool) -> Batch:
+    """On the left with the end token as published, else on the right."""
+    end = lm.tokenizer.eos_token_id
+    fill = end if published and end is not None else batches.pad_id(lm.tokenizer)
+    return batches.pad(samples, fill, left=published).to(lm.device)
 
 
 def initial_state(job: Job) -> State:

@@ -1,11 +1,13 @@
 """Control vectors, and steering coefficients from measured activation norms.
 
 Per topic one fixed direction u; forget activations are moved to c*u. Source: arXiv 2403.03218 (uniform draw, absolute c);
-c as a multiple of the measured norm follows the idea of Adaptive RMU, arXiv 2408.06223.
+c as a multiple of the mean token norm is Adaptive RMU, arXiv 2408.06223; of the median, which few huge norms cannot move,
+our own.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -52,7 +54,24 @@ def median_norm(lm: LM, block: int, batches: Sequence[Batch]) -> float:
     return torch.cat(norms).median().item()
 
 
-def coefficient(steering: str, norm: float) -> float:
-    """`6.5` -> 6.5; `5x` -> 5 times the measured median norm."""
-    value, relative = parse_steering(steering)
-    return value * norm if relative else value
+def mean_norm(lm: LM, block: int, batches: Sequence[Batch], every_position: bool = False) -> float:
+    """Mean token norm of the residual stream after `block`, over the tokens that count or over every position.
+
+    The published code of Adaptive RMU takes every position of a topic's first batch, padding and first tokens too.
+    """
+    norms = [
+        token_norms(
+            states_after(lm.model, lm.blocks, block, b.input_ids, b.attention_mask),
+            torch.ones_like(b.counts) if every_position else b.counts,
+        )
+        for b in (batch.to(lm.device) for batch in batches)
+    ]
+    return torch.cat(norms).mean().item()
+
+
+def coefficient(steering: str, median: float, mean: float = math.nan) -> float:
+    """`6.5` -> 6.5; `5x` -> 5 times the measured median norm; `5xmean` -> 5 times the measured mean norm."""
+    value, unit = parse_steering(steering)
+    if unit == "mean":
+        return value * mean
+    return value * median if unit else value
