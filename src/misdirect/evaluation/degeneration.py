@@ -24,12 +24,12 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-WINDOW = 256  # bytes
+WINDOW, STEP = 128, 32  # bytes
 LEAST_WORDS = 8
 LEAST_CHARS = 8
 LEAST_TOKENS = 8
 MOST_REPETITION = 0.5
-LEAST_COMPRESSION = 0.35
+LEAST_COMPRESSION = 0.4
 LEAST_ALPHANUMERIC = 0.4
 MOST_NLL = 6.5
 
@@ -71,12 +71,12 @@ def repetition(text: str, n: int = 4) -> float:
 
 
 def compression(text: str) -> float:
-    """Smallest ratio of compressed to plain bytes over windows of `WINDOW` bytes, each half over the one before it.
+    """Smallest ratio of compressed to plain bytes over windows of `WINDOW` bytes, `STEP` apart, and the last one.
 
     A shorter text is one window, and DEFLATE's few constant bytes then keep the ratio high. An empty text is 1.
     """
     data = text.encode("utf-8", "surrogatepass")
-    starts = range(0, max(1, len(data) - WINDOW + 1), WINDOW // 2)
+    starts = range(0, max(1, len(data) - WINDOW + 1), STEP)
     windows = [data[start : start + WINDOW] for start in starts] + [data[-WINDOW:]]
     return min((len(deflated(window)) / len(window) for window in windows if window), default=1.0)
 
