@@ -22,7 +22,7 @@ from misdirect.config import EvaluateConfig, Topic, UnlearnConfig
 from misdirect.terminal import print_collateral, print_plan, print_table, say_next
 
 SOURCES = (
-    "a file or folder (jsonl, json, csv, tsv, parquet, txt, md; also .gz), hub:DATASET[:CONFIG[:SPLIT]], or a built-in "
+    "a file or folder (jsonl, json, csv, tsv, parquet, txt, md; also .gz), hub:OWNER/DATASET[:CONFIG[:SPLIT]], or a built-in "
     "name (wmdp-bio, wmdp-bio-forget, mmlu, wikitext, demo-...); SOURCE#COLUMN names the text column"
 )
 ASKED = "Questions a side, of 856 on biology and 1,108 on other science; 0 asks all."

