@@ -426,3 +426,12 @@ def test_a_truncated_config_is_as_deep_as_it_says() -> None:
     assert math.prod(
         shape.shape_of(short, resolve(UnlearnConfig(block=1), 2)).sizes["model.layers.1.mlp.down_proj.weight"]
     )
+
+
+def test_logits_are_those_of_the_largest_set() -> None:
+    """Sets are scored one after the other, so that two of them need no more memory than the larger one."""
+    texts_ = [[[0] * 9] * 3, [[0] * 5] * 4]
+    assert work.largest_pass(work.Asked([], texts_, [], 0, 0), 4096, 100) == 27
+    assert work.largest_pass(work.Asked([], texts_, [], 0, 0), 20, 100) == 20
+    items = [[work.Encoded([0] * 5, [[1], [1, 2]])] * 4, [work.Encoded([0], [[1]])]]
+    assert work.largest_pass(work.Asked(items, [], [], 0, 0), 4096, 100) == 12

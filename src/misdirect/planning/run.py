@@ -253,14 +253,13 @@ def evaluation_stages(given: Given, counted: Counted) -> list[Stage]:
 
     shape, speed, asked, item = counted.shape, counted.speed, counted.asked, counted.itemsize
     loaded = counted.base + shape.num_parameters * item
-    in_questions, in_texts = sum(map(packed.length, asked.items)), sum(map(len, asked.texts))
+    in_questions = sum(packed.length(item) for items in asked.items for item in items)
+    in_texts = sum(len(ids) for samples in asked.texts for ids in samples)
     once = cost.evaluate_seconds(in_questions, in_texts, len(asked.prompts), given.evaluate, speed)
     memory = cost.evaluate_memory(counted.base, shape, item, counted.positions, with_delta=True)
     loading = cost.load_seconds(shape.num_parameters, item) + cost.hash_seconds(shape, given.settings, speed, item)
-    basis = (
-        f"{asked.num_questions:,} questions ({in_questions:,} tokens), {len(asked.texts)} texts ({in_texts:,} tokens)"
-    )
-    basis += f", {len(asked.prompts)} prompts"
+    texts = f"{sum(map(len, asked.texts))} texts ({in_texts:,} tokens)"
+    basis = f"{asked.num_questions:,} questions ({in_questions:,} tokens), {texts}, {len(asked.prompts)} prompts"
     return [
         Stage("load all", loading, loaded, f"all {shape.num_blocks} blocks, {size(shape.num_parameters * item)}"),
         Stage("evaluate base", once, memory, basis),

@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -296,9 +297,9 @@ def measure_evaluation(
     own = sum(p.numel() for p in lm.model.parameters())
     tokens = BUDGET / 2 * rate / (4 * own)  # at half of the speed of a matrix product
     cut = lambda ids: [token % vocabulary for token in ids]  # noqa: E731
-    items = [Encoded(cut(i.context), [cut(t) for t in i.continuations]) for i in asked.items]
+    items = [Encoded(cut(i.context), [cut(t) for t in i.continuations]) for i in chain(*asked.items)]
     items = [items[row] for row in sampled([packed.length(i) for i in items], tokens)]
-    texts = [cut(ids[: max(2, int(tokens))]) for ids in asked.texts]
+    texts = [cut(ids[: max(2, int(tokens))]) for ids in chain(*asked.texts)]
     texts = [texts[row] for row in sampled([len(ids) for ids in texts], tokens)]
     question = text = 0.0
     if items:

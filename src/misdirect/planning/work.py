@@ -39,8 +39,8 @@ class Training(NamedTuple):
 class Asked(NamedTuple):
     """What one model is asked in an evaluation."""
 
-    items: list[Encoded]  # of every question, in every format
-    texts: list[list[int]]
+    items: list[list[Encoded]]  # of a set in one format: what is scored together
+    texts: list[list[list[int]]]  # of a set
     prompts: list[list[int]]
     num_questions: int
     num_records: int
@@ -138,11 +138,16 @@ def count_tokens(training: Training, settings: UnlearnConfig) -> Tokens:
 
 def largest_pass(asked: Asked, batch_tokens: int, vocabulary: int) -> int:
     """Positions whose logits stand in memory at once: of the largest pass over questions or texts."""
-    passes_ = packed.passes(asked.items, batch_tokens, vocabulary)
-    questions = (sum(len(t) for row in rows for i in row for t in asked.items[i].continuations) for rows in passes_)
-    lengths = [len(ids) for ids in asked.texts]
-    groups = by_length([Encoded([0] * n, [[0]]) for n in lengths], batch_tokens)
-    texts = (len(rows) * max(lengths[row] for row in rows) for rows in groups)
+    questions = (
+        sum(len(tail) for row in rows for i in row for tail in items[i].continuations)
+        for items in asked.items
+        for rows in packed.passes(items, batch_tokens, vocabulary)
+    )
+    texts = (
+        len(rows) * max(len(samples[row]) for row in rows)
+        for samples in asked.texts
+        for rows in by_length([Encoded(ids, [[0]]) for ids in samples], batch_tokens)
+    )
     return max(chain(questions, texts), default=0)
 
 
@@ -156,8 +161,8 @@ def evaluation(
 ) -> tuple[Asked, list[str]]:
     """(what is asked, what was assumed). Raises ValueError for a source that is not there, as `evaluate` does."""
     said: list[str] = []
-    items: list[Encoded] = []
-    documents: list[list[int]] = []
+    items: list[list[Encoded]] = []
+    documents: list[list[list[int]]] = []
     begun: list[list[int]] = []
     num_questions = 0
     for name, source in questions.items():
@@ -173,14 +178,14 @@ def evaluation(
             drawn = []
         found = encoded(tokenizer, asked, config, pool or drawn)
         num_questions += len(found) // passes(config)
-        items += found
+        items += [found[k :: passes(config)] for k in range(passes(config))]
     for name, source in texts.items():
         if fetched(source):
             count = config.text_limit or ASSUMED_TEXTS
             said.append(f"{name}: {source} is not fetched for a plan, so it counts as {count} full texts")
-            documents += [[0] * config.max_tokens] * count
+            documents.append([[0] * config.max_tokens] * count)
         else:
-            documents += text_samples(tokenizer, read_texts(source), config)
+            documents.append(text_samples(tokenizer, read_texts(source), config))
     for name, source in prompts.items():
         if fetched(source):
             said.append(f"{name}: {source} is not fetched for a plan, so it counts as {ASSUMED_PROMPTS} prompts")
@@ -189,7 +194,7 @@ def evaluation(
             begun += [tokens_of(tokenizer, text) for text in read_texts(source)]
     if tokenizer is None and (questions or texts or prompts):
         said.append(f"evaluation: {CHARS_PER_TOKEN} characters a token, since the tokenizer is not at hand")
-    return Asked(items, documents, begun, num_questions, num_questions + len(documents) + len(begun)), said
+    return Asked(items, documents, begun, num_questions, num_questions + sum(map(len, documents)) + len(begun)), said
 
 
 ASSUMED_QUESTIONS, ASSUMED_TEXTS, ASSUMED_PROMPTS = 1000, 200, 10
