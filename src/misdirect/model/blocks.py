@@ -25,11 +25,9 @@ from transformers.pytorch_utils import Conv1D
 from misdirect.model import parts
 
 # Modules whose output projection also has the shape F -> D on some models (wide heads, state-space mixers).
-NOT_FEED_FORWARD = re.compile(
-    r"(?i:attn|attention|mamba|mixer|deltanet|recurrent|rg_?lru|conv(?!1d))|SSM|(?<![a-zA-Z])ssm"
-)
+NOT_FEED_FORWARD = re.compile(r"attn|attention|mamba|ssm|mixer|deltanet|recurrent|rg_?lru|conv(?!1d)", re.IGNORECASE)
 # A class so named is a feed-forward part whatever its module or its family is called: Nemotron-H calls every part `mixer`,
-# and RecurrentGemmaMlp is not recurrent.
+# and neither RecurrentGemmaMlp nor SeedOssMLP (`ssm`) is a mixer.
 FEED_FORWARD = re.compile(r"(mlp|feedforward|ffn|moe|moeblock|experts)\d*$", re.IGNORECASE)
 EXPERTS = re.compile(r"expert|moe|router", re.IGNORECASE)
 
