@@ -372,11 +372,11 @@ def test_prose_looped_at_any_period_is_a_loop_and_prose_is_not() -> None:
 def test_salad_is_what_the_base_finds_incomprehensible() -> None:
     seen = degeneration.measures("the wings plotted seldom under copper Thursdays mild and ninth")
     assert degeneration.verdict(seen) == ""
-    salad = {"base_nll": degeneration.MOST_NLL + 0.1, "base_tokens": degeneration.LEAST_TOKENS}
-    assert degeneration.verdict(seen | salad) == "salad"
-    assert degeneration.verdict(seen | salad | {"base_tokens": degeneration.LEAST_TOKENS - 1}) == ""
-    assert degeneration.verdict(seen | salad | {"base_nll": degeneration.MOST_NLL}) == ""
-    assert degeneration.verdict(seen | salad | {"base_nll": None}) == ""
+    assert degeneration.verdict(seen | {"base_nll": 6.5, "base_tokens": 30}) == "salad"  # 195 > 30 + 157.5
+    assert degeneration.verdict(seen | {"base_nll": 6.2, "base_tokens": 30}) == ""  # 186 < 187.5
+    assert degeneration.verdict(seen | {"base_nll": 9.0, "base_tokens": 5}) == ""  # a short answer nobody expects
+    assert degeneration.verdict(seen | {"base_nll": 12.0, "base_tokens": 5}) == "salad"
+    assert degeneration.verdict(seen | {"base_nll": None, "base_tokens": 0}) == ""
 
 
 def test_repetition_and_compression_are_what_they_say() -> None:
@@ -423,7 +423,7 @@ def test_the_second_pass_reads_every_turn_and_makes_verdicts_anew(monkeypatch: p
     second = read["records"][1]["answers"][0]["turns"][1]
     alone = g.incoherence(lm, [(prompts()[1].turns[1], second["text"])], False)[0]
     assert (second["base_nll"], second["base_tokens"]) == pytest.approx(alone)
-    monkeypatch.setattr(degeneration, "MOST_NLL", 0.0)
+    monkeypatch.setattr(degeneration, "START_NATS", -1e9)
     strict = g.read_by_base(lm, result, config)
     assert all(t["degenerate"] for r in strict["records"] for t in g.turns(r))
     assert strict["metrics"][0]["value"] == 1 >= read["metrics"][0]["value"]
