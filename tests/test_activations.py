@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from misdirect.data.batches import Batch, pad, tokenise
-from misdirect.model.activations import capture, replay, states_after
+from misdirect.model.activations import capture, check_replay, replay, states_after
 from misdirect.model.blocks import find_blocks
 from tiny import texts, tiny_model, tiny_tokenizer
 
@@ -117,3 +117,34 @@ def test_states_after_is_the_hidden_state_that_transformers_reports(batch: Batch
     for index in range(4):  # hidden_states[0] is the embedding; the last entry has passed the final norm
         state = states_after(model, find_blocks(model)[1], index, batch.input_ids, batch.attention_mask)
         assert torch.equal(state, reported[index + 1])
+
+
+def test_parameters_given_to_a_capture_stand_in_for_the_models_own(batch: Batch) -> None:
+    model = tiny_model("llama")
+    name = f"model.layers.{FIRST}.mlp.down_proj.weight"
+    given = {name: model.get_parameter(name) * 1.5}
+    seen = seen_by(model, batch, parameters=given)
+    own = seen_by(model, batch)
+    assert seen.output is not None and own.output is not None
+    assert not torch.equal(seen.output, own.output)
+    assert torch.equal(seen.hidden, own.hidden)
+    changed = tiny_model("llama")
+    changed.get_parameter(name).data.mul_(1.5)
+    expected = seen_by(changed, batch).output
+    assert expected is not None
+    assert torch.equal(seen.output, expected)
+    assert torch.equal(model.get_parameter(name), tiny_model("llama").get_parameter(name))
+
+
+def test_a_refused_check_leaves_no_hook_and_no_other_weight(batch: Batch) -> None:
+    model = tiny_model("llama")
+    blocks = find_blocks(model)[1]
+    matrices = {FIRST: "mlp.down_proj.weight", LAST: "mlp.down_proj.weight"}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    check_replay(model, blocks, FIRST, LAST, batch.input_ids, batch.attention_mask, matrices)
+    handle = blocks[LAST].mlp.register_forward_hook(lambda m, a, output: output + torch.rand(1))  # never twice the same
+    with pytest.raises(ValueError, match=r"replaying blocks 1 to 2 differs from the model's own forward pass by"):
+        check_replay(model, blocks, FIRST, LAST, batch.input_ids, batch.attention_mask, matrices)
+    handle.remove()
+    assert num_hooks(model) == 0
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
