@@ -85,6 +85,8 @@ def replacing(path: Path) -> Iterator[Path]:
             raise ValueError(
                 f"{path} does not fit on the disk; expected space there and the same command again"
             ) from None
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; expected a file or nothing there") from None
         raise
     finally:
         with suppress(OSError):
@@ -139,6 +141,7 @@ def finite(data: Any) -> Any:
 
 def read_json(path: Path) -> Any:
     """Raises ValueError with the path where the file is missing or not JSON."""
+    require_file(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
@@ -147,10 +150,17 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} cannot be read: {error}") from None
 
 
+def require_file(path: Path) -> None:
+    """Raises ValueError for a device, a pipe, a folder: who reads those may wait, or read, for ever."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} cannot be read: it is no file")
+
+
 def read_log(run: Path) -> list[dict[str, Any]]:
     """The lines of `log.jsonl`, a torn last one and whatever else is no line of a log left out."""
     if not (run / LOG).exists():
         return []
+    require_file(run / LOG)
     try:
         text = (run / LOG).read_text(encoding="utf-8", errors="replace")
     except OSError as error:
