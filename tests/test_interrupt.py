@@ -56,6 +56,16 @@ def verb(command: str) -> int:
     return main(command.split())
 
 
+@pytest.fixture(autouse=True, scope="module")
+def as_from_a_terminal() -> Iterator[None]:
+    """Under nohup, or in the background of a script, these tests would find signals ignored, and so would programs."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stage]:
     folder = tmp_path_factory.mktemp("interrupt")
