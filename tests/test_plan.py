@@ -185,7 +185,9 @@ def test_seconds_of_updates_by_hand() -> None:
 
 def test_seconds_of_an_evaluation_by_hand() -> None:
     config = EvaluateConfig(new_tokens=5, samples=2)
-    assert cost.evaluate_seconds(20, 30, 4, config, SPEED) == pytest.approx(20 * 2.0 + 30 * 3.0 + 4 * 3 * 5 * 7.0)
+    assert cost.evaluate_seconds(20, 30, [6, 8], 10, config, SPEED) == pytest.approx(
+        20 * 2.0 + 30 * 3.0 + 3 * (14 * 10 * 1.0 + 2 * 5 * 7.0)
+    )
 
 
 @pytest.mark.parametrize("itemsize", [2, 4])
@@ -432,6 +434,6 @@ def test_logits_are_those_of_the_largest_set() -> None:
     """Sets are scored one after the other, so that two of them need no more memory than the larger one."""
     texts_ = [[[0] * 9] * 3, [[0] * 5] * 4]
     assert work.largest_pass(work.Asked([], texts_, [], 0, 0), 4096, 100) == 27
-    assert work.largest_pass(work.Asked([], texts_, [], 0, 0), 20, 100) == 20
+    assert work.largest_pass(work.Asked([], texts_, [], 0, 0), 20, 100) == 18
     items = [[work.Encoded([0] * 5, [[1], [1, 2]])] * 4, [work.Encoded([0], [[1]])]]
     assert work.largest_pass(work.Asked(items, [], [], 0, 0), 4096, 100) == 12

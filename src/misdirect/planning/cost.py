@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from misdirect.config import EvaluateConfig, UnlearnConfig
 from misdirect.planning.shape import Shape
@@ -48,11 +48,13 @@ def hash_seconds(shape: Shape, settings: UnlearnConfig, speed: Speed, itemsize: 
 
 
 def evaluate_seconds(
-    question_tokens: int, text_tokens: int, answers: int, config: EvaluateConfig, speed: Speed
+    question_tokens: int, text_tokens: int, prompts: Sequence[int], depth: int, config: EvaluateConfig, speed: Speed
 ) -> float:
-    """One model asked everything once."""
-    answered = answers * (1 + config.samples) * config.new_tokens
-    return question_tokens * speed.question + text_tokens * speed.text + answered * speed.generated
+    """One model of `depth` blocks asked everything once; `prompts`: the length of each."""
+    begun = (1 + config.samples) * sum(prompts)
+    answered = (1 + config.samples) * len(prompts) * config.new_tokens
+    asked = question_tokens * speed.question + text_tokens * speed.text
+    return asked + begun * depth * speed.block + answered * speed.generated
 
 
 def load_seconds(numbers: int, itemsize: int) -> float:

@@ -255,7 +255,8 @@ def evaluation_stages(given: Given, counted: Counted) -> list[Stage]:
     loaded = counted.base + shape.num_parameters * item
     in_questions = sum(packed.length(item) for items in asked.items for item in items)
     in_texts = sum(len(ids) for samples in asked.texts for ids in samples)
-    once = cost.evaluate_seconds(in_questions, in_texts, len(asked.prompts), given.evaluate, speed)
+    begun = [len(ids) for ids in asked.prompts]
+    once = cost.evaluate_seconds(in_questions, in_texts, begun, shape.num_blocks, given.evaluate, speed)
     memory = cost.evaluate_memory(counted.base, shape, item, counted.positions, with_delta=True)
     loading = cost.load_seconds(shape.num_parameters, item) + cost.hash_seconds(shape, given.settings, speed, item)
     texts = f"{sum(map(len, asked.texts))} texts ({in_texts:,} tokens)"
