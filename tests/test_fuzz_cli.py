@@ -36,7 +36,7 @@ fuzz = settings(
 def little_memory() -> Iterator[None]:
     """What grows without bound is a MemoryError, and not the end of the machine."""
     before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (12 << 30, before[1]))
+    resource.setrlimit(resource.RLIMIT_AS, (4 << 30, before[1]))
     yield
     resource.setrlimit(resource.RLIMIT_AS, before)
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+RESUMED = "resumed"  # the text of an advance over work of an earlier process: it says nothing about this one's speed
 console = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
@@ -33,7 +34,10 @@ def bar(description: str, total: int) -> Iterator[Callable[..., None]]:
         task = progress.add_task(escape(description), total=total, text="")
 
         def advance(count: int = 1, text: str = "") -> None:
-            progress.update(task, advance=count, text=escape(text))
+            if text == RESUMED:
+                progress.reset(task, completed=count, text=text)
+            else:
+                progress.update(task, advance=count, text=escape(text))
 
         yield advance
 

@@ -20,6 +20,7 @@ from misdirect.config import Corpus, Topic, as_dict
 from misdirect.disk import require_room
 from misdirect.model.delta import Delta, load_delta, load_tensors, save_delta, save_tensors
 from misdirect.model.load import LM
+from misdirect.progress import RESUMED
 from misdirect.unlearning import rmu
 
 LOG_BYTES = 400  # about a line
@@ -185,7 +186,7 @@ def go_on(
     require_space(job, run, state)
     cut_log(run, state.step)
     if advance and state.step:
-        advance(state.step, "resumed")
+        advance(state.step, RESUMED)
     with (run / runs.LOG).open("a", encoding="utf-8") as log:
 
         def after_update(state: rmu.State, line: dict[str, Any]) -> None:
