@@ -457,6 +457,8 @@ def test_metrics_and_pairs_can_be_computed_again_by_hand() -> None:
     assert (share["paired"]["gained"], share["paired"]["lost"], share["paired"]["p_value"]) == (2, 0, 0.5)
     sampled = rows["degenerate_share_sampled"]
     assert (sampled["value"], sampled["n"]) == (0.5, 4)  # of 1, 1/2, 1/2, 0
+    assert (sampled["low"], sampled["high"]) == (0, pytest.approx(1, abs=0.2))
+    assert sampled["high"] <= 1
     assert sampled["paired"]["difference"] == pytest.approx((1 + 0 + 0.5 + 0) / 4)
     assert rows["mean_answer_tokens"]["value"] == 7 / 4  # 0, 0, 0, and "The river is very very very long."
     assert rows["mean_answer_tokens"]["paired"]["difference"] == pytest.approx((-4 - 5 - 0 - 0) / 4)

@@ -323,6 +323,13 @@ PER_PROMPT: dict[str, Callable[[Mapping[str, Any]], float | None]] = {
     "judge_score_sampled": lambda record: score_of(record, SAMPLED),
 }
 
+BOUNDS = {
+    "degenerate_share_sampled": (0.0, 1.0),
+    "repetition": (0.0, 1.0),
+    "judge_score": (1.0, 10.0),
+    "judge_score_sampled": (1.0, 10.0),
+}
+
 
 def metrics(records: Sequence[Mapping[str, Any]]) -> tuple[Metric, ...]:
     """`degenerate_share`: prompts with a degenerate greedy answer, Wilson's interval. The rest: means over prompts."""
@@ -333,7 +340,9 @@ def metrics(records: Sequence[Mapping[str, Any]]) -> tuple[Metric, ...]:
         values = [value for record in records if (value := of(record)) is not None]
         if values:
             mean = stats.sample_mean(values)
-            out.append(Metric(name, mean.value, mean.stderr, len(values), mean.low, mean.high))
+            least, most = BOUNDS.get(name, (0.0, math.inf))  # Student's interval knows of no bounds
+            low, high = (min(max(x, least), most) if x == x else x for x in (mean.low, mean.high))
+            out.append(Metric(name, mean.value, mean.stderr, len(values), low, high))
     asked = [t["judge"] for r in records for t in turns(r) if "judge" in t]
     if asked:  # a score that could not be read is counted, never guessed
         out.append(Metric("judge_unscored", sum(a["score"] is None for a in asked) / len(asked), n=len(asked)))
