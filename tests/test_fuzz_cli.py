@@ -24,7 +24,7 @@ from misdirect.cli import main
 from misdirect.config import EvaluateConfig, UnlearnConfig, flag
 from misdirect.unlearning.run import refuse_other_run
 
-EXAMPLES = int(os.environ.get("MISDIRECT_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("MISDIRECT_EXAMPLES", "10"))
 Capture = pytest.CaptureFixture[str]
 fuzz = settings(
     max_examples=EXAMPLES, deadline=None, derandomize=True,
@@ -112,7 +112,7 @@ def refused(argv: list[str], capsys: Capture, codes: tuple[int, ...] = (2,)) -> 
     assert code in codes, (argv, code, err)
     assert "Traceback" not in err
     assert len(said) == (1 if code else 0), (argv, err)
-    assert not said or len(said[0]) < 5000, said[0][:200]
+    assert not said or len(said[0]) < 10_000, said[0][:200]
     return said[0] if said else ""
 
 
