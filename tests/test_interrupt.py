@@ -172,7 +172,8 @@ def test_a_signal_at_any_call(
     monkeypatch.chdir(tmp_path / "here")
     handlers = {s: signal.getsignal(s) for s in NUMBERS}
     capfd.readouterr()
-    with counting(1 + int(share * stage.calls), number):
+    # not the first and last few calls, where `main` has no handler yet or no longer
+    with counting(50 + int(share * (stage.calls - 100)), number):
         code = verb(VERBS[name])
     assert {s: signal.getsignal(s) for s in NUMBERS} == handlers
     err = capfd.readouterr().err
