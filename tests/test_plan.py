@@ -437,3 +437,10 @@ def test_logits_are_those_of_the_largest_set() -> None:
     assert work.largest_pass(work.Asked([], texts_, [], 0, 0), 20, 100) == 18
     items = [[work.Encoded([0] * 5, [[1], [1, 2]])] * 4, [work.Encoded([0], [[1]])]]
     assert work.largest_pass(work.Asked(items, [], [], 0, 0), 4096, 100) == 12
+
+
+def test_every_turn_of_a_prompt_is_answered(tmp_path: Path) -> None:
+    source = tmp_path / "prompts.jsonl"
+    source.write_text(json.dumps({"turns": ["one", "two three"]}) + "\n" + json.dumps({"prompt": "four"}) + "\n")
+    asked, _ = work.evaluation(None, {}, {}, {"p": str(source)}, EvaluateConfig(), {})
+    assert [len(ids) for ids in asked.prompts] == [1, 4, 1]

@@ -35,6 +35,7 @@ from misdirect.unlearning.optimizer import adamw_step, clip
 UPDATES = 6  # measured at most, after one that warms up
 BUDGET = 3.0  # seconds that the measured updates may take, and each of the two kinds of scoring half of it
 LARGEST = 3e9  # bytes of the measured model, or a quarter of the free memory where that is less
+ROWS = 16  # answers made together, at most: more cost in proportion
 NEW_TOKENS = 6  # generated to time one
 
 
@@ -111,6 +112,7 @@ def random_lm(config: Any, num_blocks: int, vocabulary: int, device: torch.devic
 
     with quiet(), no_init_weights():
         model = AutoModelForCausalLM.from_config(shortened(config, num_blocks, vocabulary), dtype=dtype)
+    model.tie_weights()
     chunk = 0.02 * torch.randn(2**16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for parameter in model.parameters():
@@ -310,7 +312,8 @@ def measure_evaluation(
         text_logprobs(lm, [[0, 0]], batch_tokens)
         seconds = timed(lm.device, lambda: text_logprobs(lm, texts, batch_tokens))
         text = whole(lm, shape, seconds, sum(map(len, texts)))
-    answer = generated_seconds(lm) * shape.num_parameters / own if asked.prompts else 0.0
+    rows = min(ROWS, len(asked.prompts))
+    answer = generated_seconds(lm, rows) * shape.num_parameters / own if asked.prompts else 0.0
     return question, text, answer
 
 
@@ -329,10 +332,10 @@ def whole(lm: LM, shape: Shape, seconds: float, tokens: int) -> float:
     ) / tokens
 
 
-def generated_seconds(lm: LM) -> float:
-    """One further token of an answer of the measured model: a longer answer less a shorter one, which holds all that
-    every answer takes."""
-    ids = torch.zeros(1, 16, dtype=torch.long, device=lm.device)
+def generated_seconds(lm: LM, rows: int) -> float:
+    """One further token of one of `rows` answers that are made together: longer answers less shorter ones, which hold
+    all that every answer takes."""
+    ids = torch.zeros(rows, 16, dtype=torch.long, device=lm.device)
 
     def answer(tokens: int) -> None:
         with torch.inference_mode():
@@ -347,7 +350,7 @@ def generated_seconds(lm: LM) -> float:
 
     answer(2)  # warms up
     short, long = (timed(lm.device, lambda n=n: answer(n)) for n in (2, 2 + NEW_TOKENS))  # type: ignore[misc]
-    return max(long - short, 0.1 * long) / NEW_TOKENS
+    return max(long - short, 0.1 * long) / (NEW_TOKENS * rows)
 
 
 def hash_seconds(num_bytes: int = 2**25) -> float:

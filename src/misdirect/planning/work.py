@@ -17,6 +17,7 @@ import torch
 from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig
 from misdirect.data import asking, batches
 from misdirect.data.corpora import read_texts
+from misdirect.data.prompts import read_prompts
 from misdirect.data.questions import Question, read_questions
 from misdirect.evaluation import mcq
 from misdirect.model import packed
@@ -41,7 +42,7 @@ class Asked(NamedTuple):
 
     items: list[list[Encoded]]  # of a set in one format: what is scored together
     texts: list[list[list[int]]]  # of a set
-    prompts: list[list[int]]
+    prompts: list[list[int]]  # of every turn of every prompt
     num_questions: int
     num_records: int
 
@@ -191,7 +192,8 @@ def evaluation(
             said.append(f"{name}: {source} is not fetched for a plan, so it counts as {ASSUMED_PROMPTS} prompts")
             begun += [[0] * 64] * ASSUMED_PROMPTS
         else:
-            begun += [tokens_of(tokenizer, text) for text in read_texts(source)]
+            turns = [" ".join(p.turns[: i + 1]) for p in read_prompts(source) for i in range(len(p.turns))]
+            begun += [tokens_of(tokenizer, text) for text in turns]
     if tokenizer is None and (questions or texts or prompts):
         said.append(f"evaluation: {CHARS_PER_TOKEN} characters a token, since the tokenizer is not at hand")
     return Asked(items, documents, begun, num_questions, num_questions + sum(map(len, documents)) + len(begun)), said
