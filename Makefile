@@ -32,7 +32,7 @@ types: $(READY)  ## types
 	$(BIN)/mypy
 
 docs: $(READY)  ## the documentation as pages: site/index.html
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(READY)  ## rewrite the style
 	$(BIN)/ruff check --fix .

@@ -412,6 +412,13 @@ def test_an_interruption_is_no_traceback(
     assert capsys.readouterr().err.strip() == said
 
 
+def test_a_misspelt_flag_is_named_before_the_flags_that_are_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["unlearn", "demo", "--updats", "3"]) == 2
+    assert capsys.readouterr().err == "misdirect: Unknown option: '--updats'. Did you mean '--updates'?\n"
+    assert main(["unlearn", "demo", "--out", "x"]) == 2
+    assert "--forget" in capsys.readouterr().err
+
+
 def test_further_seeds_are_runs_of_their_own_and_their_spread_is_reported(shelf: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["unlearn", str(shelf / "llama"), "--forget", f"biology={shelf / 'bio.jsonl'}", "--retain"]

@@ -102,7 +102,7 @@ def ours(*packages: str) -> tuple[str, ...]:
     return tuple(f"misdirect.{package}" for package in packages)
 
 
-ABOVE = ("api", "cli")
+ABOVE = ("api", "cli", "planning")
 RULES = [
     ("config", (*ours("api", "cli", "data", "model", "evaluation", "unlearning", "reporting", "runs"), "torch")),
     ("stats", (*ours("api", "cli", "data", "model", "evaluation", "unlearning", "reporting", "runs"), "torch")),
@@ -111,6 +111,7 @@ RULES = [
     ("model", ours(*ABOVE, "evaluation", "unlearning", "reporting")),
     ("evaluation", ours(*ABOVE, "unlearning", "reporting")),
     ("unlearning", ours(*ABOVE, "evaluation", "reporting")),
+    ("planning", ours("api", "cli", "reporting")),
     ("reporting", (*ours(*ABOVE, "evaluation", "unlearning", "model"), "torch", "transformers")),
 ]
 

@@ -8,6 +8,7 @@
 
 | name | what it does |
 |---|---|
+| `plan` | what a run takes in time, memory and disk, before weights are read |
 | `unlearn` | RMU on a model: texts in, a run directory out |
 | `evaluate` | accuracy, likelihood and answers of a run (base and unlearned) or of one model |
 | `report` | a run directory -> one self-contained HTML page |
@@ -24,7 +25,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from misdirect.api import demo, evaluate, report, unlearn
+    from misdirect.api import demo, evaluate, plan, report, unlearn
     from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig
     from misdirect.recipes import RECIPES
 
@@ -38,6 +39,7 @@ __all__ = [
     "__version__",
     "demo",
     "evaluate",
+    "plan",
     "report",
     "unlearn",
 ]

@@ -7,13 +7,14 @@ flags on the command line win over it. Nothing here imports torch: `--help` is i
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter
 
 from misdirect import __version__, runs
 from misdirect.cli_input import expand_config, number, pairs, per_topic, weighted, without
@@ -108,8 +109,8 @@ def unlearn(
     out
         The run directory to write.
     steering
-        [NAME=]C: how far forget activations are moved, as a number (6.5) or a multiple of the measured median token
-        norm (5x). [default: 5x]
+        [NAME=]C: how far forget activations are moved, as a number (6.5) or a multiple of the measured token norm (5x of
+        the median, 5xmean of the mean). [default: 5x]
     alpha
         [NAME=]A: weight of the retain loss. [default: 100]
     seeds
@@ -315,12 +316,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         app(tokens or ["--help"], exit_on_error=False, print_error=False, result_action="return_value")
     except BrokenPipeError:
         return 1
+    except MissingArgumentError as error:
+        return complain(misspelt(tokens) or str(error))
     except (CycloptsError, ValueError, OSError) as error:  # OSError: a full disk, a folder that may not be written to
         return complain(str(error))
     except KeyboardInterrupt:
         print("\nmisdirect: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     return 0
+
+
+def misspelt(tokens: Sequence[str]) -> str:
+    """A flag that the verb does not have: it is why another one seems to be missing. Empty where there is none."""
+    known = {name for argument in app[tokens[0]].assemble_argument_collection() for name in argument.names}
+    for token in tokens[1:]:
+        name = token.partition("=")[0]
+        if token.startswith("--") and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            return f"Unknown option: {name!r}." + (f" Did you mean {near[0]!r}?" if near else "")
+    return ""
 
 
 def complain(message: str) -> int:

@@ -69,7 +69,10 @@ class Corpus:
 class UnlearnConfig:
     """Settings of one RMU run. `None` = from the recipe, else from the default beside it in the help."""
 
-    recipe: str | None = knob(None, "Published settings to start from: zephyr-7b, yi-34b or demo. Flags override them.")
+    recipe: str | None = knob(
+        None,
+        "Published settings to start from: zephyr-7b, yi-34b, mixtral-8x7b, adaptive-rmu or demo. Flags override them.",
+    )
     block: int | None = knob(
         None, "Zero-based decoder block l whose output is steered. [default: 7, or the middle block of a short model]"
     )
@@ -77,11 +80,14 @@ class UnlearnConfig:
         None, "How many blocks are trained: l-N+1 .. l. [default: 3, or all up to l where there are fewer]"
     )
     matrix: str | None = knob(
-        None, "The trained matrix's path inside a block, such as mlp.down_proj. [default: found by structure]"
+        None,
+        "The trained matrix's path inside a block, such as mlp.down_proj, or a part of one: 'mlp.experts.down_proj[0]'. "
+        "[default: found by structure]",
     )
     steering: str | None = knob(
         None,
-        "Steering coefficient c: a number, or a multiple of the measured median token norm such as 5x. [default: 5x]",
+        "Steering coefficient c: a number, or a multiple of the measured token norm: 5x of the median, 5xmean of the mean. "
+        "[default: 5x]",
     )
     alpha: float | None = knob(None, "Retain weight: the factor of the retain loss. [default: 100]")
     updates: int | None = knob(
@@ -206,21 +212,22 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def parse_steering(text: str) -> tuple[float, bool]:
-    """`"6.5"` -> (6.5, False); `"5x"` -> (5.0, True): a multiple of the measured median token norm.
+def parse_steering(text: str) -> tuple[float, str]:
+    """(strength, what it multiplies): `"6.5"` -> (6.5, ""), `"5x"` -> (5.0, "median"), `"5xmean"` -> (5.0, "mean").
 
-    Raises ValueError for anything else.
+    A multiple is one of the measured token norm, its median or its mean. Raises ValueError for anything else.
     """
-    relative = text.lower().endswith("x")
+    number, times, unit = text.lower().partition("x")
     try:
-        value = float(text[:-1] if relative else text)
+        value = float(number)
     except ValueError:
         value = 0.0
-    if not 0 < value < float("inf"):
+    if not 0 < value < float("inf") or unit not in ("", "median", "mean"):
         raise ValueError(
-            f"steering {text!r} is not a strength; expected a number such as 6.5, or a multiple such as 5x"
+            f"steering {text!r} is not a strength; expected a number such as 6.5, or a multiple of the measured token norm "
+            "such as 5x (of the median) or 5xmean"
         )
-    return value, relative
+    return value, (unit or "median") if times else ""
 
 
 def as_dict(config: Any) -> dict[str, Any]:

@@ -18,7 +18,7 @@ def print_plan(plan: Any) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from misdirect.planning.form import COLUMNS, lines, table_rows
+    from misdirect.planning import COLUMNS, heading, lines, table_rows
 
     table = Table(box=None, pad_edge=False)
     for title in COLUMNS:
@@ -28,6 +28,7 @@ def print_plan(plan: Any) -> None:
     console = Console()
     if not console.is_terminal:
         console.width = 120
+    print(heading(plan))
     console.print(table)
     for line in lines(plan):
         print(line)

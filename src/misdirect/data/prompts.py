@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from misdirect.data.corpora import text_column
-from misdirect.data.files import Row, is_unicode, read_rows
+from misdirect.data.corpora import named_column, text_column
+from misdirect.data.files import Row, is_unicode, read_rows, shown, split_column
 from misdirect.data.questions import short
 
 COLUMNS = ("turns", "messages", "prompt", "instruction", "question")
@@ -32,8 +32,9 @@ class Prompt:
 
 def read_prompts(source: str) -> list[Prompt]:
     """The prompts of SOURCE. Raises ValueError naming the row for a missing column, a turn without text, an id twice."""
-    rows = read_rows(source)
-    prompts = [parse_prompt(row, f"{source}, row {number}", number) for number, row in enumerate(rows, 1)]
+    plain, column = split_column(source)
+    rows, source = read_rows(plain), shown(source)
+    prompts = [parse_prompt(row, f"{source}, row {number}", number, column) for number, row in enumerate(rows, 1)]
     seen: set[str] = set()
     for number, prompt in enumerate(prompts, 1):
         if prompt.id in seen:
@@ -42,8 +43,10 @@ def read_prompts(source: str) -> list[Prompt]:
     return prompts
 
 
-def parse_prompt(row: Row, where: str, number: int) -> Prompt:
-    column = next((name for name in COLUMNS if row.get(name) is not None), None) or text_column(row, where)
+def parse_prompt(row: Row, where: str, number: int, column: str | None = None) -> Prompt:
+    if column is not None:
+        named_column(row, column, where)
+    column = column or next((name for name in COLUMNS if row.get(name) is not None), None) or text_column(row, where)
     turns = parse_turns(row[column], f"{where}: {column!r}")
     extra = row.get("input") if column == "instruction" else None
     if isinstance(extra, str) and extra.strip():

@@ -23,7 +23,7 @@ from misdirect.config import EvaluateConfig, as_dict
 from misdirect.data import asking
 from misdirect.data.questions import LETTERS, Question
 from misdirect.model.load import LM
-from misdirect.model.score import Encoded, Scored, encode, score
+from misdirect.model.score import Scored, encode, score
 from misdirect.runs import Metric, Result, fingerprint
 
 MEASUREMENT = "mcq"
@@ -70,32 +70,43 @@ def mcq(
     themselves, and those are not asked then.
     """
     started = time.perf_counter()
-    pool, asked = pool_and_asked(questions, config, examples)
-    shown = [asking.examples_for(q, pool, config.shots) for q in asked]
-
-    def scored(items: Sequence[Encoded]) -> list[Scored]:
-        return score(lm, items, config.batch_tokens, advance)
-
-    def cloze(text: Callable[[Question], str]) -> list[Encoded]:
-        prompts = [asking.cloze_prompt(text(q), e) for q, e in zip(asked, shown, strict=True)]
-        return [encode(lm.tokenizer, p, [" " + c for c in q.choices]) for p, q in zip(prompts, asked, strict=True)]
-
-    def letter(items: Sequence[Question]) -> list[Encoded]:
-        form = asking.prompt_form(config.prompt, questions)
-        prompts = [asking.letter_prompt(q, form, e) for q, e in zip(items, shown, strict=True)]
-        letters = [[f" {x}" for x in LETTERS[: len(q.choices)]] for q in items]
-        return [encode(lm.tokenizer, p, x) for p, x in zip(prompts, letters, strict=True)]
-
+    asked, prompts = rendered(questions, config, examples)
+    scored = {
+        form: score(lm, [encode(lm.tokenizer, *prompt) for prompt in found], config.batch_tokens, advance)
+        for form, found in prompts.items()
+    }
     records = [start_record(q) for q in asked]
-    if config.formats != "letter":
-        add_cloze(records, scored(cloze(lambda q: q.question)), scored(cloze(lambda q: "")))
-    if config.formats != "cloze":
-        add_letter(records, scored(letter(asked)))
-        moved = [asking.shifted(q, config.seed) for q in asked]
-        add_permuted(records, scored(letter([q for q, _ in moved])), [by for _, by in moved])
+    if "cloze" in scored:
+        add_cloze(records, scored["cloze"], scored["floor"])
+    if "letter" in scored:
+        add_letter(records, scored["letter"])
+        add_permuted(records, scored["permuted"], [asking.shifted(q, config.seed)[1] for q in asked])
     seconds = time.perf_counter() - started
     made = config_of(config, questions, examples)
     return Result(MEASUREMENT, name, made, metrics(records), tuple(records), seconds)
+
+
+Rendered = dict[str, list[tuple[str, list[str]]]]  # format -> (context, continuations) of each question
+
+
+def rendered(
+    questions: Sequence[Question], config: EvaluateConfig, examples: Sequence[Question] = ()
+) -> tuple[list[Question], Rendered]:
+    """(the questions that are asked, their prompts in every format). Raises ValueError where one cannot be asked so."""
+    pool, asked = pool_and_asked(questions, config, examples)
+    shown = [asking.examples_for(q, pool, config.shots) for q in asked]
+    out: Rendered = {}
+    if config.formats != "letter":
+        choices = [[" " + choice for choice in q.choices] for q in asked]
+        out["cloze"] = [(asking.cloze_prompt(q.question, e), c) for q, e, c in zip(asked, shown, choices, strict=True)]
+        out["floor"] = [(asking.cloze_prompt("", e), c) for e, c in zip(shown, choices, strict=True)]
+    if config.formats != "cloze":
+        form = asking.prompt_form(config.prompt, questions)
+        letters = [[f" {x}" for x in LETTERS[: len(q.choices)]] for q in asked]
+        for key, items in (("letter", asked), ("permuted", [asking.shifted(q, config.seed)[0] for q in asked])):
+            asked_as = [asking.letter_prompt(q, form, e) for q, e in zip(items, shown, strict=True)]
+            out[key] = list(zip(asked_as, letters, strict=True))
+    return asked, out
 
 
 def pool_and_asked(

@@ -12,7 +12,7 @@ from torch import nn
 from misdirect.config import UnlearnConfig
 from misdirect.model import parts
 from misdirect.model.blocks import count_parameters, find_blocks, find_matrix, residual_width
-from misdirect.model.load import prefix_config, quiet, truncated
+from misdirect.model.load import prefix_class, prefix_config, quiet, truncated, whole_class
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,11 @@ class Shape:
 
 def shape_of(config: Any, settings: UnlearnConfig, trust_remote_code: bool = False) -> Shape:
     """Raises ValueError where the trained matrix is not unique or not there, as `unlearn` would."""
-    from transformers import AutoModel
-
     assert settings.block is not None and settings.num_blocks is not None
     wanted, prefix = prefix_config(config, settings.block, trust_remote_code)
     full = on_meta(config, trust_remote_code)
     with torch.device("meta"), quiet():
-        loaded = AutoModel.from_config(wanted, trust_remote_code=trust_remote_code)
+        loaded = prefix_class(config).from_config(wanted, trust_remote_code=trust_remote_code)
     blocks = find_blocks(full)[1]
     width = residual_width(full)
     trained = range(settings.block - settings.num_blocks + 1, settings.block + 1)
@@ -73,10 +71,8 @@ def vocabulary_of(model: Any) -> int:
 
 def on_meta(config: Any, trust_remote_code: bool) -> nn.Module:
     """The full causal model without memory."""
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"), quiet():
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        return whole_class(config).from_config(config, trust_remote_code=trust_remote_code)
 
 
 def shortened(config: Any, num_blocks: int, vocabulary: int) -> Any:

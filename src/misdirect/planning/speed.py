@@ -25,7 +25,7 @@ from misdirect.data import batches
 from misdirect.model import packed
 from misdirect.model.activations import capture, replay
 from misdirect.model.blocks import find_blocks, find_matrix, residual_width
-from misdirect.model.load import LM, first_line, pick_device, pick_dtype, quiet
+from misdirect.model.load import LM, first_line, pick_device, pick_dtype, quiet, whole_class
 from misdirect.model.score import Encoded, score, text_logprobs
 from misdirect.planning.shape import Shape, shortened
 from misdirect.planning.work import Asked, Training, padded_tokens
@@ -107,11 +107,10 @@ def depth_to_measure(shape: Shape, last: int, itemsize: int, free: int) -> tuple
 
 def random_lm(config: Any, num_blocks: int, vocabulary: int, device: torch.device, dtype: torch.dtype) -> LM:
     """A causal model of `config`'s blocks with random numbers in it, and no tokenizer."""
-    from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
     with quiet(), no_init_weights():
-        model = AutoModelForCausalLM.from_config(shortened(config, num_blocks, vocabulary), dtype=dtype)
+        model = whole_class(config).from_config(shortened(config, num_blocks, vocabulary), dtype=dtype)
     model.tie_weights()
     chunk = 0.02 * torch.randn(2**16, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig
-from misdirect.data import asking, batches
+from misdirect.data import batches
 from misdirect.data.corpora import read_texts
 from misdirect.data.prompts import read_prompts
 from misdirect.data.questions import Question, read_questions
@@ -95,7 +95,7 @@ def samples_of(
         said.append(f"{name}: {why}, so every sample counts {longest} tokens")
         enough = (config.updates or DEFAULT_UPDATES) * max(config.batch_size, config.retain_batch_size or 0)
         return [[0] * longest] * enough
-    texts = read_texts(source)
+    texts = read_texts(source, config.numerics == "published")
     if tokenizer is None:
         said.append(f"{name}: {CHARS_PER_TOKEN} characters a token, since the tokenizer is not at hand")
         return approximate(texts, longest, cut_off=config.numerics == "published")
@@ -216,20 +216,9 @@ def encoded(
     tokenizer: Any, questions: Sequence[Question], config: EvaluateConfig, examples: Sequence[Question]
 ) -> list[Encoded]:
     """Every question in every format, as `mcq` asks it."""
-    pool, asked = mcq.pool_and_asked(questions, config, examples)
-    shown = [asking.examples_for(q, pool, config.shots) for q in asked]
-    form = asking.prompt_form(config.prompt, questions) if config.formats != "cloze" else "plain"
-    out = []
-    for item, before in zip(asked, shown, strict=True):
-        moved, _ = asking.shifted(item, config.seed)
-        choices = [" " + choice for choice in item.choices]
-        if config.formats != "letter":
-            out.append(encode_text(tokenizer, asking.cloze_prompt(item.question, before), choices))
-            out.append(encode_text(tokenizer, asking.cloze_prompt("", before), choices))
-        if config.formats != "cloze":
-            letters = [f" {letter}" for letter in mcq.LETTERS[: len(choices)]]
-            out += [encode_text(tokenizer, asking.letter_prompt(q, form, before), letters) for q in (item, moved)]
-    return out
+    _, prompts = mcq.rendered(questions, config, examples)
+    by_question = zip(*prompts.values(), strict=True)
+    return [encode_text(tokenizer, *prompt) for forms in by_question for prompt in forms]
 
 
 def encode_text(tokenizer: Any, context: str, continuations: Sequence[str]) -> Encoded:
