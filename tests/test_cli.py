@@ -414,7 +414,7 @@ def test_an_interruption_is_no_traceback(
 
 def test_a_misspelt_flag_is_named_before_the_flags_that_are_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["unlearn", "demo", "--updats", "3"]) == 2
-    assert capsys.readouterr().err == "misdirect: Unknown option: '--updats'. Did you mean '--updates'?\n"
+    assert capsys.readouterr().err == "misdirect: Unknown option: --updats. Did you mean --updates?\n"
     assert main(["unlearn", "demo", "--out", "x"]) == 2
     assert "--forget" in capsys.readouterr().err
 

@@ -282,7 +282,12 @@ class DemoSettings:
 
 
 def demo(
-    out: str | Path = "runs/demo", model: str = "demo", limit: int | None = 300, seed: int = 0, device: Any = "auto"
+    out: str | Path = "runs/demo",
+    model: str = "demo",
+    limit: int | None = 300,
+    seed: int = 0,
+    device: Any = "auto",
+    seeds: int = 1,
 ) -> Path:
     """Forgets biology in SmolLM2-135M-Instruct, measures base and unlearned, writes the page; returns the run directory.
 
@@ -296,6 +301,7 @@ def demo(
         settings.retain,
         out,
         UnlearnConfig(recipe="demo", seed=seed, device=device),
+        seeds=seeds,
     )
     note(f"Unlearned in {time.perf_counter() - started:.0f} s, model and text loaded")
     config = EvaluateConfig(limit=limit, text_limit=40, max_tokens=128, formats="cloze", device=device)

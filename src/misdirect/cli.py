@@ -56,6 +56,7 @@ def demo(
     model: str = "demo",
     limit: Annotated[int, Parameter(help=ASKED)] = 300,
     seed: int = 0,
+    seeds: int = 1,
 ) -> None:
     """Forget biology in SmolLM2-135M-Instruct, measure what is gone and what is kept, and write a page that shows it.
 
@@ -69,12 +70,14 @@ def demo(
         The model: demo, a local folder, or a hub id.
     seed
         Seed of the control vector, the sample order and the draw of questions.
+    seeds
+        How many seeds to unlearn with, from --seed on; the spread is reported.
     """
     from misdirect import api
 
     if limit < 0:
         raise ValueError(f"--limit {limit} is too small; expected at least 1, or 0 for all")
-    run = api.demo(out, model, limit or None, seed)
+    run = api.demo(out, model, limit or None, seed, seeds=seeds)
     print_table(runs.read_json(run / runs.SUMMARY))
     print(f"\nThe page: {run / runs.REPORT}")
     say_next(
@@ -333,7 +336,7 @@ def misspelt(tokens: Sequence[str]) -> str:
         name = token.partition("=")[0]
         if token.startswith("--") and name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            return f"Unknown option: {name!r}." + (f" Did you mean {near[0]!r}?" if near else "")
+            return f"Unknown option: {name}." + (f" Did you mean {near[0]}?" if near else "")
     return ""
 
 
