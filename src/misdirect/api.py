@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from misdirect import runs
 from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig
+from misdirect.data.files import shown
 from misdirect.progress import bar, note
 from misdirect.recipes import resolve
 from misdirect.reproduce import unlearn_command
@@ -118,11 +119,12 @@ def say_chosen(job: Any) -> None:
 
 def writable(out: str | Path) -> Path:
     """The output folder, made if need be. Raises ValueError where it cannot be one."""
-    path = Path(out).expanduser()
     try:
+        path = Path(out).expanduser()
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out {out} cannot be a folder: {error.strerror}; expected a folder to write to") from None
+    except (OSError, ValueError, RuntimeError) as error:  # not allowed, a null character, no such home folder
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"--out {shown(out)} cannot be a folder: {reason}; expected a folder to write to") from None
     return path
 
 

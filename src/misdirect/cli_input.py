@@ -78,36 +78,53 @@ def without(config: type, *names: str) -> Any:
 POSITIONAL = {"unlearn": "--model", "plan": "--model", "evaluate": "--target", "report": "--run"}
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """A YAML mapping of flags. Raises ValueError where it is something else. No tag makes an object, and no code is run."""
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ValueError(f"--config {path} cannot be read: {error}; expected a YAML file") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config {path} is not YAML: {' '.join(str(error).split())[:300]}") from None
+    except RecursionError:
+        raise ValueError(f"--config {path} is nested too deep; expected lines such as updates: 150") from None
+    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
+        raise ValueError(f"--config {path} holds no mapping; expected lines such as updates: 150")
+    return data
+
+
+def config_values(key: str, value: Any, path: Path) -> list[str]:
+    """What a key of the file is given on the command line: a value, several, or NAME=SOURCE for each of a mapping."""
+    if isinstance(value, dict):
+        found = [(f"{name}=", source) for name, source in value.items() if isinstance(name, str)]
+        whole = len(found) == len(value)
+    else:
+        found = [("", one) for one in (value if isinstance(value, list) else [value])]
+        whole = True
+    if not whole or any(isinstance(one, dict | list | set | tuple | bytes) for _, one in found):
+        raise ValueError(f"--config {path}: {key!r} is nested; expected a value, a list of values, or NAME: SOURCE lines")
+    return [f"{name}{one}" for name, one in found if one is not None]
+
+
 def config_tokens(path: Path, given: Sequence[str]) -> list[str]:
     """A YAML mapping of flags as command-line tokens, those that the command line gives itself left out.
 
     `forget`, `retain`, `questions`, ... may be lists of NAME=SOURCE or mappings {NAME: SOURCE}.
     """
-    import yaml
-
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--config {path} cannot be read: {error}; expected a YAML file") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
-        raise ValueError(f"--config {path} holds no mapping; expected lines such as updates: 150")
     tokens: list[str] = []
     names = {token.partition("=")[0] for token in given}
     if given[1:2] and not given[1].startswith("-"):  # what stands behind the verb: it wins like a flag
         names.add(POSITIONAL.get(given[0], ""))
-    for key, value in data.items():
+    for key, value in read_config(path).items():
         flag = "--" + key.replace("_", "-")
         if flag in names:
             continue
-        if isinstance(value, dict):
-            value = [f"{name}={source}" for name, source in value.items()]
         if isinstance(value, bool):
             tokens += [flag] if value else []
-        elif value is not None:
-            for one in value if isinstance(value, list) else [value]:
-                tokens += [f"{flag}={one}"]
+        else:
+            tokens += [f"{flag}={one}" for one in config_values(key, value, path)]
     return tokens
 
 
