@@ -185,7 +185,7 @@ def wrong_in_config(config: Mapping[str, Any], complete: bool) -> str | None:
     """The first entry that has another type than misdirect gave it, or, of a `complete` one, that is missing."""
     for name, kind in CONFIG_TYPES.items():
         head, _, tail = name.partition(".")
-        found = config.get(head) if not tail else config.get(head, {}).get(tail)
+        found = config.get(head) if not tail else (config.get(head) or {}).get(tail)
         if not isinstance(found, kind) and (complete or found is not None):
             return name
     for name in ("topics", "retain"):

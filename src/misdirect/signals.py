@@ -14,6 +14,7 @@ In use:
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -158,6 +159,9 @@ def entry(argv: Sequence[str] | None = None) -> None:
     def verb() -> int:
         from misdirect.cli import main
 
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # what it cannot spell, such as an odd byte of a path, is escaped
+                stream.reconfigure(errors="backslashreplace")
         return main(argv)
 
     code = interruptible(verb)
