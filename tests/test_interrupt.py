@@ -59,8 +59,8 @@ def verb(command: str) -> int:
 @pytest.fixture(autouse=True, scope="module")
 def as_from_a_terminal() -> Iterator[None]:
     """Under nohup, or in the background of a script, these tests would find signals ignored, and so would programs."""
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL, signal.SIGHUP: signal.SIG_DFL}
-    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    # a program starts with the default; here a signal that nobody handles must not end pytest
+    before = {number: signal.signal(number, signal.default_int_handler) for number in NUMBERS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -118,7 +118,7 @@ def without_times(data: Any) -> Any:
 
 
 def bits(run: Path) -> dict[str, Any]:
-    """Every file of a run, without what the clock says."""
+    """Every file of a run, without what the clock says; hashes, since a failing test prints how two of these differ."""
     found: dict[str, Any] = {}
     for path in sorted(run.rglob("*")):
         name = str(path.relative_to(run))
@@ -128,11 +128,11 @@ def bits(run: Path) -> dict[str, Any]:
             found[name] = [without_times(row) for row in runs.read_log(run)]
         elif path.suffix == ".safetensors":  # the order of its header's metadata is not fixed
             tensors, metadata = load_tensors(path)
-            found[name] = metadata, {key: value.numpy().tobytes() for key, value in tensors.items()}
+            found[name] = metadata, {key: runs.sha256(value.numpy().tobytes()) for key, value in tensors.items()}
         elif path.suffix in (".html", ".md", ".svg", ".pdf"):
             found[name] = "a page or picture: says when it was made"
         elif path.is_file():
-            found[name] = path.read_bytes()
+            found[name] = runs.sha256(path.read_bytes())
     found.pop(runs.ENV, None)  # the command line of the tests
     return found
 
