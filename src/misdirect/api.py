@@ -204,7 +204,7 @@ def refuse_other_model(folder: Path, model: str) -> None:
     if (folder / runs.CONFIG).exists():
         what = "a run" if runs.is_run(folder) else "a model"
         raise ValueError(f"{folder} holds {what}; expected a folder of its own for --out")
-    stored = runs.read_json(folder / runs.ENV).get("model") if (folder / runs.ENV).is_file() else model
+    stored = runs.read_env(folder).get("model", model)
     if stored != model:
         raise ValueError(f"{folder} holds the results of {stored}, not of {model}; expected another --out")
 

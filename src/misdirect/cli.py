@@ -16,7 +16,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter
 
-from misdirect import __version__, runs
+from misdirect import __version__, runs, signals
 from misdirect.cli_input import expand_config, number, pairs, per_topic, weighted, without
 from misdirect.collateral import topics_of
 from misdirect.config import EvaluateConfig, Topic, UnlearnConfig
@@ -26,6 +26,7 @@ SOURCES = (
     "a file or folder (jsonl, json, csv, tsv, parquet, txt, md; also .gz), hub:OWNER/DATASET[:CONFIG[:SPLIT]], or a built-in "
     "name (wmdp-bio, wmdp-bio-forget, mmlu, wikitext, demo-...); SOURCE#COLUMN names the text column"
 )
+LONGEST_LINE = 2000  # of a complaint, in characters
 ASKED = "Questions a side, of 856 on biology and 1,108 on other science; 0 asks all."
 
 
@@ -312,20 +313,23 @@ def report(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The entry point: exit code 0, 2 for bad input, 130 when interrupted."""
+    """The entry point: exit code 0, 2 for bad input, 128 + its number when a signal came."""
     given = list(sys.argv[1:] if argv is None else argv)
     try:
-        tokens = expand_config(given)
-        app(tokens or ["--help"], exit_on_error=False, print_error=False, result_action="return_value")
+        return signals.interruptible(lambda: run(given))
     except BrokenPipeError:
         return 1
-    except MissingArgumentError as error:
-        return complain(misspelt(tokens) or str(error))
     except (CycloptsError, ValueError, OSError) as error:  # OSError: a full disk, a folder that may not be written to
         return complain(str(error))
-    except KeyboardInterrupt:
-        print("\nmisdirect: interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+
+
+def run(given: list[str]) -> int:
+    """Inside `signals.interruptible`: what fails once a signal has come is told as the signal."""
+    tokens = expand_config(given)
+    try:
+        app(tokens or ["--help"], exit_on_error=False, print_error=False, result_action="return_value")
+    except MissingArgumentError as error:
+        raise ValueError(misspelt(tokens) or str(error)) from None
     return 0
 
 
@@ -341,8 +345,8 @@ def misspelt(tokens: Sequence[str]) -> str:
 
 
 def complain(message: str) -> int:
-    line = " ".join(message.split())
-    print(f"misdirect: {line}", file=sys.stderr)
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    print(f"misdirect: {line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + '...'}", file=sys.stderr)
     return 2
 
 

@@ -104,7 +104,9 @@ def config_values(key: str, value: Any, path: Path) -> list[str]:
         found = [("", one) for one in (value if isinstance(value, list) else [value])]
         whole = True
     if not whole or any(isinstance(one, dict | list | set | tuple | bytes) for _, one in found):
-        raise ValueError(f"--config {path}: {key!r} is nested; expected a value, a list of values, or NAME: SOURCE lines")
+        raise ValueError(
+            f"--config {path}: {key!r} is nested; expected a value, a list of values, or NAME: SOURCE lines"
+        )
     return [f"{name}{one}" for name, one in found if one is not None]
 
 

@@ -65,6 +65,9 @@ class Corpus:
             raise ValueError(f"retain corpus {self.name!r} has weight {self.weight:g}; expected a number above 0")
 
 
+MOST_UPDATES = 10_000_000  # the order of a run's samples is drawn before it starts
+
+
 @dataclass(frozen=True)
 class UnlearnConfig:
     """Settings of one RMU run. `None` = from the recipe, else from the default beside it in the help."""
@@ -125,6 +128,8 @@ class UnlearnConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{flag(name)} {value} is too small; expected at least {least}")
+        if self.updates is not None and self.updates > MOST_UPDATES:
+            raise ValueError(f"--updates {self.updates} is too large; expected at most {MOST_UPDATES:,}")
         for name in ("lr", "alpha", "epochs"):
             value = getattr(self, name)
             if value is not None and not 0 < value < 1e30:  # float32 ends soon after

@@ -215,7 +215,10 @@ def score_answers(sides: Sequence[Side], tasks: Sequence[Task], config: Evaluate
 def judge(sides: Sequence[Side], tasks: Sequence[Task]) -> None:
     """Adds to every stored result what only shows beside the base: headline format, what the base knows, pairs."""
     for task in tasks:
-        base = runs.read_json(runs.result_path(sides[0].folder, "base", task.measurement, task.name))
+        base_path = runs.result_path(sides[0].folder, "base", task.measurement, task.name)
+        base = runs.read_json(base_path)
         for side in sides:
             path = runs.result_path(side.folder, side.model, task.measurement, task.name)
-            runs.write_json(path, task.judged(runs.read_json(path), base))
+            with runs.as_damaged(path, base_path):
+                beside = task.judged(runs.read_json(path), base)
+            runs.write_json(path, beside)
