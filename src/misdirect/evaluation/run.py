@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from misdirect import runs
 from misdirect.config import EvaluateConfig
 from misdirect.data.corpora import read_texts
-from misdirect.data.prompts import Prompt, read_prompts
-from misdirect.data.questions import Question, read_questions
+from misdirect.data.prompts import read_prompts
+from misdirect.data.questions import read_questions
 from misdirect.evaluation import generation, mcq, nll
 from misdirect.evaluation import judge as scoring
 from misdirect.model.delta import load_delta, swapped_in
@@ -76,10 +76,13 @@ def make_tasks(
         raise ValueError("--examples has no effect without --shots; expected --shots N")
     own = {name: pool for name, source in questions.items() if config.shots and (pool := examples_of(source))}
     pools = {name: read_questions(source) for name, source in {**own, **(examples or {})}.items()}
+    asked = {name: read_questions(source) for name, source in questions.items()}
+    documents = {name: read_texts(source) for name, source in texts.items()}
+    said = {name: read_prompts(source) for name, source in prompts.items()}
     return [
-        *(question_task(n, read_questions(s), config, pools.get(n, ())) for n, s in questions.items()),
-        *(text_task(name, read_texts(source), config) for name, source in texts.items()),
-        *(prompt_task(name, read_prompts(source), config) for name, source in prompts.items()),
+        *(task_of(mcq, mcq.mcq, name, items, config, pools.get(name, ())) for name, items in asked.items()),
+        *(task_of(nll, nll.nll, name, items, config) for name, items in documents.items()),
+        *(task_of(generation, generation.generation, name, items, config) for name, items in said.items()),
         *harness_tasks(named, config),
     ]
 
@@ -89,39 +92,18 @@ def examples_of(source: str) -> str | None:
     return next((pool for name, pool in EXAMPLES.items() if source == name or source.startswith(name + "-")), None)
 
 
-def question_task(name: str, items: Sequence[Question], config: EvaluateConfig, pool: Sequence[Question]) -> Task:
+def task_of(
+    module: Any, measure: Callable[..., runs.Result], name: str, items: Any, config: EvaluateConfig, *more: Any
+) -> Task:
+    """A measurement module's task: each has `MEASUREMENT`, `config_of`, `num_items`, `num_chars` and `judged`."""
     return Task(
-        mcq.MEASUREMENT,
+        module.MEASUREMENT,
         name,
-        mcq.config_of(config, items, pool),
-        mcq.num_items(items, config, pool),
-        mcq.num_chars(items, config, pool),
-        lambda lm, step: mcq.mcq(lm, name, items, config, step, pool),
-        mcq.judged,
-    )
-
-
-def text_task(name: str, documents: Sequence[str], config: EvaluateConfig) -> Task:
-    return Task(
-        nll.MEASUREMENT,
-        name,
-        nll.config_of(config, documents),
-        nll.num_items(documents, config),
-        nll.num_chars(documents, config),
-        lambda lm, step: nll.nll(lm, name, documents, config, step),
-        nll.judged,
-    )
-
-
-def prompt_task(name: str, prompts: Sequence[Prompt], config: EvaluateConfig) -> Task:
-    return Task(
-        generation.MEASUREMENT,
-        name,
-        generation.config_of(config, prompts),
-        generation.num_items(prompts, config),
-        generation.num_chars(prompts, config),
-        lambda lm, step: generation.generation(lm, name, prompts, config, step),
-        generation.judged,
+        module.config_of(config, items, *more),
+        module.num_items(items, config, *more),
+        module.num_chars(items, config, *more),
+        lambda lm, step: measure(lm, name, items, config, step, *more),
+        module.judged,
     )
 
 
@@ -133,18 +115,7 @@ def harness_tasks(named: Sequence[str], config: EvaluateConfig) -> list[Task]:
     from misdirect.evaluation.harness_tasks import parse_tasks, read_task
 
     found = [read_task(name, source, config) for name, source in parse_tasks(named).items()]
-    return [
-        Task(
-            harness.MEASUREMENT,
-            task.name,
-            harness.config_of(config, task),
-            harness.num_items(task, config),
-            harness.num_chars(task, config),
-            lambda lm, step, task=task: harness.harness(lm, task.name, task, config, step),  # type: ignore[misc]
-            harness.judged,
-        )
-        for task in found
-    ]
+    return [task_of(harness, harness.harness, task.name, task, config) for task in found]
 
 
 def missing_tasks(sides: Sequence[Side], tasks: Sequence[Task]) -> dict[Side, list[Task]]:
