@@ -6,10 +6,12 @@ import itertools
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 
 from misdirect import stats
 from misdirect.collateral import collateral
+from misdirect.config import kind_of
 
 
 def rows(
@@ -65,12 +67,19 @@ def test_holm_is_the_closed_test_of_bonferroni() -> None:
             assert adjusted == pytest.approx(max(min(1.0, len(s) * min(p[i] for i in s)) for s in sets))
 
 
-def test_two_sided_p_is_the_normal_one() -> None:
-    from scipy.stats import norm
+def test_two_sided_p_is_students() -> None:
+    from scipy.stats import t
 
-    assert stats.two_sided_p(-0.3, 0.1) == pytest.approx(2 * norm.sf(3))
-    assert stats.two_sided_p(0.0, 0.0) == 1.0
-    assert stats.two_sided_p(0.1, 0.0) == 0.0
+    assert stats.two_sided_p(-0.3, 0.1, 5) == pytest.approx(2 * t.sf(3, 4))
+    assert [stats.two_sided_p(0.1, s, n) for s, n in ((0.0, 5), (0.1, 1), (0.0, 1))] == [1.0, 1.0, 1.0]
+
+
+def test_the_p_of_a_few_documents_is_honest() -> None:
+    """Under no change the test rejects at its level, also with four units."""
+    draw = np.random.default_rng(0).normal(size=(4000, 4))
+    stderr = draw.std(axis=1, ddof=1) / 2
+    rejected = [stats.two_sided_p(d, s, 4) < 0.05 for d, s in zip(draw.mean(axis=1), stderr, strict=True)]
+    assert 0.04 < sum(rejected) / 4000 < 0.06
 
 
 def test_sample_mean_is_students() -> None:
@@ -84,3 +93,21 @@ def test_sample_mean_is_students() -> None:
 
 def test_mean_of_means_counts_each_alike() -> None:
     assert stats.mean_of_means([0.2, 0.4], [0.03, 0.04])[:2] == pytest.approx((0.3, 0.025))
+
+
+@pytest.mark.parametrize(
+    ("name", "topics", "kind"),
+    [
+        ("bio", ["bio"], "forget"),
+        ("bio_hard", ["bio"], "forget"),
+        ("bio-hard", ["bio"], "forget"),
+        ("biology", ["bio"], "retain"),
+        ("wmdp_bio", ["bio"], "forget"),
+        ("wmdp_bio", ["biology"], "forget"),
+        ("wmdp-cyber", ["biology", "cyber"], "forget"),
+        ("wmdp_chem", ["bio"], "retain"),
+        ("mmlu", [], "other"),
+    ],
+)
+def test_a_set_is_to_be_forgotten_when_it_is_named_like_a_topic(name: str, topics: list[str], kind: str) -> None:
+    assert kind_of(name, topics) == kind

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from misdirect.config import EvaluateConfig
 from misdirect.data.asking import cloze_prompt, letter_prompt, shifted
 from misdirect.data.batches import pad_id, tokenise
+from misdirect.data.prompts import Prompt
 from misdirect.data.questions import LETTERS, Question
 from misdirect.evaluation import generation, mcq, nll
 from misdirect.model import packed
@@ -508,44 +509,13 @@ def test_nll_that_is_no_number_is_stored_as_none_and_paired_as_no_number() -> No
     assert math.isnan(row["paired"]["difference"])
 
 
-def test_greedy_answers_are_the_most_likely_tokens_one_by_one() -> None:
-    lm, prompts = tiny_lm("llama"), ["the king of", "water is"]
-    result = generation.generation(lm, "set", prompts, EvaluateConfig(new_tokens=6))
-    for prompt, record in zip(prompts, result.records, strict=True):
-        ids = lm.tokenizer(prompt)["input_ids"]
-        for _ in range(6):
-            with torch.no_grad():
-                logits = lm.model(input_ids=torch.tensor([ids]), use_cache=False).logits
-            ids = [*ids, int(logits[0, -1].argmax())]
-            if ids[-1] == lm.model.config.eos_token_id:
-                break
-        answer = ids[len(lm.tokenizer(prompt)["input_ids"]) :]
-        assert record["text"] == lm.tokenizer.decode(answer, skip_special_tokens=True).strip()
-        assert record["num_tokens"] == len(answer)
-        assert record["prompt"] == prompt
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("", 0.0),
-        ("one two three four", 0.0),
-        ("a b c d e f g h", 0.0),
-        ("a " * 20, 16 / 17),
-        ("a b c d a b c d", 1 / 5),
-    ],
-)
-def test_repetition_is_the_share_of_word_runs_seen_before(text: str, expected: float) -> None:
-    assert generation.repetition(text) == pytest.approx(expected)
-
-
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "jamba"])
 def test_a_measurement_leaves_the_model_as_it_was(family: str) -> None:
     lm = tiny_lm(family, double=False)
     before, config = bits(lm.model), repr(lm.model.config)
     mcq.mcq(lm, "set", questions(3), EvaluateConfig())
     nll.nll(lm, "set", draw_texts(3, 9), EvaluateConfig())
-    generation.generation(lm, "set", ["the king"], EvaluateConfig(new_tokens=3))
+    generation.generation(lm, "set", [Prompt("0", ("the king",))], EvaluateConfig(new_tokens=3))
     after = bits(lm.model)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -49,6 +49,8 @@ def per_topic(flag: str, texts: Sequence[str], topics: Sequence[str]) -> tuple[s
             common = text
         elif name not in topics:
             raise ValueError(f"{flag} {text} names no topic; expected one of {', '.join(topics)}")
+        elif name in own:
+            raise ValueError(f"{flag} was given twice for {name} ({own[name]} and {value}); expected it once")
         else:
             own[name] = value
     return common, own

@@ -1,8 +1,8 @@
 """The collateral map: what else changed, set by set and subject by subject, worst first.
 
 Reads the rows of `summary.json`: for every question set its judged format, by subject where it has subjects, and for
-every text set the NLL. With many subjects some differ by chance alone, so p-values (McNemar's for accuracy, a normal
-test of the paired mean for NLL) are adjusted over all sets that were to be kept by Holm's method (Holm 1979): of the ones
+every text set the NLL. With many subjects some differ by chance alone, so p-values (McNemar's for accuracy,
+Student's for the paired mean of NLL) are adjusted over all sets that were to be kept by Holm's method (Holm 1979): of the ones
 marked as changed, the chance that any is false is 5 %. What was to be forgotten is listed too, and not part of that family.
 
 >>> for change in collateral(runs.read_json(run / runs.SUMMARY), topics=["biology"]): print(change.name, change.difference)
@@ -109,7 +109,7 @@ def change_of(row: Mapping[str, Any], base: Mapping[str, Any] | None, topics: Se
         stderr,
         low,
         high,
-        stats.two_sided_p(difference, stderr) if p_value is None else p_value,
+        stats.two_sided_p(difference, stderr, row.get("n", 0)) if p_value is None else p_value,
         None,
         row.get("n", 0),
     )

@@ -24,11 +24,26 @@ ChatTemplate = Literal["auto", "none"]
 Kind = Literal["forget", "retain", "other"]  # other: no topic is named, so nothing is to be forgotten
 
 
+WMDP = {
+    "wmdp-bio": ("bio", "biology"),
+    "wmdp-cyber": ("cyber", "cybersecurity"),
+    "wmdp-chem": ("chem", "chemistry"),
+}
+
+
 def kind_of(name: str, topics: Sequence[str]) -> Kind:
-    """A set is a forget set when it is named like a topic: `biology`, `biology-hard`, `biology.test`."""
+    """A set is a forget set when it is named like a topic: `biology`, `biology-hard`, `biology.test`, `biology_2`.
+
+    WMDP's sets belong to the topic that they are about, however it is called: `wmdp_bio` to `bio` and to `biology`.
+    """
     if not topics:
         return "other"
-    return "forget" if any(name == t or name.startswith((t + "-", t + ".")) for t in topics) else "retain"
+    names = [name, *WMDP.get(name.replace("_", "-"), ())]
+    return (
+        "forget"
+        if any(n == t or n.startswith((t + "-", t + ".", t + "_")) for n in names for t in topics)
+        else "retain"
+    )
 
 
 def knob(default: Any, text: str) -> Any:
@@ -126,7 +141,7 @@ class UnlearnConfig:
         }
         for name, least in at_least.items():
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is not None and not value >= least:  # NaN is no number of anything
                 raise ValueError(f"{flag(name)} {value} is too small; expected at least {least}")
         if self.updates is not None and self.updates > MOST_UPDATES:
             raise ValueError(f"--updates {self.updates} is too large; expected at most {MOST_UPDATES:,}")
@@ -197,7 +212,7 @@ class EvaluateConfig:
         }
         for name, least in at_least.items():
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is not None and not value >= least:  # NaN is no number of anything
                 raise ValueError(f"{flag(name)} {value} is too small; expected at least {least}")
         if not 0 < self.temperature < 1e3:
             raise ValueError(f"--temperature {self.temperature} is out of range; expected a number above 0")

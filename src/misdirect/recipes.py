@@ -86,6 +86,8 @@ def resolve(config: UnlearnConfig, num_hidden_layers: int | None = None) -> Unle
     given = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     if config.epochs is not None:
         chosen.pop("updates", None)
+    elif config.numerics != "published":  # there the shortest corpus decides
+        chosen.setdefault("updates", DEFAULT_UPDATES)
     if config.numerics == "published":  # the published code has none of the four
         chosen |= {"schedule": "constant", "warmup": 0, "clip": 0.0}
         chosen.pop("retain_batch_size", None)

@@ -281,7 +281,7 @@ def load_result(run: Path, model: str, measurement: str, name: str, config: Mapp
     if fields:
         changes = ", ".join(f"{f} {stored['config'].get(f)!r} -> {config.get(f)!r}" for f in fields)
         raise ValueError(
-            f"{path} was measured with other settings ({changes}); expected the same, another --out, or that file removed"
+            f"{path} was measured with other settings ({changes}); expected the same, another NAME, or that file removed"
         )
     return stored
 

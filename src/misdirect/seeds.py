@@ -43,7 +43,8 @@ def over_seeds(folder: Path) -> list[dict[str, Any]]:
         if len(values) < len(rows) or None in values:
             continue
         mean = stats.sample_mean(values)
-        metric = runs.Metric(f"{key[2]}_over_seeds", mean.value, mean.stderr, len(values), mean.low, mean.high)
+        low, high = (max(0.0, mean.low), min(1.0, mean.high)) if "accuracy" in key[2] else (mean.low, mean.high)
+        metric = runs.Metric(f"{key[2]}_over_seeds", mean.value, mean.stderr, len(values), low, high)
         row = {"model": "unlearned", "attack": None, "measurement": key[0], "set": key[1]}
         out.append(row | runs.row_of(metric) | {"smallest": min(values), "largest": max(values)})
     return out

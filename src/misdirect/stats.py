@@ -32,6 +32,12 @@ def proportion_stderr(successes: int, n: int) -> float:
     return math.sqrt(p * (1 - p) / n)
 
 
+def adjusted_stderr(successes: int, n: int) -> float:
+    """Standard error with one success and one failure more, so that none or all of a few right is not certainty."""
+    p = (successes + 1) / (n + 2)
+    return math.sqrt(p * (1 - p) / n)
+
+
 def centred(accuracy: float, chance: float) -> float:
     """(accuracy - chance) / (1 - chance): 0 is guessing, 1 is all right."""
     return (accuracy - chance) / (1 - chance)
@@ -84,7 +90,7 @@ class Mean(NamedTuple):
 def ratio_of_sums(numerators: Sequence[float], denominators: Sequence[float]) -> Mean:
     """sum(a) / sum(b) with a standard error that takes the items (documents) as the independent units.
 
-    Linearised: the residuals a_i - r b_i, over the mean of b. A single item has no spread: stderr NaN.
+    Linearised: the residuals a_i - r b_i, over the mean of b; Student's interval. A single item has no spread: stderr NaN.
     """
     n, total = len(numerators), sum(denominators)
     if not n or total <= 0:
@@ -93,8 +99,11 @@ def ratio_of_sums(numerators: Sequence[float], denominators: Sequence[float]) ->
     if n == 1:
         return Mean(ratio, math.nan, math.nan, math.nan)
     squares = sum((a - ratio * b) ** 2 for a, b in zip(numerators, denominators, strict=True))
+    from scipy.stats import t
+
     stderr = math.sqrt(squares * n / (n - 1)) / total
-    return Mean(ratio, stderr, ratio - Z95 * stderr, ratio + Z95 * stderr)
+    half = float(t.ppf(0.975, n - 1)) * stderr
+    return Mean(ratio, stderr, ratio - half, ratio + half)
 
 
 def mean_of_means(values: Sequence[float], stderrs: Sequence[float]) -> Mean:
@@ -118,11 +127,13 @@ def sample_mean(values: Sequence[float]) -> Mean:
     return Mean(value, stderr, value - half, value + half)
 
 
-def two_sided_p(difference: float, stderr: float) -> float:
-    """Of the normal test that a difference is 0; 1 where nothing differs and nothing varies."""
-    if stderr == 0:
-        return 1.0 if difference == 0 else 0.0
-    return math.erfc(abs(difference / stderr) / math.sqrt(2))
+def two_sided_p(difference: float, stderr: float, n: int) -> float:
+    """Of Student's test that a mean difference of `n` units is 0; 1 where nothing can be said (no spread, or one unit)."""
+    if n < 2 or stderr == 0:
+        return 1.0
+    from scipy.stats import t
+
+    return float(2 * t.sf(abs(difference / stderr), n - 1))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -34,7 +34,13 @@ def print_plan(plan: Any) -> None:
         print(line)
 
 
-SHORT = {"cloze_accuracy": "cloze", "letter_accuracy": "letter", "nll_per_token": "NLL"}
+SHORT = {
+    "cloze_accuracy": "cloze",
+    "letter_accuracy": "letter",
+    "nll_per_token": "NLL",
+    "degenerate_share": "degenerate answers",
+    "judge_score": "judge, 1 to 10",
+}
 
 
 def print_table(rows: Sequence[dict[str, Any]]) -> None:
@@ -46,16 +52,17 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False)
     for title in ("set", "metric", "base", "unlearned", "change (95 %)", "floor", "n"):
         table.add_column(title, justify="left" if title in ("set", "metric") else "right")
-    sets = dict.fromkeys((r["measurement"], r["set"], r["metric"]) for r in rows if r.get("headline"))
+    shown = [r for r in rows if r.get("headline") or r["metric"] in ("degenerate_share", "judge_score")]
+    sets = dict.fromkeys((r["measurement"], r["set"], r["metric"]) for r in shown)
     for key in sets:
         found = {r["model"]: r for r in rows if (r["measurement"], r["set"], r["metric"]) == key and not r["attack"]}
         if "base" not in found:
             continue
-        percent = key[0] == "mcq"
+        percent = key[0] == "mcq" or key[2] in ("degenerate_share", "acc", "acc_norm")
         base, other = found["base"], found.get("unlearned")
         table.add_row(
             escape(key[1]),
-            SHORT.get(key[2], escape(key[2])) + ("" if base.get("base_knows", True) else ", base at chance"),
+            SHORT.get(key[2], escape(key[2])) + ("" if base.get("base_knows", True) else ", base not shown to know"),
             interval(base, percent),
             interval(other, percent) if other else "-",
             paired_change(other, percent) if other else "-",
@@ -75,6 +82,8 @@ def print_collateral(rows: Sequence[dict[str, Any]], topics: Sequence[str], show
     if not any(row.get("subject") for row in rows):
         return
     kept = [change for change in collateral(rows, topics) if change.kind != "forget"]
+    if not kept:
+        return
     changed = [change for change in kept if change.changed]
     print(f"\nCollateral: {len(changed)} of {len(kept)} sets and subjects changed (Holm's correction, 5 %). The worst:")
     for change in kept[:shown]:

@@ -53,7 +53,7 @@ def config_of(
 
 
 def hash_of(questions: Sequence[Question]) -> str:
-    return fingerprint(part for q in questions for part in (q.id, q.question, *q.choices, str(q.answer)))
+    return fingerprint(part for q in questions for part in (q.id, q.subject, q.question, *q.choices, str(q.answer)))
 
 
 def mcq(
@@ -229,10 +229,19 @@ def centred(row: Metric) -> Metric:
 
 def macro(name: str, rows: Sequence[Metric]) -> Metric:
     """The mean over subjects, each counted alike; the subjects are taken as given, so only questions are drawn."""
-    mean = stats.mean_of_means([row.value for row in rows], [row.stderr or 0.0 for row in rows])
+    counts = [(round(row.value * (row.n or 0)), row.n or 0) for row in rows]
+    mean = stats.mean_of_means([row.value for row in rows], [stats.adjusted_stderr(right, n) for right, n in counts])
+    low, high = max(0.0, mean.low), min(1.0, mean.high)
     chance = sum(row.chance or 0.0 for row in rows) / len(rows)
-    n = sum(row.n or 0 for row in rows)
-    return Metric(name + "_macro", mean.value, mean.stderr, n, mean.low, mean.high, chance)
+    floor = None if rows[0].floor is None else sum(row.floor or 0.0 for row in rows) / len(rows)
+    return Metric(name + "_macro", mean.value, mean.stderr, sum(n for _, n in counts), low, high, chance, floor)
+
+
+def macro_paired(pairs: Sequence[stats.Paired]) -> dict[str, float]:
+    """The mean over subjects of their paired changes; a subject's variance is that of its adjusted interval."""
+    widths = [(pair.high - pair.low) / (2 * stats.Z95) for pair in pairs]
+    mean = stats.mean_of_means([pair.difference for pair in pairs], widths)
+    return {"difference": mean.value, "stderr": mean.stderr, "low": max(-1.0, mean.low), "high": min(1.0, mean.high)}
 
 
 def by_subject(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
@@ -265,6 +274,11 @@ def judged(result: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]
     """A stored result with `headline`, `base_knows` and, where `result` is not the base's own, the paired comparison."""
     headline, knows = headline_metric(base)
     own, others = by_subject(result["records"]), by_subject(base["records"])
+    known = {
+        (row["metric"], row["subject"]): row["low"] > max(row["chance"], row.get("floor", 0.0))
+        for row in base["metrics"]
+        if row.get("subject") is not None
+    }
     rows = []
     for row in result["metrics"]:
         row = dict(row)
@@ -274,10 +288,14 @@ def judged(result: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]
             if subject is None:
                 row["headline"] = name == headline
                 row["base_knows"] = knows[name]
+            else:
+                row["base_knows"] = known[row["metric"], subject]
             if result["model"] != "base":
                 first = base["records"] if subject is None else others[subject]
                 second = result["records"] if subject is None else own[subject]
                 row["paired"] = compare(first, second, ACCURACIES[name][0])._asdict()
+        elif (whole := name.removesuffix("_macro")) in knows and name != whole and result["model"] != "base":
+            row["paired"] = macro_paired([compare(others[s], own[s], ACCURACIES[whole][0]) for s in own])
         rows.append(row)
     return {**result, "metrics": rows}
 
