@@ -419,6 +419,23 @@ def test_a_misspelt_flag_is_named_before_the_flags_that_are_missing(capsys: pyte
     assert "--forget" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("verb", ["unlearn", "plan"])
+def test_the_documented_command_needs_no_number_of_updates(
+    verb: str, shelf: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        verb,
+        str(shelf / "llama"),
+        "--forget",
+        f"bio={shelf / 'bio.jsonl'}",
+        "--retain",
+        f"wiki={shelf / 'wiki.jsonl'}@2",
+    ]
+    assert main(words + (["--out", str(tmp_path / "run")] if verb == "unlearn" else [])) == 0
+    said = capsys.readouterr()
+    assert "150 updates" in said.out + said.err
+
+
 def test_further_seeds_are_runs_of_their_own_and_their_spread_is_reported(shelf: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     words = ["unlearn", str(shelf / "llama"), "--forget", f"biology={shelf / 'bio.jsonl'}", "--retain"]

@@ -40,7 +40,8 @@ def weighted(text: str) -> Corpus:
 
 def per_topic(flag: str, texts: Sequence[str], topics: Sequence[str]) -> tuple[str | None, dict[str, str]]:
     """`[NAME=]VALUE` several times -> (the value for all, name -> its own). Raises ValueError for an unknown topic."""
-    common, own = None, {}
+    common: str | None = None
+    own: dict[str, str] = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals:

@@ -81,4 +81,5 @@ def judged(result: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]
         [logprob(a) - logprob(b) for a, b in pairs], [float(a["num_tokens"]) for a, _ in pairs]
     )
     paired = {"difference": change.value, "stderr": change.stderr, "low": change.low, "high": change.high}
+    paired["p_value"] = stats.two_sided_p(change.value, change.stderr, len(pairs))
     return {**result, "metrics": [{**row, "paired": {**paired, "n": len(pairs)}} for row in result["metrics"]]}

@@ -24,6 +24,7 @@ from misdirect.data.demo.fetch import HUB_ID
 from misdirect.data.files import split_column
 from misdirect.progress import note
 from misdirect.reporting import wording
+from misdirect.reporting.public import public_name
 from misdirect.reporting.reading import QUESTIONS, Pair, Run, clean, mapping, mappings, number, read_run
 
 CARD = "README.md"
@@ -430,7 +431,7 @@ def apply_code(model: str) -> str:
         "from misdirect.model.delta import load_delta, swapped_in",
         "from misdirect.model.load import load_lm",
         "",
-        f"lm = load_lm({json.dumps(model, ensure_ascii=False)})  # the base model",
+        f"lm = load_lm({json.dumps(public_name(model), ensure_ascii=False)})  # the base model",
         'delta = load_delta(Path("delta.safetensors"))',
         "with swapped_in(delta, lm.model):  # the unlearned model; outside, the base again, bit for bit",
         '    prompt = lm.tokenizer("The capital of France is", return_tensors="pt").to(lm.device)',

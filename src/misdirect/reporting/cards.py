@@ -13,7 +13,11 @@ from misdirect.config import Kind
 from misdirect.reporting import wording
 from misdirect.reporting.reading import KINDS, QUESTIONS, Pair, Run, number
 
-HEADINGS: dict[Kind, str] = {"forget": "What is gone", "retain": "What is kept", "other": "What was measured"}
+HEADINGS: dict[Kind, str] = {
+    "forget": "What was to be forgotten",
+    "retain": "What was to be kept",
+    "other": "What was measured",
+}
 MAX_SAID = 4  # sets named in a sentence
 
 
@@ -165,8 +169,13 @@ def base_to_unlearned(pair: Pair) -> str:
 
 
 def levels(pair: Pair) -> str:
-    found = [(key, number({key: pair.both(key)}, key)) for key in ("chance", "floor")]
-    return " · ".join(f"{key} {wording.value(pair.metric, x)}" for key, x in found if x is not None)
+    chance = number({"chance": pair.both("chance")}, "chance")
+    floors = [x for row in (pair.base, pair.unlearned) if row is not None and (x := number(row, "floor")) is not None]
+    unit = wording.SPACE + "%" if wording.is_share(pair.metric) else ""
+    texts = list(dict.fromkeys(wording.value(pair.metric, x).removesuffix(unit) for x in floors))
+    found = [f"chance {wording.value(pair.metric, chance)}"] if chance is not None else []
+    found += [f"floor {' → '.join(texts)}{unit}"] if texts else []
+    return " · ".join(found)
 
 
 def over_seeds(pair: Pair) -> str:

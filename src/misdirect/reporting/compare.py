@@ -150,7 +150,7 @@ def group_view(group: Sequence[Named], name: str) -> dict[str, Any]:
     forget, retain = (shared(questions, group, kind) for kind in ("forget", "retain"))
     letters = wording.listed([each.letter for each in group])
     return {
-        "heading": f"{'Runs' if len(group) > 1 else 'Run'} {letters}, from {group[0].run.model or 'one base model'}",
+        "heading": f"{'Runs' if len(group) > 1 else 'Run'} {letters}, from {group[0].run.model_name or 'one base model'}",
         "letters": letters,
         "picture": name,
         "alone": len(group) == 1,
@@ -343,7 +343,7 @@ def notes(groups: Sequence[Sequence[Named]]) -> list[str]:
 def weights_in_words(run: Run) -> str:
     """`demo (weights 24609a70)`: two bases may have the same name."""
     found = mapping(run.config.get("data")).get("model_sha256")
-    return f"{run.model or 'a model without a name'} ({'weights ' + str(found)[:8] if found else 'weights not known'})"
+    return f"{run.model_name or 'a model without a name'} ({'weights ' + str(found)[:8] if found else 'weights not known'})"
 
 
 def differing_settings(named: Sequence[Named]) -> Table:

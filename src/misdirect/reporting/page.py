@@ -98,8 +98,8 @@ def trained(run: Run) -> list[str]:
 
 def title(run: Run) -> str:
     if run.topics:
-        return f"Unlearning {wording.listed(run.topics)}" + (f" in {run.model}" if run.model else "")
-    return f"Evaluation of {run.model}" if run.model else "Evaluation of one model"
+        return f"Unlearning {wording.listed(run.topics)}" + (f" in {run.model_name}" if run.model else "")
+    return f"Evaluation of {run.model_name}" if run.model else "Evaluation of one model"
 
 
 def summary(run: Run) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from misdirect import runs
 from misdirect.collateral import Change, collateral
 from misdirect.config import Kind, kind_of
+from misdirect.reporting.public import public_config, public_name
 from misdirect.seeds import over_seeds
 
 KINDS: tuple[Kind, ...] = ("forget", "retain", "other")
@@ -93,6 +94,11 @@ class Run:
     def model(self) -> str:
         return str(self.config.get("model") or self.env.get("model") or "")
 
+    @property
+    def model_name(self) -> str:
+        """What the page calls the model: never a folder of somebody's machine."""
+        return "SmolLM2-135M-Instruct" if self.model == "demo" else public_name(self.model)
+
     def headlines(self, *measurements: str, kind: Kind | None = None) -> list[Pair]:
         """The rows by which sets are judged, one a set."""
         found = [p for p in self.pairs if p.measurement in measurements and p.headline and p.subject is None]
@@ -106,8 +112,8 @@ def read_run(run: Path) -> Run:
             f"{run} is no run (neither {runs.CONFIG} nor results/); "
             "expected a folder that `misdirect unlearn` or `misdirect evaluate` wrote"
         )
-    config = mapping(clean(runs.read_json(run / runs.CONFIG))) if runs.is_run(run) else {}
-    env = mapping(clean(runs.read_json(run / runs.ENV))) if (run / runs.ENV).is_file() else {}
+    config = public_config(mapping(clean(runs.read_json(run / runs.CONFIG)))) if runs.is_run(run) else {}
+    env = public_config(mapping(clean(runs.read_json(run / runs.ENV)))) if (run / runs.ENV).is_file() else {}
     results = [mapping(clean(result)) for result in runs.load_results(run)]
     results = [r for r in results if r.get("attack") is None and r.get("model") in ("base", "unlearned")]
     topics = topic_names(config)
