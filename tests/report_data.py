@@ -41,6 +41,7 @@ def save_mcq(run: Path, name: str, base: float, unlearned: float, knows: bool = 
 
 def save_nll(run: Path, name: str, difference: float, models: tuple[str, ...] = ("base", "unlearned")) -> None:
     paired = {"difference": difference, "stderr": 0.01, "low": difference - 0.02, "high": difference + 0.02, "n": 50}
+    paired["p_value"] = math.erfc(abs(difference) / 0.01 / math.sqrt(2))
     for model in models:
         after = model == "unlearned"
         mean = 2.75 + difference if after else 2.75

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,6 +36,12 @@ HOSTILE = [
     "\"quoted\" 'twice': yes",
     "\u202eright\u2028line\x1b[31m",
 ]
+
+
+def normal_p(z: float) -> float:
+    return math.erfc(abs(z) / math.sqrt(2))
+
+
 PLAIN_NUMBERS = {"stderr": 0.03, "lost": 70, "gained": 7, "n": 200, "p_value": 1e-9}
 
 
@@ -73,7 +80,15 @@ def save_pair(run: Path, measurement: str, name: str, base: Metric, unlearned: M
 
 def nll(value: float, change: float | None = None) -> Metric:
     paired = (
-        None if change is None else {"difference": change, "stderr": 0.01, "low": change - 0.02, "high": change + 0.02}
+        None
+        if change is None
+        else {
+            "difference": change,
+            "stderr": 0.01,
+            "low": change - 0.02,
+            "high": change + 0.02,
+            "p_value": normal_p(change / 0.01),
+        }
     )
     return Metric("nll_per_token", value, 0.1, 50, value - 0.2, value + 0.2, headline=True, paired=paired)
 

@@ -48,12 +48,15 @@ def test_other_bases_and_other_questions_are_not_compared(run: Path, tmp_path: P
     parsed = assert_inert(compare([run, *others], tmp_path / "comparison.html"))
     text = parsed.text
     assert "The runs have 2 different base models and are shown apart" in text
-    assert "A and B from demo (weights not known); C from demo (weights cccccccc)" in text
+    assert (
+        "A and B from SmolLM2-135M-Instruct (weights not known); C from SmolLM2-135M-Instruct (weights cccccccc)"
+        in text
+    )
     assert (
         "physics was not asked in the same way, so its rows are not compared (A: other questions and B: other" in text
     )
-    assert "Runs A and B, from demo" in text
-    assert "Run C, from demo" in text
+    assert "Runs A and B, from SmolLM2-135M-Instruct" in text
+    assert "Run C, from SmolLM2-135M-Instruct" in text
     assert "No picture: these runs share no question set to forget and one to keep." in text
     assert text.count("biology-hard forget, cloze accuracy") == 2  # one row for A and B, one for C
 

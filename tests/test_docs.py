@@ -57,7 +57,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def save(run: Path, model: str, name: str, value: float) -> None:
     change = value - 0.5
     paired = {"difference": change, "stderr": 0.01, "low": change - 0.02, "high": change + 0.02, "p_value": 0.0001}
-    metric = Metric("cloze_accuracy", value, 0.02, 400, value - 0.04, value + 0.04, 0.25, 0.25, headline=True,
+    metric = Metric("cloze_accuracy", value, 0.02, 400, value - 0.04, value + 0.04, 0.25, 0.25, headline=True, base_knows=True,
                     paired=paired if model == "unlearned" else None)  # fmt: skip
     runs.save_result(run, model, Result("mcq", name, {}, (metric,), ()))
 
@@ -108,7 +108,7 @@ def test_the_release_gate_opens_and_shuts(home: Path) -> None:
     run_code("run-directory")
     save(home, "unlearned", "biology", 0.35)
     runs.write_summary(home)
-    with pytest.raises(SystemExit, match=r"biology is still known: 0\.350 of 400"):
+    with pytest.raises(SystemExit, match=r"biology may still be known: 0\.350, up to 0\.390"):
         run_code("run-directory")
 
 

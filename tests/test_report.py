@@ -54,7 +54,7 @@ def test_numbers_are_those_of_the_run(run: Path) -> None:
     path = report(run)
     assert path == run / "report.html"
     text = page(path).text
-    assert "Unlearning biology in demo" in text
+    assert "Unlearning biology in SmolLM2-135M-Instruct" in text
     assert "trained 3 matrices in blocks 5, 6 and 7 of demo" in text
     assert "4 updates in 6.0 seconds" in text
     assert "62.5 → 31.2 %" in text
@@ -214,7 +214,7 @@ def test_hostile_strings_stay_text(tmp_path: Path) -> None:
 def test_control_characters_and_lone_surrogates_are_left_out(run: Path) -> None:
     config = (run / runs.CONFIG).read_text(encoding="utf-8").replace('"demo"', '"de\\ud800\\u0000\\u202e\\uffffmo"', 1)
     (run / runs.CONFIG).write_text(config, encoding="utf-8")
-    assert "Unlearning biology in demo" in page(report(run)).text
+    assert "Unlearning biology in SmolLM2-135M-Instruct" in page(report(run)).text
     assert clean({"a\x00": ["b\ud800\nc\r\nd\te\x7f\u2066"]}) == {"a": ["b\nc\nd\te"]}
 
 
