@@ -29,9 +29,9 @@ def public_source(text: str) -> str:
 
 def public_command(text: str) -> str:
     try:
-        words = shlex.split(text)
-    except ValueError:  # not a command that a shell takes
-        return ""
+        words, joined = shlex.split(text), shlex.join
+    except ValueError:  # no command that a shell takes, so none of ours
+        words, joined = text.split(), " ".join
     out, flag = [], ""
     for word in words:
         name, equals, value = word.partition("=")
@@ -45,7 +45,7 @@ def public_command(text: str) -> str:
             word = public_name(word)
         flag = word if word.startswith("--") else ""
         out.append(word)
-    return " ".join(shlex.quote(word) for word in out)
+    return joined(out)
 
 
 def public_config(config: Mapping[str, Any]) -> dict[str, Any]:
