@@ -170,6 +170,7 @@ def plan(
     steering: Annotated[list[str], Repeated] = [],  # noqa: B006 - never changed
     alpha: Annotated[list[str], Repeated] = [],  # noqa: B006 - never changed
     seeds: int = 1,
+    text_tokens: int = 512,
     trust_remote_code: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     settings: Annotated[UnlearnFlags, Parameter(name="*", group=Settings)] = UnlearnFlags(),  # type: ignore[valid-type]  # noqa: B008
     measured: Annotated[PlannedFlags, Parameter(name="*", group=Measured)] = PlannedFlags(),  # type: ignore[valid-type]  # noqa: B008
@@ -198,6 +199,8 @@ def plan(
         As for unlearn.
     seeds
         As for unlearn.
+    text_tokens
+        What evaluate calls --max-tokens: the longest text sample whose likelihood is measured.
     trust_remote_code
         Run the code that comes with the model. Read it first.
     """
@@ -213,7 +216,7 @@ def plan(
         texts=pairs("--text", text),
         prompts=pairs("--prompts", prompts),
         examples=pairs("--examples", examples),
-        evaluate=EvaluateConfig(**dataclasses.asdict(measured)),
+        evaluate=EvaluateConfig(**dataclasses.asdict(measured), max_tokens=text_tokens),
         seeds=seeds,
         trust_remote_code=trust_remote_code,
     )
