@@ -29,9 +29,9 @@ def public_source(text: str) -> str:
 
 def public_command(text: str) -> str:
     try:
-        words, joined = shlex.split(text), shlex.join
+        words, quote = shlex.split(text), shlex.quote
     except ValueError:  # no command that a shell takes, so none of ours
-        words, joined = text.split(), " ".join
+        words, quote = text.split(), str
     out, flag = [], ""
     for word in words:
         name, equals, value = word.partition("=")
@@ -45,7 +45,7 @@ def public_command(text: str) -> str:
             word = public_name(word)
         flag = word if word.startswith("--") else ""
         out.append(word)
-    return joined(out)
+    return " ".join(map(quote, out))
 
 
 def public_config(config: Mapping[str, Any]) -> dict[str, Any]:
