@@ -29,9 +29,9 @@ def public_source(text: str) -> str:
 
 def public_command(text: str) -> str:
     try:
-        words, quote = shlex.split(text), shlex.quote
+        words, whole = shlex.split(text), True
     except ValueError:  # no command that a shell takes, so none of ours
-        words, quote = text.split(), str
+        words, whole = text.split(), False
     out, flag = [], ""
     for word in words:
         name, equals, value = word.partition("=")
@@ -45,7 +45,7 @@ def public_command(text: str) -> str:
             word = public_name(word)
         flag = word if word.startswith("--") else ""
         out.append(word)
-    return " ".join(map(quote, out))
+    return shlex.join(out) if whole else " ".join(out)
 
 
 def public_config(config: Mapping[str, Any]) -> dict[str, Any]:
