@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from misdirect.cli import main
-from tiny import texts, tiny_folder
+from tiny import fill_shelf, tiny_folder
 
 Capture = pytest.CaptureFixture[str]
 
@@ -21,12 +21,7 @@ Capture = pytest.CaptureFixture[str]
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Good data, a tiny model, and a finished run: copied for every test."""
     folder = tmp_path_factory.mktemp("shelf")
-    tiny_folder(folder, "llama", num_hidden_layers=4)
-    for name in ("bio", "wiki"):
-        rows = [{"text": text} for text in texts(6, 20, seed=len(name))]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    asked = [{"question": f"Which {i}?", "choices": ["the river", "the house"], "answer": i % 2} for i in range(3)]
-    (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    fill_shelf(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert main(unlearning(out="--out run").split()) == 0

@@ -25,7 +25,7 @@ from misdirect.cli import main
 from misdirect.data.demo import fetch
 from misdirect.model.delta import load_tensors
 from misdirect.unlearning import run as running
-from tiny import texts, tiny_folder
+from tiny import fill_shelf
 
 Capture = pytest.CaptureFixture[str]
 SIZES = int(os.environ.get("MISDIRECT_SIZES", "4"))
@@ -47,12 +47,7 @@ def mount(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("disk")
-    tiny_folder(folder, "llama", num_hidden_layers=4)
-    for name in ("bio", "wiki"):
-        rows = [{"text": text} for text in texts(6, 20, seed=len(name))]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    asked = [{"question": f"Which {i}?", "choices": ["the river", "the house"], "answer": i % 2} for i in range(3)]
-    (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    fill_shelf(folder)
     (folder / "disk").mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -26,7 +26,7 @@ from misdirect import runs, signals
 from misdirect.cli import main
 from misdirect.model.delta import load_tensors
 from misdirect.unlearning import rmu
-from tiny import texts, tiny_folder
+from tiny import fill_shelf
 
 Capture = pytest.CaptureFixture[str]
 MOMENTS = int(os.environ.get("MISDIRECT_MOMENTS", "6"))
@@ -71,12 +71,7 @@ def stages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stage]:
     folder = tmp_path_factory.mktemp("interrupt")
     here = folder / "here"
     here.mkdir()
-    tiny_folder(here, "llama", num_hidden_layers=4)
-    for name in ("bio", "wiki"):
-        rows = [{"text": text} for text in texts(6, 20, seed=len(name))]
-        (here / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    asked = [{"question": f"Which {i}?", "choices": ["the river", "the house"], "answer": i % 2} for i in range(3)]
-    (here / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+    fill_shelf(here)
     made = {}
     with pytest.MonkeyPatch.context() as patch:
         for name, command in VERBS.items():

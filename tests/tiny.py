@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -277,3 +278,13 @@ def texts(count: int, longest: int, seed: int = 0, shortest: int = 4) -> list[st
     draw = random.Random(seed)
     words = VOCABULARY.split()
     return [" ".join(draw.choices(words, k=draw.randint(shortest, longest))) for _ in range(count)]
+
+
+def fill_shelf(folder: Path) -> None:
+    """What the command line needs: a tiny model in `llama`, text in `bio.jsonl` and `wiki.jsonl`, `asked.jsonl`."""
+    tiny_folder(folder, "llama", num_hidden_layers=4)
+    for name in ("bio", "wiki"):
+        rows = [{"text": text} for text in texts(6, 20, seed=len(name))]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = [{"question": f"Which {i}?", "choices": ["the river", "the house"], "answer": i % 2} for i in range(3)]
+    (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))

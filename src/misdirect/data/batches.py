@@ -18,6 +18,8 @@ from misdirect.data.files import shown
 
 PREVIEWED, PREVIEW_WIDTH = 3, 100
 
+CHARS_PER_TOKEN = 4  # English under a vocabulary of about 50,000, roughly: for estimates alone
+
 
 class Batch(NamedTuple):
     """Token ids, the attention mask (1 = a real token), and the tokens that count in a loss."""

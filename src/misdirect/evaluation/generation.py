@@ -27,7 +27,7 @@ from torch import Tensor
 
 from misdirect import stats
 from misdirect.config import EvaluateConfig, as_dict
-from misdirect.data.batches import pad, pad_id
+from misdirect.data.batches import CHARS_PER_TOKEN, pad, pad_id
 from misdirect.data.prompts import Prompt
 from misdirect.evaluation import degeneration
 from misdirect.model.load import LM, check_length, first_line
@@ -36,7 +36,6 @@ from misdirect.runs import Metric, Result, fingerprint, row_of
 
 MEASUREMENT = "generation"
 TODAY = "01 Jan 2025"  # what a chat template is told that asks (Llama 3), so that answers do not depend on the day
-CHARS_PER_TOKEN = 4  # English, roughly: for estimates of time alone
 GREEDY, SAMPLED = "greedy", "sampled"
 
 

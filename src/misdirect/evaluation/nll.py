@@ -19,7 +19,6 @@ from misdirect.model.score import text_logprobs
 from misdirect.runs import Metric, Result, fingerprint
 
 MEASUREMENT = "nll"
-CHARS_PER_TOKEN = 4  # English under a 50,000-token vocabulary, roughly
 
 
 def config_of(config: EvaluateConfig, texts: Sequence[str]) -> dict[str, Any]:
@@ -33,7 +32,7 @@ def num_items(texts: Sequence[str], config: EvaluateConfig) -> int:
 
 def num_chars(texts: Sequence[str], config: EvaluateConfig) -> int:
     """Characters that the model reads in all, for an estimate of the time."""
-    read = sum(min(len(text), CHARS_PER_TOKEN * config.max_tokens) for text in texts)
+    read = sum(min(len(text), batches.CHARS_PER_TOKEN * config.max_tokens) for text in texts)
     return read * num_items(texts, config) // len(texts)
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from misdirect import runs
 from misdirect.config import EvaluateConfig
+from misdirect.data.batches import CHARS_PER_TOKEN
 from misdirect.data.corpora import read_texts
 from misdirect.data.prompts import read_prompts
 from misdirect.data.questions import read_questions
@@ -25,7 +26,6 @@ from misdirect.progress import bar, note
 from misdirect.seeds import seed_runs
 
 Advance = Callable[[int], None]
-CHARS_PER_TOKEN = 4.0  # English, roughly: for estimates of time alone
 # Where the answered examples of a built-in set come from: its own development split.
 EXAMPLES = {"mmlu": "mmlu-dev", "demo-mmlu": "demo-mmlu-dev"}
 ESTIMATE_FROM = 30.0  # seconds from which on an estimate is printed beforehand

@@ -16,6 +16,7 @@ import torch
 
 from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig
 from misdirect.data import batches
+from misdirect.data.batches import CHARS_PER_TOKEN
 from misdirect.data.corpora import read_texts
 from misdirect.data.prompts import read_prompts
 from misdirect.data.questions import Question, read_questions
@@ -25,8 +26,6 @@ from misdirect.model.load import LM
 from misdirect.model.score import Encoded, by_length, encode
 from misdirect.recipes import DEFAULT_UPDATES
 from misdirect.unlearning import rmu
-
-CHARS_PER_TOKEN = 4  # English, roughly
 
 
 class Training(NamedTuple):
