@@ -223,6 +223,61 @@ class EvaluateConfig:
             raise ValueError(f"{given} was given without {lacking}; expected both")
 
 
+@dataclass(frozen=True)
+class AuditConfig:
+    """Settings of an audit: how long it may take, on how many questions, and how hard each attack tries."""
+
+    minutes: float = knob(45.0, "Time to spend, in minutes; what does not fit is said before it starts.")
+    limit: int | None = knob(
+        None, "Questions per forgotten set, half of them for the attacker; 0 is all. [default: all]"
+    )
+    general: int = knob(
+        100, "Questions per other set that are asked again after each attack: the general ability left."
+    )
+    formats: Formats = knob(
+        "all",
+        "How base and unlearned model are asked before any attack; the audit then uses the "
+        "format in which the base knows the answers.",
+    )
+    steps: int = knob(60, "Relearning: updates of the longest curve.")
+    lr: str = knob("2e-5,1e-4", "Relearning: learning rates, with commas between.")
+    batch_size: int = knob(4, "Relearning: samples an update.")
+    max_tokens: int = knob(128, "Relearning: longest sample in tokens.")
+    soft_tokens: int = knob(10, "Soft prompt: length in tokens.")
+    soft_steps: int = knob(60, "Soft prompt and perturbation: updates.")
+    gcg_steps: int = knob(100, "GCG: steps of the search.")
+    gcg_candidates: int = knob(64, "GCG: candidates tried a step.")
+    suffix_tokens: int = knob(12, "GCG: length of the adversarial text in tokens.")
+    batch_tokens: int = knob(4096, "Tokens per forward pass: more is faster on a GPU, less needs less memory.")
+    seed: int = knob(0, "Seed of every draw: the split by fact, sample orders, probes, noise.")
+    device: Device = knob("auto", "Where to compute: auto takes a GPU when there is one.")
+    dtype: Dtype = knob("auto", "The model's dtype: auto is float32 on a CPU, bfloat16 on a GPU.")
+
+    def __post_init__(self) -> None:
+        if self.limit == 0:
+            object.__setattr__(self, "limit", None)
+        counts = ("general", "steps", "batch_size", "soft_tokens", "soft_steps", "gcg_steps", "gcg_candidates",
+                  "suffix_tokens", "batch_tokens")  # fmt: skip
+        for name, least in [("limit", 2), ("max_tokens", 2), *((name, 1) for name in counts)]:
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ValueError(f"{flag(name)} {value} is too small; expected at least {least}")
+        if not 0 < self.minutes < float("inf"):
+            raise ValueError(f"--minutes {self.minutes} is out of range; expected a number above 0")
+        self.learning_rates  # noqa: B018 - raises
+
+    @property
+    def learning_rates(self) -> list[float]:
+        """Raises ValueError for what is no list of numbers."""
+        try:
+            rates = [float(part) for part in self.lr.split(",")]
+        except ValueError:
+            rates = []
+        if not rates or len(set(rates)) < len(rates) or not all(0 < rate < 1 for rate in rates):
+            raise ValueError(f"--lr {self.lr!r} is no list of learning rates; expected such as 2e-5,1e-4")
+        return rates
+
+
 # Fields that change how fast a number is computed but not the number: a result stays valid when they differ.
 SPEED_ONLY = frozenset({"batch_tokens", "device", "checkpoint_every"})
 

@@ -247,19 +247,23 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def result_path(run: Path, model: str, measurement: str, name: str) -> Path:
-    """`results/base/mcq.biology.json`; the set's name is the user's, so only its safe characters stay, 50 at most."""
+def result_path(run: Path, model: str, measurement: str, name: str, attack: str | None = None) -> Path:
+    """`results/base/mcq.biology.json`; under an attack `results/attacks/ATTACK/base/mcq.biology.json`.
+
+    The set's name is the user's, so only its safe characters stay, 50 at most; attacks have safe names.
+    """
     safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:50]
     if safe != name:
         safe += "-" + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    return run / "results" / model / f"{measurement}.{safe}.json"
+    folder = run / "results" if attack is None else run / "results" / "attacks" / attack
+    return folder / model / f"{measurement}.{safe}.json"
 
 
-def save_result(run: Path, model: str, result: Result) -> None:
+def save_result(run: Path, model: str, result: Result, attack: str | None = None) -> None:
     metrics = [row_of(metric) for metric in result.metrics]
     write_json(
-        result_path(run, model, result.measurement, result.set),
-        asdict(result) | {"model": model, "attack": None, "metrics": metrics},
+        result_path(run, model, result.measurement, result.set, attack),
+        asdict(result) | {"model": model, "attack": attack, "metrics": metrics},
     )
 
 
@@ -268,12 +272,14 @@ def row_of(metric: Metric) -> dict[str, Any]:
     return {key: value for key, value in asdict(metric).items() if value is not None}
 
 
-def load_result(run: Path, model: str, measurement: str, name: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
+def load_result(
+    run: Path, model: str, measurement: str, name: str, config: Mapping[str, Any], attack: str | None = None
+) -> dict[str, Any] | None:
     """The stored result, or None when there is none yet.
 
     Raises ValueError naming the fields when it was measured with other settings.
     """
-    path = result_path(run, model, measurement, name)
+    path = result_path(run, model, measurement, name, attack)
     if not path.exists():
         return None
     stored = read_result(path)

@@ -27,6 +27,7 @@ ANSWER = (
     "answer", "answerKey", "answer_key", "answer_idx", "answer_index", "correct", "correct_answer", "label", "gold", "cop",
 )  # fmt: skip
 SUBJECT = ("subject", "topic")
+SUPPORT = ("support", "passage")
 COLUMN = re.compile(r"(?:(choice|option|opt|op|ending|answer)[ _.-]?)?([a-z]|[0-9]{1,2})", re.IGNORECASE)
 
 
@@ -39,6 +40,9 @@ class Question:
     choices: tuple[str, ...]
     answer: int
     subject: str = ""
+    support: str = (
+        ""  # a passage that states the fact, where the set has one: relearning's text, never part of a prompt
+    )
 
 
 class Draft(NamedTuple):
@@ -52,6 +56,7 @@ class Draft(NamedTuple):
     loose: bool
     answer: Any
     subject: str
+    support: str
 
 
 def read_questions(source: str) -> list[Question]:
@@ -102,10 +107,11 @@ def draft(row: Row, where: str, number: int) -> Draft:
     loose = table is not None and labels[0] == "1"
     identity = str(number) if row.get("id") is None else scalar(row["id"], f"{where}: the id")
     subject = next((scalar(row[name], f"{where}: the {name}") for name in SUBJECT if not absent(row.get(name))), "")
-    if not all(map(is_unicode, (question, *choices, identity, subject))):
+    support = next((row[name] for name in SUPPORT if isinstance(row.get(name), str)), "").strip()
+    if not all(map(is_unicode, (question, *choices, identity, subject, support))):
         raise ValueError(f"{where} holds half a surrogate pair; expected Unicode text")
     labels = labels if len(labels) == len(choices) else ()
-    return Draft(where, identity, question, choices, labels, loose, row[str(answer)], subject)
+    return Draft(where, identity, question, choices, labels, loose, row[str(answer)], subject, support)
 
 
 def first_of(row: Row, names: Sequence[str]) -> str | None:
@@ -195,7 +201,7 @@ def answered(drafts: Sequence[Draft]) -> list[Question]:
                     f"{read[other][row]} counted from 0; expected letters in the whole file"
                 )
     return [
-        Question(item.id, item.question, item.choices, index, item.subject)
+        Question(item.id, item.question, item.choices, index, item.subject, item.support)
         for item, index in zip(drafts, read[name], strict=True)
         if index is not None
     ]

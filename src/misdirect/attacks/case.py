@@ -1,0 +1,97 @@
+"""What every attack of one audit shares (`Case`), and what an attack is (`Attack`).
+
+An attack module offers `attacks(case, config) -> list[Attack]`, each with a `run(lm, case, attack, advance)` that gives
+the `Result`s of one model, base or unlearned, and leaves the model's bits as they were. It never learns which of the two it
+attacks. `misdirect.attacks.measure` does the asking and makes the results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+from misdirect.data.facts import Halves
+from misdirect.data.questions import Question
+from misdirect.model.load import LM
+from misdirect.runs import Result
+
+Form = Literal["cloze", "letter", "letter_permuted"]
+# What the attacker must have in hand: say what he likes; see log-probabilities; compute gradients; change the weights.
+Access = Literal["prompt", "logits", "gradients", "weights"]
+Advance = Callable[[int], None]
+
+
+class Shape(NamedTuple):
+    """Sizes of the attacked model, for estimates."""
+
+    num_parameters: int
+    num_blocks: int
+    width: int
+    vocabulary: int
+    bytes_per_parameter: int
+
+
+class Means(NamedTuple):
+    """Mean residual states after every block, over the tokens of each kind of text (first tokens and padding left out)."""
+
+    forget: Float[Tensor, "L D"]
+    retain: Float[Tensor, "L D"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One audit's material. Sets are by the names given on the command line.
+
+    `identity`: hashes and seeds of all of it; part of every result's config, so that results of other material are not
+    mixed. `means` and `medians` (of the token norm after every block, on forget text, of the base) are there for attacks
+    with `needs_means`.
+    """
+
+    forgotten: Mapping[str, Halves]
+    retained: Mapping[str, Sequence[Question]]
+    forms: Mapping[str, Form]
+    forget_texts: Sequence[str]
+    retain_texts: Sequence[str]
+    benign_texts: Sequence[str]
+    control_vectors: Mapping[str, Float[Tensor, " D"]]
+    block: int | None  # where the run steered, if it is known
+    shape: Shape
+    seed: int = 0
+    batch_tokens: int = 4096
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    means: Mapping[str, Means] = field(default_factory=dict)  # "base", "unlearned"
+    medians: Float[Tensor, " L"] | None = None
+
+    @property
+    def num_tested(self) -> int:
+        return sum(len(halves.test) for halves in self.forgotten.values())
+
+
+class Cost(NamedTuple):
+    """What an attack on one model takes: tokens through forward passes, tokens through forward and backward, and the rest."""
+
+    forward_tokens: float = 0
+    train_tokens: float = 0
+    seconds: float = 0
+    memory: float = 0  # bytes beyond the model itself
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One attack with its settings. `name` is its folder and its `attack` in summary.json: letters, digits, - and _."""
+
+    name: str
+    family: str  # relearn, direction, lens, probe, soft-prompt, gcg, prompt, quantise, prune, noise, perturbation, ...
+    title: str  # a line for tables: "Finetuning on other facts, lr 2e-5"
+    access: Access
+    settings: Mapping[str, Any]  # all that determines its numbers, plain JSON data
+    cost: Cost
+    num_steps: int  # what `run` advances by in all
+    run: Callable[[LM, Case, Attack, Advance], list[Result]]
+    recovers: bool = True  # False: it says what is inside, and is not counted as bringing knowledge back
+    needs_means: bool = False
+    missing: str = ""  # why it cannot be run here, in words ("needs --forget text"); empty where it can

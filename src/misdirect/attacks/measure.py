@@ -1,0 +1,194 @@
+"""Asking a model under attack, and the results made of it.
+
+Every attack is measured alike: the tested half of each forgotten set, in the format in which the base knows the answers,
+at one or more points of its budget; other sets as the general ability left; answers to a few tested questions, to see
+whether they are still language.
+
+    points = [(Point(step=0), sit(lm, case))]                       # the model as it is now
+    return results(case, attack, points, seconds, tokens) + [language(lm, case, attack)]
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from misdirect import stats
+from misdirect.attacks.case import Advance, Attack, Case, Form
+from misdirect.config import EvaluateConfig
+from misdirect.data import asking
+from misdirect.data.batches import CHARS_PER_TOKEN
+from misdirect.data.prompts import Prompt
+from misdirect.data.questions import LETTERS, Question
+from misdirect.evaluation.generation import generation
+from misdirect.evaluation.mcq import largest
+from misdirect.model.load import LM
+from misdirect.model.score import Encoded, encode, score
+from misdirect.runs import Metric, Result
+
+MEASUREMENT = "mcq"
+ANSWERS, NEW_TOKENS = 8, 32  # questions that are answered in words, and how long the answers may be
+Render = Callable[[Question], tuple[str, list[str]]]  # a question -> (context, the continuation of each choice)
+
+
+def rendering(form: Form, seed: int, examples: Sequence[Question] = ()) -> Render:
+    """How a question is asked before any attack. The continuations are always in the order of the question's choices."""
+
+    def render(item: Question) -> tuple[str, list[str]]:
+        if form == "cloze":
+            return asking.cloze_prompt(item.question, examples), [f" {choice}" for choice in item.choices]
+        count, prompt = len(item.choices), asking.prompt_form("auto", [item])
+        if form == "letter":
+            return asking.letter_prompt(item, prompt, examples), [f" {x}" for x in LETTERS[:count]]
+        moved, by = asking.shifted(item, seed)
+        return asking.letter_prompt(moved, prompt, examples), [f" {LETTERS[(i + by) % count]}" for i in range(count)]
+
+    return render
+
+
+def ask(
+    lm: LM,
+    questions: Sequence[Question],
+    render: Render,
+    batch_tokens: int = 4096,
+    edit: Callable[[Encoded], Encoded] | None = None,
+    advance: Advance | None = None,
+) -> list[list[float]]:
+    """The log-probability of every choice of every question. `edit` changes a question's tokens before it is scored."""
+    items = [encode(lm.tokenizer, *render(item)) for item in questions]
+    return [found.logprobs for found in score(lm, [edit(i) if edit else i for i in items], batch_tokens, advance)]
+
+
+class Point(NamedTuple):
+    """Where on its budget an attack stands: updates made, the block, or another strength (bits, share pruned, ...)."""
+
+    step: int | None = None
+    block: int | None = None
+    budget: float | None = None
+
+
+Sat = Mapping[str, list[list[float]]]  # set -> log-probabilities of each question's choices
+
+
+def sit(
+    lm: LM,
+    case: Case,
+    general: bool = True,
+    edit: Callable[[Encoded], Encoded] | None = None,
+    change: Callable[[str, Render], Render] | None = None,
+) -> Sat:
+    """Asks the tested half of every forgotten set and, with `general`, the other sets.
+
+    `change(set, render)`: another way of asking a forgotten set (a suffix, examples before it).
+    """
+    out = {}
+    for name, halves in case.forgotten.items():
+        render = rendering(case.forms[name], case.seed)
+        out[name] = ask(lm, halves.test, change(name, render) if change else render, case.batch_tokens, edit)
+    for name, questions in case.retained.items() if general else ():
+        out[name] = ask(lm, questions, rendering(case.forms[name], case.seed), case.batch_tokens, edit)
+    return out
+
+
+def tested(case: Case, name: str) -> tuple[Sequence[Question], Sequence[int]]:
+    """(the questions of a set that are measured, the fold of each)."""
+    if name in case.forgotten:
+        return case.forgotten[name].test, case.forgotten[name].folds
+    return case.retained[name], [0] * len(case.retained[name])
+
+
+def results(
+    case: Case,
+    attack: Attack,
+    points: Sequence[tuple[Point, Sat]],
+    seconds: float,
+    tokens: float = 0,
+    extra: Sequence[Metric] = (),
+) -> list[Result]:
+    """One `Result` a set: accuracy at every point, the records behind it, and what the attack cost.
+
+    `tokens`: through the model during the attack itself, measuring left out. `extra`: further rows for forgotten sets, such
+    as `positive_control`. The headline row is the point that is best on the first fold (the earliest of equals).
+    """
+    names = dict.fromkeys(name for _, sat in points for name in sat)
+    return [result(case, attack, name, [(p, s[name]) for p, s in points if name in s], seconds, tokens, extra)
+            for name in names]  # fmt: skip
+
+
+def result(
+    case: Case,
+    attack: Attack,
+    name: str,
+    points: Sequence[tuple[Point, Sequence[Sequence[float]]]],
+    seconds: float,
+    tokens: float,
+    extra: Sequence[Metric],
+) -> Result:
+    questions, folds = tested(case, name)
+    records = [
+        {
+            "id": q.id,
+            "subject": q.subject,
+            "answer": q.answer,
+            "num_choices": len(q.choices),
+            "fold": fold,
+            "points": [
+                point_record(point) | {"logprobs": list(found[row]), "correct": largest(found[row]) == q.answer}
+                for point, found in points
+            ],
+        }
+        for row, (q, fold) in enumerate(zip(questions, folds, strict=True))
+    ]
+    metrics = accuracies(records, case.forms[name])
+    if name in case.forgotten:
+        metrics += [Metric("attack_tokens", float(tokens)), Metric("attack_seconds", seconds), *extra]
+    return Result(MEASUREMENT, name, config_of(case, attack), tuple(metrics), tuple(records), seconds)
+
+
+def config_of(case: Case, attack: Attack) -> dict[str, Any]:
+    return {**case.identity, **attack.settings}
+
+
+def point_record(point: Point) -> dict[str, Any]:
+    return {key: value for key, value in point._asdict().items() if value is not None}
+
+
+def accuracies(records: Sequence[Mapping[str, Any]], form: Form) -> list[Metric]:
+    """A row a point, with Wilson's interval; the headline is the best on the first fold."""
+    count, n = len(records[0]["points"]), len(records)
+    chance = sum(1 / r["num_choices"] for r in records) / n
+    first = [r for r in records if r["fold"] == 0] or list(records)
+    best = max(range(count), key=lambda p: (sum(r["points"][p]["correct"] for r in first), -p))
+    rows = []
+    for p in range(count):
+        right = sum(r["points"][p]["correct"] for r in records)
+        low, high = stats.wilson(right, n)
+        at = {key: records[0]["points"][p].get(key) for key in Point._fields}
+        stderr = stats.proportion_stderr(right, n)
+        rows.append(
+            Metric(
+                f"{form}_accuracy", right / n, stderr, n, low, high, chance, headline=True if p == best else None, **at
+            )
+        )
+    return rows
+
+
+def language(lm: LM, case: Case, attack: Attack) -> Result:
+    """Answers in words to a few tested questions: `degenerate_share` says whether they are still language."""
+    asked = [q for halves in case.forgotten.values() for q in halves.test]
+    chosen = random.Random(f"language:{case.seed}").sample(asked, min(ANSWERS, len(asked)))
+    prompts = [Prompt(f"{i}:{q.id}", (asking.cloze_prompt(q.question),)) for i, q in enumerate(chosen)]
+    config = EvaluateConfig(new_tokens=NEW_TOKENS, chat_template="none", batch_tokens=case.batch_tokens)
+    made = generation(lm, "answers", prompts, config)
+    return Result(made.measurement, made.set, config_of(case, attack), made.metrics, made.records, made.seconds)
+
+
+def sitting_tokens(case: Case, general: bool = True) -> float:
+    """Tokens of one `sit`, for estimates."""
+    questions = [q for halves in case.forgotten.values() for q in halves.test]
+    questions += [q for found in case.retained.values() for q in found] if general else []
+    return sum(len(q.question) + 20 + sum(map(len, q.choices)) for q in questions) / CHARS_PER_TOKEN
+
+
+LANGUAGE_TOKENS = ANSWERS * 4 * NEW_TOKENS  # of one `language`, in the time of as many tokens read at once

@@ -1,0 +1,142 @@
+"""Questions split by fact: what an attacker may learn from, and what is measured then.
+
+An attack that trains on a fact and is measured on it shows teaching, not recovery (Deeb and Roger 2024, arXiv 2410.08827).
+So questions are split in halves; questions that share a run of eight words, in question or support, are one fact and stay
+together. Attack text is then cleaned against the measured half: a text goes that shares a run of eight words with a
+measured question or support, or that holds a measured answer together with that question's keywords.
+
+>>> halves = split(read_questions("biology.jsonl"), seed=0)      # halves.train, halves.test, halves.folds
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from misdirect.data.questions import Question
+
+RUN = 8  # words in a row
+SHARE = 0.5  # of a question's keywords that, beside its answer, give its fact away
+COMMON = frozenset(  # words that do not say what a question is about
+    """
+    about above after all also and another any are because been before being between both but can correctly could
+    describe describes did does during each example following for form from had has have how into its kind main
+    many might more most name not one only other out over part same should some statement such than that the their
+    them then there these they this through type under used using very was way were what when where which while
+    who why will with within would
+    """.split()  # noqa: SIM905
+)
+
+
+class Halves(NamedTuple):
+    """`train`: the attacker's half. `test`: what is measured; `folds` (0 or 1 for each) are the two halves of it, between
+    which the strongest attack is chosen and reported."""
+
+    train: tuple[Question, ...]
+    test: tuple[Question, ...]
+    folds: tuple[int, ...]
+
+
+def words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.lower())
+
+
+def word_runs(text: str) -> set[tuple[str, ...]]:
+    """Every run of `RUN` words; a shorter text has none."""
+    found = words(text)
+    return {tuple(found[i : i + RUN]) for i in range(len(found) - RUN + 1)}
+
+
+def keywords(text: str) -> set[str]:
+    """The words that say what a question is about."""
+    return {word for word in words(text) if len(word) > 2 and word not in COMMON}
+
+
+def facts(questions: Sequence[Question]) -> list[list[int]]:
+    """Questions grouped by fact: those that share a run of words, directly or through others."""
+    parent = list(range(len(questions)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    seen: dict[tuple[str, ...], int] = {}
+    for i, item in enumerate(questions):
+        for run in word_runs(item.question) | word_runs(item.support) | {tuple(words(item.question))}:
+            parent[root(i)] = root(seen.setdefault(run, i))
+    groups: dict[int, list[int]] = {}
+    for i in range(len(questions)):
+        groups.setdefault(root(i), []).append(i)
+    return list(groups.values())
+
+
+def split(questions: Sequence[Question], seed: int) -> Halves:
+    """Two halves of whole facts, as even as they allow, each in the questions' order. Raises ValueError under two facts."""
+    groups = facts(questions)
+    if len(groups) < 2:
+        raise ValueError(
+            f"{len(questions)} question(s) hold {len(groups)} fact(s); expected at least 2, so that one half can be attacked "
+            "and the other measured"
+        )
+    random.Random(f"facts:{seed}").shuffle(groups)
+    train: list[int] = []
+    test: list[int] = []
+    for group in groups:
+        (train if len(train) < len(test) else test).extend(group)
+    order = list(range(len(test)))
+    random.Random(f"folds:{seed}").shuffle(order)
+    folds = [0] * len(test)
+    for place, row in enumerate(order):
+        folds[row] = place % 2
+    return Halves(tuple(questions[i] for i in sorted(train)), tuple(questions[i] for i in sorted(test)), tuple(folds))
+
+
+class Facts(NamedTuple):
+    """What of the measured half a text may not hold."""
+
+    runs: frozenset[tuple[str, ...]]
+    answers: tuple[tuple[tuple[str, ...], frozenset[str]], ...]  # the answer's words, the question's keywords
+
+
+def taboo(questions: Iterable[Question]) -> Facts:
+    items = list(questions)
+    runs = frozenset(run for q in items for text in (q.question, q.support) for run in word_runs(text))
+    answers = tuple((tuple(words(q.choices[q.answer])), frozenset(keywords(q.question))) for q in items)
+    return Facts(runs, answers)
+
+
+def gives_away(text: str, facts: Facts) -> bool:
+    """Whether a text states a measured fact: a shared run of words, or an answer among its question's keywords."""
+    if word_runs(text) & facts.runs:
+        return True
+    found = words(text)
+    held = set(found)
+    joined = f" {' '.join(found)} "
+    return any(
+        answer
+        and answer[0] in held
+        and keys
+        and len(keys & held) >= max(2, SHARE * len(keys))
+        and f" {' '.join(answer)} " in joined
+        for answer, keys in facts.answers
+    )
+
+
+def clean(texts: Iterable[str], measured: Sequence[Question]) -> list[str]:
+    """The texts that give no measured fact away, repeats left out."""
+    facts = taboo(measured)
+    return [text for text in dict.fromkeys(texts) if not gives_away(text, facts)]
+
+
+def stated(question: Question) -> str:
+    """A fact as text: the question's support where it has one, else the question with its right answer."""
+    return question.support or f"Question: {question.question}\nAnswer: {question.choices[question.answer]}"
+
+
+def clean_facts(halves: Halves) -> list[str]:
+    """The attacker's text about the facts of its own half."""
+    return clean((stated(q) for q in halves.train), halves.test)
