@@ -6,9 +6,9 @@ import hashlib
 import random
 from typing import Any
 
-import tiny
 import torch
 
+import tiny
 from misdirect.attacks.case import Case, Form, Means, Shape
 from misdirect.data.facts import split
 from misdirect.data.questions import Question
