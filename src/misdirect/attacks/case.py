@@ -48,7 +48,7 @@ class Case:
 
     `identity`: hashes and seeds of all of it; part of every result's config, so that results of other material are not
     mixed. `means` and `medians` (of the token norm after every block, on forget text, of the base) are there for attacks
-    with `needs_means`.
+    with `needs_means`. `plain`: what the model at hand answers without any attack, where that is known already.
     """
 
     forgotten: Mapping[str, Halves]
@@ -65,6 +65,7 @@ class Case:
     identity: Mapping[str, Any] = field(default_factory=dict)
     means: Mapping[str, Means] = field(default_factory=dict)  # "base", "unlearned"
     medians: Float[Tensor, " L"] | None = None
+    plain: Mapping[str, list[list[float]]] | None = None
 
     @property
     def num_tested(self) -> int:

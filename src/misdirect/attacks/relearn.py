@@ -1,0 +1,119 @@
+"""Relearning: does finetuning bring the knowledge back?
+
+The clean form is `facts`: text about one half of the forgotten facts, the other half measured, so that what comes back was
+still inside and was not taught (Deeb and Roger 2024, arXiv 2410.08827; the same training on the base is the control). Beside it
+stand the forget corpus as it is, benign text and the retain text. Curves are over updates.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from misdirect.attacks import finetune
+from misdirect.attacks.case import Advance, Attack, Case, Cost
+from misdirect.attacks.finetune import Method
+from misdirect.attacks.measure import LANGUAGE_TOKENS, Point, language, results, sit, sitting_tokens
+from misdirect.config import AuditConfig
+from misdirect.data.facts import clean_facts, gives_away, taboo
+from misdirect.model.load import LM
+from misdirect.runs import Result, fingerprint
+
+CURVE = (5, 10, 20, 50, 100, 200, 500)
+LEAST_STEPS = 10  # below, no curve says anything
+LORA_LR = 10.0  # LoRA is trained at this many times the rate of full finetuning, as is usual
+TITLES = {
+    "facts": "other facts of the topic",
+    "forget": "the forget corpus",
+    "benign": "benign text",
+    "retain": "the retain text",
+}
+FLAGS = {"facts": "--questions", "forget": "--forget", "benign": "--text", "retain": "--retain"}
+
+
+def first(case: Case, config: AuditConfig) -> list[Attack]:
+    """What comes before everything else: full finetuning on other facts, at the first two learning rates."""
+    return [relearn(case, config, "facts", "full", lr) for lr in config.learning_rates[:2]]
+
+
+def rest(case: Case, config: AuditConfig) -> list[Attack]:
+    rates = config.learning_rates
+    plan: list[tuple[str, Method, float]] = [("facts", "lora", LORA_LR * rates[0])]
+    plan += [(text, "full", lr) for lr in rates[:2] for text in ("forget", "benign", "retain")]
+    plan += [("facts", "full", lr) for lr in rates[2:]]
+    plan += [("facts", "lora", LORA_LR * lr) for lr in rates[1:2]]
+    return [relearn(case, config, *one) for one in plan]
+
+
+def relearn(case: Case, config: AuditConfig, text: str, method: Method, lr: float) -> Attack:
+    texts = texts_of(case, text)
+    measured = taboo(q for halves in case.forgotten.values() for q in halves.test)
+    settings = {
+        "attack": "relearn",
+        "text": text,
+        "method": method,
+        "lr": lr,
+        "steps": config.steps,
+        "batch_size": config.batch_size,
+        "max_tokens": config.max_tokens,
+        "seed": config.seed,
+        "texts": len(texts),
+        "texts_sha256": fingerprint(texts),
+        "texts_that_state_a_tested_fact": sum(gives_away(t, measured) for t in texts),
+    }
+    points = len(curve(config.steps))
+    weights = case.shape.num_parameters * case.shape.bytes_per_parameter
+    logits = 3 * 4 * config.batch_size * config.max_tokens * case.shape.vocabulary
+    how = "Finetuning" if method == "full" else "LoRA finetuning"
+    return Attack(
+        name=f"relearn-{text}-{method}-lr{lr:g}-steps{config.steps}",
+        family="relearn",
+        title=f"{how} on {TITLES[text]}, lr {lr:g}, {config.steps} steps",
+        access="weights",
+        settings=settings,
+        cost=Cost(
+            forward_tokens=points * sitting_tokens(case, general=False) + sitting_tokens(case) + LANGUAGE_TOKENS,
+            train_tokens=config.steps * config.batch_size * config.max_tokens * (1.0 if method == "full" else 0.8),
+            memory=(4 if method == "full" else 1) * weights + logits,
+        ),
+        num_steps=config.steps,
+        run=run,
+        missing=missing(texts, text, method, config),
+    )
+
+
+def missing(texts: Sequence[str], text: str, method: Method, config: AuditConfig) -> str:
+    if not texts:
+        return f"needs {FLAGS[text]} text"
+    if method == "lora" and not finetune.has_peft():
+        return "needs misdirect[lora]"
+    return "" if config.steps >= LEAST_STEPS else f"needs --steps {LEAST_STEPS} or more"
+
+
+def texts_of(case: Case, text: str) -> list[str]:
+    if text == "facts":
+        return [t for halves in case.forgotten.values() for t in clean_facts(halves)]
+    return list({"forget": case.forget_texts, "benign": case.benign_texts, "retain": case.retain_texts}[text])
+
+
+def curve(steps: int) -> list[int]:
+    """The updates after which is measured: 5, 10, 20, 50, .. and the last, none closer to it than a fifth."""
+    return [step for step in CURVE if step <= 0.8 * steps] + [steps]
+
+
+def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
+    """Raises ValueError where the finetuning breaks down."""
+    s = attack.settings
+    samples = finetune.samples_of(lm, texts_of(case, s["text"]), s["max_tokens"], s["seed"])
+    points = [(Point(step=0), case.plain or sit(lm, case))]
+    seconds, tokens = 0.0, 0
+    with finetune.trained(lm, s["method"]) as parameters:
+        started = time.perf_counter()
+        for step, tokens in finetune.train(lm, parameters, samples, s["steps"], s["lr"], s["batch_size"], s["seed"]):
+            if step in curve(s["steps"]):
+                seconds += time.perf_counter() - started
+                points.append((Point(step=step), sit(lm, case)))
+                started = time.perf_counter()
+            advance(1)
+        spoken = language(lm, case, attack)
+    return [*results(case, attack, points, seconds, tokens), spoken]
