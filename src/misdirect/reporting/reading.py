@@ -11,13 +11,16 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from misdirect import runs
 from misdirect.collateral import Change, collateral
 from misdirect.config import Kind, kind_of
 from misdirect.reporting.public import public_config, public_name
 from misdirect.seeds import over_seeds
+
+if TYPE_CHECKING:
+    from misdirect.reporting.audits import Audit
 
 KINDS: tuple[Kind, ...] = ("forget", "retain", "other")
 BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
@@ -71,6 +74,7 @@ class Run:
     results: Sequence[Mapping[str, Any]]
     pairs: Sequence[Pair]
     changes: Sequence[Change]  # the collateral map
+    audit: Audit | None = None
 
     @property
     def topics(self) -> list[str]:
@@ -107,19 +111,23 @@ class Run:
 
 def read_run(run: Path) -> Run:
     """Raises ValueError where `run` is not a folder of misdirect or a file in it is not JSON."""
-    if not runs.is_run(run) and not (run / "results").is_dir():
+    from misdirect.reporting.audits import AUDIT, audit_of  # it reads with the functions below
+
+    if not runs.is_run(run) and not (run / "results").is_dir() and not (run / AUDIT).is_file():
         raise ValueError(
             f"{run} is no run (neither {runs.CONFIG} nor results/); "
-            "expected a folder that `misdirect unlearn` or `misdirect evaluate` wrote"
+            "expected a folder that `misdirect unlearn`, `misdirect evaluate` or `misdirect audit` wrote"
         )
     config = public_config(mapping(clean(runs.read_json(run / runs.CONFIG)))) if runs.is_run(run) else {}
     env = public_config(mapping(clean(runs.read_json(run / runs.ENV)))) if (run / runs.ENV).is_file() else {}
-    results = [mapping(clean(result)) for result in runs.load_results(run)]
-    results = [r for r in results if r.get("attack") is None and r.get("model") in ("base", "unlearned")]
-    topics = topic_names(config)
+    stored = [mapping(clean(result)) for result in runs.load_results(run)]
+    results = [r for r in stored if r.get("attack") is None and r.get("model") in ("base", "unlearned")]
+    about = clean(runs.read_json(run / AUDIT)) if (run / AUDIT).is_file() else None
+    audit = audit_of(about, stored, topic_names(config))
+    topics = topic_names(config) or (list(audit.forgotten) if audit else [])
     spread = {(r["measurement"], r["set"], r["metric"].removesuffix(OVER_SEEDS)): r for r in clean(over_seeds(run))}
     pairs = pairs_of(results, topics, spread)
-    return Run(config, env, read_log(run), results, pairs, collateral(whole_rows(results), topics))
+    return Run(config, env, read_log(run), results, pairs, collateral(whole_rows(results), topics), audit)
 
 
 def whole_rows(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
