@@ -1,6 +1,6 @@
 """Retained questions with words of the forgotten topic in them: does a stray word break the unlearned model?
 
-    for attack in attacks(case, config): attack.run(lm, case, attack, advance)
+for attack in attacks(case, config): attack.run(lm, case, attack, advance)
 """
 
 from __future__ import annotations

@@ -68,7 +68,9 @@ def attacks(case: Case, config: AuditConfig) -> list[Attack]:
             num_steps=1,
             run=run,
             needs_means=kind.source in ("forget-retain", "unlearned-base") or (case.block is None),
-            missing="needs a run's control.safetensors" if kind.source == "control" and not case.control_vectors else "",
+            missing="needs a run's control.safetensors"
+            if kind.source == "control" and not case.control_vectors
+            else "",
         )
         for kind in KINDS
     ]

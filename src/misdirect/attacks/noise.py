@@ -1,14 +1,53 @@
-"""Gaussian noise on every matrix.
+"""Gaussian noise on every matrix: w' = w + share * std(w) * n, n ~ N(0, 1), std(w) the matrix' own.
 
-    for attack in attacks(case, config): attack.run(lm, case, attack, advance)
+Noise asks how finely the unlearning is tuned: an edit that hangs on a precise direction breaks before the knowledge does.
+The same n at every share, drawn on the CPU from the seed and the matrix' name, so that points differ in strength alone.
+
+    with weights_changed(lm, lambda matrix, weight: noisy(weight, 0.1, seed_of(0, matrix.name))): ...
 """
 
 from __future__ import annotations
 
-from misdirect.attacks.case import Attack, Case
+import zlib
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from misdirect.attacks import weights
+from misdirect.attacks.case import Advance, Attack, Case
+from misdirect.attacks.measure import Point
+from misdirect.attacks.weights import Matrix
 from misdirect.config import AuditConfig
+from misdirect.model.load import LM
+from misdirect.runs import Result
+
+SHARES = (0.01, 0.03, 0.1, 0.2, 0.3)
+
+
+def seed_of(seed: int, name: str) -> int:
+    return zlib.crc32(f"noise:{seed}:{name}".encode())
+
+
+def noisy(weight: Float[Tensor, "E O I"], share: float, seed: int) -> Float[Tensor, "E O I"]:
+    """Noise of `share` times the standard deviation of each expert's matrix."""
+    draw = torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed)).to(weight.device)
+    return weight + share * weight.std((1, 2), keepdim=True, correction=0) * draw
 
 
 def attacks(case: Case, config: AuditConfig) -> list[Attack]:
-    """The attacks of this module, weakest access first."""
-    return []
+    settings = {"shares_of_std": list(SHARES), "seed": case.seed}
+    title = "Gaussian noise on every matrix"
+    cost = weights.cost(case, len(SHARES))
+    return [Attack("noise-gaussian", "noise", title, "weights", settings, cost, len(SHARES) + 1, run)]
+
+
+def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
+    def rewrite(matrix: Matrix, weight: Tensor, share: float) -> Tensor:
+        return noisy(weight, share, seed_of(attack.settings["seed"], matrix.name))
+
+    shares = attack.settings["shares_of_std"]
+    return weights.run_levels(
+        lm, case, attack, advance, [(Point(budget=share), partial(rewrite, share=share)) for share in shares]
+    )

@@ -1,6 +1,6 @@
 """Prompts that need no optimisation: answered examples, other wordings, roles, typos, spacing, another answer format.
 
-    for attack in attacks(case, config): attack.run(lm, case, attack, advance)
+for attack in attacks(case, config): attack.run(lm, case, attack, advance)
 """
 
 from __future__ import annotations

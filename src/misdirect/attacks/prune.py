@@ -1,14 +1,155 @@
-"""Setting weights to zero: the smallest, those that other text uses least, those that forgotten text uses most.
+"""Setting weights to zero: the smallest, those that ordinary text uses least, those that forgotten text uses most.
 
-    for attack in attacks(case, config): attack.run(lm, case, attack, advance)
+- `prune-magnitude`: the smallest |w| of each matrix.
+- `prune-wanda`: in each output row the smallest |w_ij| * ||x_j||, x_j the j-th input over retained text (Sun et al. 2023,
+  arXiv 2306.11695). What other text does not need goes first, and the edit that only forgotten text meets may be in it.
+- `prune-forget`: the weights that forgotten text uses most and other text little, which is the attack on the edit itself
+  (Wei et al. 2024, arXiv 2402.05162; on RMU: Lucki et al. 2024, arXiv 2409.18025). They take the top of one list that is
+  not in the top of another; here one order, so that the share is a budget: in each matrix the largest
+  |w_ij| * ||x_j|| / ||y_j||, x over forgotten and y over retained text.
+
+The first token of a text is left out of the norms: its state is large on any text. The second matrix of fused experts has
+no input that could be seen from outside; its inputs count alike.
+
+    with weights_changed(lm, partial(pruned_by_magnitude, share=0.3)): ...
 """
 
 from __future__ import annotations
 
-from misdirect.attacks.case import Attack, Case
+import random
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from misdirect.attacks import weights
+from misdirect.attacks.case import Advance, Attack, Case, Cost
+from misdirect.attacks.measure import Point
+from misdirect.attacks.weights import Matrix, Rewrite
 from misdirect.config import AuditConfig
+from misdirect.data.batches import tokenise
+from misdirect.model.activations import hooked
+from misdirect.model.load import LM
+from misdirect.model.score import forward
+from misdirect.runs import Result
+
+SHARES = {
+    "prune-magnitude": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
+    "prune-wanda": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
+    "prune-forget": (0.001, 0.003, 0.01, 0.03, 0.1),
+}
+TITLES = {
+    "prune-magnitude": "The smallest weights pruned",
+    "prune-wanda": "The weights that retained text uses least pruned",
+    "prune-forget": "The weights that forgotten text uses most pruned",
+}
+NUM_TEXTS, MAX_TOKENS = 48, 128  # read for the norms
+Norms = Mapping[str, Float[Tensor, " I"]]  # matrix -> the norm of each of its inputs
+
+
+def lowest(scores: Float[Tensor, "R N"], share: float) -> Bool[Tensor, "R N"]:
+    """Exactly round(share * N) of each row: the lowest, of equals the first."""
+    count = round(share * scores.shape[1])
+    if count == 0:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    last = scores.kthvalue(count, dim=1, keepdim=True).values
+    below, equal = scores < last, scores == last
+    return below | (equal & (equal.cumsum(1) <= count - below.sum(1, keepdim=True)))
+
+
+def by_magnitude(matrix: Matrix, weight: Float[Tensor, "E O I"], share: float) -> Float[Tensor, "E O I"]:
+    gone = lowest(weight.abs().flatten(1), share)
+    return weight.masked_fill(gone.view_as(weight), 0.0)
+
+
+def by_use(matrix: Matrix, weight: Float[Tensor, "E O I"], share: float, retain: Norms) -> Float[Tensor, "E O I"]:
+    scores = weight.abs() * norm_of(matrix, retain, weight)
+    gone = lowest(scores.flatten(0, 1), share)
+    return weight.masked_fill(gone.view_as(weight), 0.0)
+
+
+def by_forget_use(
+    matrix: Matrix, weight: Float[Tensor, "E O I"], share: float, forget: Norms, retain: Norms
+) -> Float[Tensor, "E O I"]:
+    ratio = norm_of(matrix, forget, weight) / norm_of(matrix, retain, weight).clamp(min=1e-12)
+    gone = lowest(-(weight.abs() * ratio).flatten(1), share)
+    return weight.masked_fill(gone.view_as(weight), 0.0)
+
+
+def norm_of(matrix: Matrix, norms: Norms, weight: Tensor) -> Tensor:
+    return norms[matrix.name] if matrix.name in norms else torch.ones(weight.shape[-1], device=weight.device)
+
+
+@torch.inference_mode()
+def input_norms(lm: LM, samples: Sequence[Sequence[int]]) -> dict[str, Float[Tensor, " I"]]:
+    """Root mean square of every input of every matrix over the samples' tokens, first tokens left out."""
+    sums: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
+
+    def hook(held: Sequence[Matrix]) -> Callable[..., None]:
+        def see(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            state = args[0] if args else next(iter(kwargs.values()))
+            rows = state.reshape(-1, state.shape[-1])[1:].float()
+            for matrix in held:
+                if weights.read(matrix).shape[-1] == rows.shape[1]:
+                    sums[matrix.name] = sums.get(matrix.name, 0) + rows.square().sum(0)
+                    counts[matrix.name] = counts.get(matrix.name, 0) + len(rows)
+
+        return see
+
+    owners: dict[int, list[Matrix]] = {}
+    for matrix in weights.matrices(lm):
+        owners.setdefault(id(matrix.owner), []).append(matrix)
+    places = [
+        lambda held=held: held[0].owner.register_forward_pre_hook(hook(held), with_kwargs=True)  # type: ignore[misc]
+        for held in owners.values()
+    ]
+    with hooked(places):
+        for sample in samples:
+            ids = torch.tensor([list(sample)], device=lm.device)
+            forward(lm, ids, torch.ones_like(ids), keep=1)
+    return {name: (total / max(1, counts[name])).sqrt() for name, total in sums.items()}
+
+
+def norms_over(lm: LM, case: Case, texts: Sequence[str], what: str) -> dict[str, Float[Tensor, " I"]]:
+    """The norms over `NUM_TEXTS` texts, drawn with the seed."""
+    chosen = random.Random(f"prune:{what}:{case.seed}").sample(list(texts), min(NUM_TEXTS, len(texts)))
+    return input_norms(lm, tokenise(lm.tokenizer, chosen, MAX_TOKENS))
 
 
 def attacks(case: Case, config: AuditConfig) -> list[Attack]:
-    """The attacks of this module, weakest access first."""
-    return []
+    missing = {
+        "prune-magnitude": "",
+        "prune-wanda": "" if case.retain_texts else "needs --retain text",
+        "prune-forget": "" if case.forget_texts and case.retain_texts else "needs --forget and --retain text",
+    }
+    return [attack_of(case, name, missing[name]) for name in SHARES]
+
+
+def attack_of(case: Case, name: str, missing: str) -> Attack:
+    shares = SHARES[name]
+    reads = {"prune-magnitude": 0, "prune-wanda": 1, "prune-forget": 2}[name]
+    settings: dict[str, Any] = {"shares": list(shares)}
+    if reads:
+        settings |= {"texts": NUM_TEXTS, "max_tokens": MAX_TOKENS, "seed": case.seed}
+    plain = weights.cost(case, len(shares))
+    cost = Cost(plain.forward_tokens + reads * NUM_TEXTS * MAX_TOKENS, 0, plain.seconds, plain.memory)
+    return Attack(name, "prune", TITLES[name], "weights", settings, cost, len(shares) + 1, run, missing=missing)
+
+
+def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
+    rewrite: Callable[..., Tensor]
+    if attack.name == "prune-magnitude":
+        rewrite = by_magnitude
+    elif attack.name == "prune-wanda":
+        rewrite = partial(by_use, retain=norms_over(lm, case, case.retain_texts, "retain"))
+    else:
+        retain = norms_over(lm, case, case.retain_texts, "retain")
+        rewrite = partial(by_forget_use, forget=norms_over(lm, case, case.forget_texts, "forget"), retain=retain)
+    levels: list[tuple[Point, Rewrite]] = [
+        (Point(budget=share), partial(rewrite, share=share)) for share in attack.settings["shares"]
+    ]
+    return weights.run_levels(lm, case, attack, advance, levels)

@@ -12,22 +12,17 @@ sentence.
 
 from __future__ import annotations
 
-import time
 from contextlib import AbstractContextManager
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from misdirect.attacks import optimise
 from misdirect.attacks.case import Advance, Attack, Case, Cost
-from misdirect.attacks.measure import Point, rendering, results, sit, sitting_tokens
+from misdirect.attacks.measure import sitting_tokens
 from misdirect.config import AuditConfig
-from misdirect.data.batches import pad_id, plan_single
-from misdirect.model.blocks import text_config
-from misdirect.model.interventions import embeddings_changed
 from misdirect.model.load import LM
-from misdirect.model.score import Encoded, encode
+from misdirect.model.score import Encoded
 from misdirect.runs import Result
 
 BATCH = 8  # questions an update
@@ -74,8 +69,6 @@ def inserted(lm: LM, ids: list[int], item: Encoded) -> Encoded:
     raise NotImplementedError
 
 
-def placed(
-    lm: LM, ids: list[int], vectors: Float[Tensor, "P D"]
-) -> AbstractContextManager[None]:
+def placed(lm: LM, ids: list[int], vectors: Float[Tensor, "P D"]) -> AbstractContextManager[None]:
     """Inside, the embedding of token `ids[i]` is `vectors[i]`; differentiable in `vectors`."""
     raise NotImplementedError

@@ -9,9 +9,10 @@ another one; afterwards its parameters are the very tensors they were, whatever 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -21,7 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from misdirect.attacks import measure
 from misdirect.attacks.case import Advance, Attack, Case, Cost
 from misdirect.attacks.measure import Point, Sat
-from misdirect.data.questions import Question
+from misdirect.evaluation.mcq import largest
 from misdirect.model.blocks import fused_experts
 from misdirect.model.load import LM
 from misdirect.runs import Result
@@ -43,7 +44,7 @@ def matrices(lm: LM) -> list[Matrix]:
     """Every linear map of the decoder blocks, in the model's order; a parameter used twice comes once.
 
     `Linear` and `Conv1D` weights, and fused experts, which transformers keeps as (expert, out, in), in some classes as
-    (expert, in, out). Raises ValueError where there is none.
+    (expert, in, out) or flattened. Raises ValueError where there is none.
     """
     found: dict[int, Matrix] = {}
     for i, block in enumerate(lm.blocks):
@@ -51,12 +52,12 @@ def matrices(lm: LM) -> list[Matrix]:
         for path, module in block.named_modules():
             for key, parameter in module.named_parameters(recurse=False):
                 linear = key == "weight" and isinstance(module, nn.Linear | Conv1D)
-                if linear or ((path, key) in fused and parameter.dim() == 3):
-                    turned = isinstance(module, Conv1D) or (not linear and bool(getattr(module, "is_transposed", False)))
+                if linear or (path, key) in fused:
+                    turned = isinstance(module, Conv1D) or (not linear and getattr(module, "is_transposed", False))
                     name = ".".join(part for part in (lm.block_prefix, str(i), path, key) if part)
                     found.setdefault(id(parameter), Matrix(name, parameter, module, turned))
     if not found:
-        raise ValueError(f"{lm.source} has no linear maps in its blocks; expected another model, or --skip quantise,prune,noise")
+        raise ValueError(f"{lm.source} has no linear maps in its blocks; expected another model, or --skip its attack")
     return list(found.values())
 
 
@@ -87,3 +88,47 @@ def weights_changed(lm: LM, rewrite: Rewrite) -> Iterator[None]:
     finally:
         for parameter, original in kept:
             parameter.data = original
+
+
+def run_levels(
+    lm: LM, case: Case, attack: Attack, advance: Advance, levels: Sequence[tuple[Point, Rewrite]]
+) -> list[Result]:
+    """Everything is asked at each level of the change, and the model speaks at the one where most came back."""
+    started = time.perf_counter()
+    points: list[tuple[Point, Sat]] = []
+    for point, rewrite in levels:
+        with weights_changed(lm, rewrite):
+            points.append((point, measure.sit(lm, case)))
+        advance(1)
+    with weights_changed(lm, levels[strongest(case, points)][1]):
+        spoken = measure.language(lm, case, attack)
+    advance(1)
+    return [*measure.results(case, attack, points, time.perf_counter() - started), spoken]
+
+
+def strongest(case: Case, points: Sequence[tuple[Point, Sat]]) -> int:
+    """The point with most right answers on the first fold of the forgotten sets, the earliest of equals."""
+
+    def right(sat: Sat) -> int:
+        return sum(
+            largest(found) == question.answer
+            for name, halves in case.forgotten.items()
+            for question, fold, found in zip(halves.test, halves.folds, sat[name], strict=True)
+            if fold == 0
+        )
+
+    return max(range(len(points)), key=lambda p: (right(points[p][1]), -p))
+
+
+# Matrices rewritten a second, in weights: measured on one core for rounding, the slowest; used for estimates alone.
+WEIGHTS_PER_SECOND = 3e7
+
+
+def cost(case: Case, num_levels: int) -> Cost:
+    """Of `run_levels`: the changed matrices stand beside the originals, one level at a time."""
+    shape = case.shape
+    return Cost(
+        forward_tokens=num_levels * measure.sitting_tokens(case) + measure.LANGUAGE_TOKENS,
+        seconds=(num_levels + 1) * shape.num_parameters / WEIGHTS_PER_SECOND,
+        memory=shape.num_parameters * shape.bytes_per_parameter,
+    )

@@ -25,7 +25,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from misdirect.config import UnlearnConfig, flag, knob
@@ -70,6 +70,18 @@ class Job(NamedTuple):
     names: list[str]  # trained parameters of the full model
     reference: dict[tuple[int, ...], float]  # forget sample -> log pi_base, for NPO alone
 
+    @property
+    def lm(self) -> LM:
+        return self.plan.lm
+
+
+class Losses(NamedTuple):
+    """`forget_nll` is in nats per token, for the log; `forget` and `retain` are what is trained on."""
+
+    forget: Float[Tensor, ""]
+    retain: Float[Tensor, ""]
+    forget_nll: Float[Tensor, ""]
+
 
 def prepare(
     lm: LM,
@@ -83,7 +95,142 @@ def prepare(
     `lm` is the full model; `budget` the resolved settings of the RMU run. Raises ValueError for a model or data that
     cannot be worked with.
     """
-    raise NotImplementedError
+    if not forget or not retain:
+        raise ValueError(f"{'no forget' if not forget else 'no retain'} text was given; expected at least one of each")
+    if budget.numerics == "published":
+        raise ValueError(
+            "a rival has no published numerics to repeat; expected the budget of a run with --numerics clean"
+        )
+    samples = {name: rmu.tokenise(lm, texts, budget, 0, name) for name, texts in forget.items()}
+    kept = [rmu.tokenise(lm, texts, budget, 0, name) for name, texts, _ in retain]
+    check_length(lm, max(len(ids) for found in [*samples.values(), *kept] for ids in found), "a sample")
+    nothing = torch.empty(0)  # a rival steers nowhere
+    topics = [
+        rmu.ForgetTopic(n, ids, nothing, nothing, math.nan, config.retain_weight, math.nan)
+        for n, ids in samples.items()
+    ]
+    updates = rmu.num_updates(budget, samples, kept)
+    plan = rmu.Job(lm, budget, updates, topics, kept, [weight for _, _, weight in retain], {})
+    names = trained_names(lm, config.trained, budget.matrix)
+    return Job(plan, config, names, reference_of(plan) if config.method == "npo" else {})
+
+
+def trained_names(lm: LM, trained: Trained, matrix: str | None = None) -> list[str]:
+    """The full model's parameters to train: every block's MLP output matrix, or every matrix of every block."""
+    blocks, width = lm.blocks, residual_width(lm.model)
+    if trained == "all":
+        return [
+            f"{lm.block_prefix}.{i}.{name}"
+            for i, block in enumerate(blocks)
+            for name, value in block.named_parameters()
+            if value.dim() >= 2
+        ]
+    paths = {i: find_matrix(block, width, matrix) for i, block in enumerate(blocks)}
+    refuse_shared(lm.model, blocks, paths)
+    return [f"{lm.block_prefix}.{i}.{path}" for i, path in paths.items()]
+
+
+def reference_of(plan: rmu.Job) -> dict[tuple[int, ...], float]:
+    """log pi_base of every forget sample that some update takes."""
+    used = list(dict.fromkeys(tuple(ids) for _, samples, _ in rmu.schedule(plan) for ids in samples))
+    found = dict(zip(used, map(math.fsum, text_logprobs(plan.lm, used)), strict=True))
+    if not all(map(math.isfinite, found.values())):
+        raise ValueError(
+            "the base's likelihood of the forget text is not a finite number before anything is trained; "
+            "expected sound weights, or another --dtype"
+        )
+    return found
+
+
+def logits_of(job: Job, weights: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, "B T V"]:
+    """The model's logits with `weights` in place of its own (none: the frozen base), differentiable in them."""
+    model = job.lm.model
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False}
+    if not weights:
+        return model(**inputs).logits
+    parameters = dict(model.named_parameters())
+    given = {name: value.to(parameters[parts.base_name(name)].dtype) for name, value in weights.items()}
+    return torch.func.functional_call(model, parts.merged(parameters, given), (), inputs).logits
+
+
+def text_logprob(logits: Float[Tensor, "B T V"], batch: Batch) -> Float[Tensor, " B"]:
+    """log pi of each sample: the sum over its tokens that count."""
+    per_token = token_logprobs(logits[:, :-1], batch.input_ids[:, 1:])  # (B, T-1)
+    return torch.where(batch.counts[:, 1:], per_token, 0.0).sum(-1)
+
+
+def npo(logprob: Float[Tensor, " B"], reference: Float[Tensor, " B"], beta: float) -> Float[Tensor, ""]:
+    """(2/beta) * mean log(1 + (pi/pi_base)^beta), from log pi and log pi_base of each sample."""
+    return 2 / beta * F.softplus(beta * (logprob - reference)).mean()
+
+
+def divergence(base: Float[Tensor, "N V"], logits: Float[Tensor, "N V"]) -> Float[Tensor, ""]:
+    """KL(base || model) of the next token, mean over positions, in nats."""
+    ours, theirs = (at_least_fp32(x).log_softmax(-1) for x in (logits, base))
+    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+
+
+def losses(job: Job, weights: Mapping[str, Tensor], forget: Batch, retain: Batch, reference: list[float]) -> Losses:
+    """Both terms of one update; `reference` is log pi_base of each forget sample, empty for gradient difference."""
+    config = job.config
+    logprob = text_logprob(logits_of(job, weights, forget), forget)
+    mean_logprob = logprob.sum() / forget.counts.sum()
+    forget_loss = mean_logprob
+    if config.method == "npo":
+        forget_loss = npo(logprob, torch.tensor(reference, device=logprob.device, dtype=logprob.dtype), config.beta)
+    logits = logits_of(job, weights, retain)
+    if config.retain_term == "kl":
+        counts = retain.counts[:, 1:]  # logits at t-1 predict token t
+        with torch.no_grad():
+            base = logits_of(job, {}, retain)[:, :-1][counts]
+        retain_loss = divergence(base, logits[:, :-1][counts])
+    else:
+        retain_loss = -text_logprob(logits, retain).sum() / retain.counts.sum()
+    return Losses(forget_loss, retain_loss, -mean_logprob.detach())
+
+
+def train(job: Job, after_update: Callable[[dict[str, Any]], None]) -> dict[str, Tensor]:
+    """The loop: the trained matrices in fp32, by name. Raises `rmu.Divergence` when the loss is not finite."""
+    budget, updates = job.plan.config, job.plan.updates
+    assert budget.schedule and budget.warmup is not None and budget.clip is not None
+    own = dict(job.lm.model.named_parameters())
+    weights = {n: parts.read(own[parts.base_name(n)], n).detach().float().clone() for n in job.names}
+    first, second = ({n: torch.zeros_like(value) for n, value in weights.items()} for _ in range(2))
+    for step, (topic, forget_samples, retain_samples) in enumerate(rmu.schedule(job.plan)):
+        started = time.perf_counter()
+        forget, retain = rmu.batch_of(job.plan, forget_samples), rmu.batch_of(job.plan, retain_samples)
+        reference = [job.reference[tuple(ids)] for ids in forget_samples] if job.reference else []
+        leaves = {name: value.requires_grad_() for name, value in weights.items()}
+
+        terms = losses(job, leaves, forget, retain, reference)
+        loss = terms.forget + job.config.retain_weight * terms.retain
+        if not torch.isfinite(loss):
+            raise rmu.Divergence(step, topic.name)
+        grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
+
+        gradient_norm = clip(grads, budget.clip)
+        if not math.isfinite(gradient_norm):  # before any weight is spoilt
+            raise rmu.Divergence(step, topic.name)
+        lr = learning_rate(step, updates, job.config.lr, budget.warmup, budget.schedule)
+        with torch.no_grad():
+            for name, weight in weights.items():
+                adamw_step(weight, grads[name], first[name], second[name], step + 1, lr)
+
+        line = {
+            "step": step + 1,
+            "topic": topic.name,
+            "forget_loss": terms.forget.item(),
+            "retain_loss": terms.retain.item(),
+            "forget_nll": terms.forget_nll.item(),
+            "gradient_norm": gradient_norm,
+            "lr": lr,
+            "tokens": int(forget.attention_mask.sum() + retain.attention_mask.sum()),
+            "seconds": time.perf_counter() - started,
+        }
+        after_update(line)
+    if not all(torch.isfinite(value).all() for value in weights.values()):
+        raise ValueError("the last update made weights that are not finite numbers; expected a smaller --lr")
+    return {name: value.detach() for name, value in weights.items()}
 
 
 def rival(
@@ -91,7 +238,8 @@ def rival(
     forget: Mapping[str, Sequence[str]],
     retain: Sequence[tuple[str, Sequence[str], float]],
     budget: UnlearnConfig,
-    config: RivalConfig = RivalConfig(),  # noqa: B008 - frozen
+    config: RivalConfig = RivalConfig(),
 ) -> tuple[Delta, list[dict[str, Any]]]:
     """One run in memory: (the changed matrices, a log line per update). The model is left as it was, bit for bit."""
-    raise NotImplementedError
+    log: list[dict[str, Any]] = []
+    return Delta(train(prepare(lm, forget, retain, budget, config), log.append)), log

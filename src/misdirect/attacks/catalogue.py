@@ -1,0 +1,54 @@
+"""Every attack, in the order in which an audit spends its time: the clean relearning first, the rest by what it costs."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Sequence
+
+from misdirect.attacks import relearn
+from misdirect.attacks.case import Advance, Attack, Case, Cost
+from misdirect.attacks.measure import Point, results, sit, sitting_tokens
+from misdirect.config import AuditConfig
+from misdirect.model.load import LM
+from misdirect.runs import Result
+
+NONE = "none"
+
+
+def unattacked(case: Case) -> Attack:
+    """No attack: what both models answer as they are, on the very questions that are measured after every attack."""
+    cost = Cost(forward_tokens=sitting_tokens(case))
+    return Attack(NONE, NONE, "No attack", "prompt", {"attack": NONE}, cost, 1, as_it_is, recovers=False)
+
+
+def as_it_is(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
+    started = time.perf_counter()
+    sat = sit(lm, case)
+    advance(1)
+    return results(case, attack, [(Point(), sat)], time.perf_counter() - started)
+
+
+def attacks(case: Case, config: AuditConfig) -> list[Attack]:
+    made = [*relearn.first(case, config), *relearn.rest(case, config)]
+    assert len({attack.name for attack in made}) == len(made)
+    return made
+
+
+def selected(made: Sequence[Attack], only: Sequence[str], skip: Sequence[str]) -> list[Attack]:
+    """By family or by name (or its beginning). Raises ValueError for what names no attack."""
+    for given in (*only, *skip):
+        if not any(matches(attack, given) for attack in made):
+            known = list(dict.fromkeys([a.family for a in made] + [a.name for a in made]))
+            near = difflib.get_close_matches(given, known, n=1)
+            families = ", ".join(dict.fromkeys(a.family for a in made))
+            raise ValueError(
+                f"no attack is called {given!r}; "
+                + (f"did you mean {near[0]}?" if near else f"expected one of {families}")
+            )
+    kept = [a for a in made if not only or any(matches(a, given) for given in only)]
+    return [a for a in kept if not any(matches(a, given) for given in skip)]
+
+
+def matches(attack: Attack, given: str) -> bool:
+    return given == attack.family or attack.name == given or attack.name.startswith(f"{given}-")

@@ -1,0 +1,126 @@
+"""The two checkpoints of an audit, whoever made them: loaded in turn, never both at once.
+
+A checkpoint is `demo`, a model folder, a hub id, a run directory (its unlearned model) or a delta file. Where the unlearned
+model is a delta on the base, one model is loaded and the delta swapped in and out.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+
+from misdirect import runs
+from misdirect.model.delta import Delta, load_delta, swapped_in
+from misdirect.model.load import LM, load_lm
+
+Model = Literal["base", "unlearned"]
+MODELS: tuple[Model, Model] = ("base", "unlearned")
+Side = Callable[[Model], AbstractContextManager[LM]]
+PROBE = "Question: What does the nucleus of a cell do?\nAnswer: 3.14 \u00e9 \u6f22\u5b57 \U0001f600\t(A) B."
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's source, and the delta that makes it another one."""
+
+    source: str
+    delta: Path | None = None
+
+
+@dataclass(frozen=True)
+class Loading:
+    device: str = "auto"
+    dtype: str = "auto"
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+
+def checkpoint(target: str, base: str | None = None) -> Checkpoint:
+    """What TARGET names. A delta file needs `base`, the model that it changes. Raises ValueError for an unfinished run."""
+    path = Path(target).expanduser()
+    if path.suffix == ".safetensors" and path.is_file():
+        if base is None:
+            raise ValueError(f"{target} is a delta, not a model; expected it as the second of BASE UNLEARNED")
+        return Checkpoint(base, path)
+    if runs.is_run(path):
+        runs.require_run(path)
+        return Checkpoint(runs.read_json(path / runs.CONFIG)["model"], path / runs.DELTA)
+    return Checkpoint(target)
+
+
+def opened(base: Checkpoint, unlearned: Checkpoint, loading: Loading) -> Side:
+    """A function that gives the one model or the other: `with side("base") as lm: ...`. Loading is left to the first use.
+
+    Raises ValueError, at that moment, where the two do not fit each other: other tokenizers, other shapes.
+    """
+    held: dict[str, LM] = {}  # one at most
+    deltas: dict[Path, Delta] = {}
+    seen: dict[str, Likeness] = {}
+
+    def model_of(source: str) -> LM:
+        if source not in held:
+            held.clear()
+            gc.collect()
+            options = (loading.device, loading.dtype, loading.trust_remote_code, loading.allow_pickle)
+            held[source] = load_lm(source, None, *options)
+            seen[source] = likeness(held[source])
+            refuse_unlike(seen)
+        return held[source]
+
+    @contextmanager
+    def side(model: Model) -> Iterator[LM]:
+        point = base if model == "base" else unlearned
+        lm = model_of(point.source)
+        if point.delta is None:
+            yield lm
+            return
+        if point.delta not in deltas:
+            deltas[point.delta] = load_delta(point.delta)
+        with swapped_in(deltas[point.delta], lm.model):
+            yield lm
+
+    return side
+
+
+class Likeness(NamedTuple):
+    """What two checkpoints must have alike to be a pair."""
+
+    tokens: list[int]
+    shapes: dict[str, tuple[int, ...]]
+
+
+def likeness(lm: LM) -> Likeness:
+    probe = [len(lm.tokenizer), *lm.tokenizer(PROBE, verbose=False)["input_ids"]]
+    return Likeness(probe, {name: tuple(p.shape) for name, p in lm.model.named_parameters()})
+
+
+def refuse_unlike(seen: Mapping[str, Likeness]) -> None:
+    """Raises ValueError where two models cannot be audited as a pair."""
+    for (first, mine), (second, theirs) in itertools.pairwise(seen.items()):
+        if mine.tokens != theirs.tokens:
+            raise ValueError(
+                f"{first} and {second} have different tokenizers; expected one model and a changed copy of it"
+            )
+        for name in mine.shapes.keys() | theirs.shapes.keys():
+            if mine.shapes.get(name) != theirs.shapes.get(name):
+                raise ValueError(
+                    f"{name} is {mine.shapes.get(name, 'missing')} in {first} and {theirs.shapes.get(name, 'missing')} in "
+                    f"{second}; expected one model and a changed copy of it"
+                )
+
+
+def weights_hash(lm: LM) -> str:
+    """SHA-256 over every parameter's name, dtype and bits."""
+    digest = hashlib.sha256()
+    for name, p in lm.model.named_parameters():
+        digest.update(f"{name} {p.dtype}".encode())
+        digest.update(p.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
