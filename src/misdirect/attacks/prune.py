@@ -104,7 +104,7 @@ def input_norms(lm: LM, samples: Sequence[Sequence[int]]) -> dict[str, Float[Ten
     for matrix in weights.matrices(lm):
         owners.setdefault(id(matrix.owner), []).append(matrix)
     places = [
-        lambda held=held: held[0].owner.register_forward_pre_hook(hook(held), with_kwargs=True)  # type: ignore[misc]
+        lambda held=held: held[0].owner.register_forward_pre_hook(hook(held), with_kwargs=True)
         for held in owners.values()
     ]
     with hooked(places):
@@ -115,9 +115,9 @@ def input_norms(lm: LM, samples: Sequence[Sequence[int]]) -> dict[str, Float[Ten
 
 
 def norms_over(lm: LM, case: Case, texts: Sequence[str], what: str) -> dict[str, Float[Tensor, " I"]]:
-    """The norms over `NUM_TEXTS` texts, drawn with the seed."""
+    """The norms over the beginnings of `NUM_TEXTS` texts, drawn with the seed."""
     chosen = random.Random(f"prune:{what}:{case.seed}").sample(list(texts), min(NUM_TEXTS, len(texts)))
-    return input_norms(lm, tokenise(lm.tokenizer, chosen, MAX_TOKENS))
+    return input_norms(lm, [sample for text in chosen for sample in tokenise(lm.tokenizer, [text], MAX_TOKENS)[:1]])
 
 
 def attacks(case: Case, config: AuditConfig) -> list[Attack]:

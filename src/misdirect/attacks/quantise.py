@@ -15,9 +15,11 @@ asymmetric 4 bits in groups of 32, so groups of 64 are used here. Embeddings and
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -63,12 +65,11 @@ def round_to_nearest(
 def to_nf4(weight: Float[Tensor, "E O I"]) -> Float[Tensor, "E O I"]:
     """Every weight on bitsandbytes' NF4 levels (Dettmers et al. 2023, arXiv 2305.14314), in blocks of 64."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it reports kernels that a CPU does not have
-    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
-
+    library = importlib.import_module("bitsandbytes.functional")
     made = []
     for expert in weight:
-        codes, state = quantize_4bit(expert.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4")
-        made.append(dequantize_4bit(codes, state))
+        codes, state = library.quantize_4bit(expert.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4")
+        made.append(library.dequantize_4bit(codes, state))
     return torch.stack(made)
 
 
@@ -81,7 +82,7 @@ def attacks(case: Case, config: AuditConfig) -> list[Attack]:
     made = []
     for name, (bits, group, symmetric) in SETTINGS.items():
         how = f"{'symmetric' if symmetric else 'asymmetric'}, {f'groups of {group}' if group else 'a scale a row'}"
-        settings = {"bits": bits, "group": group, "symmetric": symmetric}
+        settings: dict[str, Any] = {"bits": bits, "group": group, "symmetric": symmetric}
         title = f"Weights rounded to {bits} bits ({how})"
         made.append(Attack(name, "quantise", title, "weights", settings, cost, 2, run))
     missing = "" if has_bitsandbytes() else "needs bitsandbytes: pip install 'misdirect[quant]'"
