@@ -1,0 +1,89 @@
+"""Candidates a second of the GCG search: with the shared prefix, and as plain full forward passes.
+
+One question with 100 tokens before the adversarial text, 12 adversarial tokens, a target of about 6 tokens; 64 single
+swaps a pass. The plain form runs each candidate's whole prompt, with logits at the target's positions alone in both forms.
+Each form is tried with several batch sizes, in turn, and its best one counts.
+
+    python benchmarks/gcg.py [--candidates 64] [--repeats 3] [--model demo]
+
+prints a JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+
+import torch
+
+from misdirect.attacks.gcg_loss import Frame, Ids, Job, gradient, job_of, losses
+from misdirect.attacks.gcg_search import Place, allowed_tokens, framed, swapped, typable
+from misdirect.model.load import LM, load_lm
+
+TEXT = (
+    "The water of a river carries sand and small stones from the hills to the sea. Where it slows down, the heavier grains "
+    "sink first and the finer ones later, so that layers of different grain lie one above the other. After many years the "
+    "layers are pressed together and become rock, and a reader of such rock can tell where the river once ran. "
+)
+PREFIX, SUFFIX_TOKENS = 100, 12
+BATCHES = (512, 1024, 2048, 4096, 8192)
+
+
+def prompt(lm: LM) -> tuple[list[Frame], Ids]:
+    """The text cut so that 100 tokens stand before the adversarial ones."""
+    words = (TEXT + TEXT).split()
+    for count in range(len(words), 0, -1):
+        place = Place(f"Question: {' '.join(words[:count])}", "\nAnswer:", " a layer of sedimentary rock near")
+        if len(lm.tokenizer(place.before)["input_ids"]) <= PREFIX:
+            return framed(lm.tokenizer, [place], SUFFIX_TOKENS)
+    raise AssertionError("no text")
+
+
+def candidates_of(lm: LM, frames: list[Frame], ids: Ids, count: int) -> list[Ids]:
+    draw = torch.Generator().manual_seed(0)
+    tokens = allowed_tokens(lm).nonzero().flatten()
+    picks = tokens[torch.randint(len(tokens), (4 * count,), generator=draw)].tolist()
+    made = [swapped(ids, [(i % len(ids), token)]) for i, token in enumerate(picks)]
+    return [c for c, good in zip(made, typable(lm.tokenizer, frames, made), strict=True) if good][:count]
+
+
+def seconds_of(job: Job, candidates: list[Ids], ids: Ids) -> float:
+    started = time.perf_counter()
+    losses(job, 0, candidates, ids)
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--candidates", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--model", default="demo")
+    options = parser.parse_args()
+    lm = load_lm(options.model)
+    frames, ids = prompt(lm)
+    candidates = candidates_of(lm, frames, ids, options.candidates)
+    jobs = {(form, size): job_of(lm, frames, ids, size, form) for form in ("plain", "cached", "tree") for size in BATCHES}  # type: ignore[arg-type]
+    best: dict[str, tuple[float, int]] = {}
+    for _ in range(options.repeats):
+        for (form, size), job in jobs.items():
+            if form == "plain" and best.get(form, (0.0, size))[0] > 3 and size != best[form][1]:
+                continue  # slow machines: only the best batch again
+            best[form] = min(best.get(form, (float("inf"), 0)), (seconds_of(job, candidates, ids), size))
+    started = time.perf_counter()
+    gradient(jobs["tree", BATCHES[0]], 0, ids)
+    slope_seconds = time.perf_counter() - started
+    plain = losses(jobs["plain", 2048], 0, candidates, ids)
+    apart = max((losses(jobs[f, 2048], 0, candidates, ids) - plain).abs().max().item() for f in ("tree", "cached"))
+    rates = {form: round(len(candidates) / seconds, 1) for form, (seconds, _) in best.items()}
+    print(json.dumps({
+        "before": len(frames[0].before), "suffix": len(ids), "after": len(frames[0].after), "target": len(frames[0].target),
+        "candidates": len(candidates), "threads": torch.get_num_threads(), "candidates_per_second": rates,
+        "best_batch": {form: size for form, (_, size) in best.items()},
+        "cached_over_plain": round(rates["cached"] / rates["plain"], 2), "tree_over_plain": round(rates["tree"] / rates["plain"], 2),
+        "gradient_seconds": round(slope_seconds, 3), "largest_difference": apart,
+    }))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
