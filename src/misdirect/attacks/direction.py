@@ -14,19 +14,31 @@ directions come from forget and retain text, never from measured questions.
 
 from __future__ import annotations
 
+import time
+from contextlib import AbstractContextManager
 from typing import Literal, NamedTuple
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from misdirect.attacks.case import Advance, Attack, Case, Cost
-from misdirect.attacks.measure import LANGUAGE_TOKENS, sitting_tokens
+from misdirect.attacks.measure import LANGUAGE_TOKENS, Point, language, results, sit, sitting_tokens
+from misdirect.attacks.writers import folded, without, writers
 from misdirect.config import AuditConfig
+from misdirect.data.batches import pad, pad_id, tokenise
+from misdirect.model.activations import first_output, hooked, states_after
+from misdirect.model.interventions import blocks_changed
 from misdirect.model.load import LM
-from misdirect.runs import Result
+from misdirect.model.score import forward
+from misdirect.runs import Metric, Result
 
 Source = Literal["control", "ones", "forget-retain", "unlearned-base", "pc1"]
 Place = Literal["block", "all", "folded", "written", "subtract"]
+
+
+TRAINED = 3  # blocks that RMU trains: the steered one and two before it
+TEXTS, TEXT_TOKENS, STATES = 32, 128, 1024  # forget text behind the principal component
 
 
 class Kind(NamedTuple):
@@ -78,14 +90,93 @@ def attacks(case: Case, config: AuditConfig) -> list[Attack]:
 
 def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
     """Asks every set, and for a few answers in words, with the direction taken out."""
-    raise NotImplementedError
+    source, place = attack.settings["source"], attack.settings["place"]
+    block, since = steered_block(case), time.perf_counter()
+    basis = directions(lm, case, source, block)
+    with taken_out(lm, case, place, block, basis):
+        extra = [Metric("component_left", component_left(lm, case, block, basis))]
+        prepared = time.perf_counter() - since
+        sat = sit(lm, case)
+        answers = language(lm, case, attack)
+    advance(1)
+    point = Point() if place in ("all", "folded") else Point(block=block)
+    return [*results(case, attack, [(point, sat)], prepared, extra=extra), answers]
+
+
+# ---------------------------------------------------------------------------------------------------- which direction
+
+
+def directions(lm: LM, case: Case, source: Source, block: int) -> Float[Tensor, "K D"]:
+    """The span to take out, as orthonormal rows; no row where two means are equal. fp32, on the CPU."""
+    if source == "control":
+        return orthonormal(torch.stack([v.detach().cpu().float() for v in case.control_vectors.values()]))
+    if source == "ones":
+        return orthonormal(torch.ones(1, case.shape.width))
+    if source == "pc1":
+        return orthonormal(principal(forget_states(lm, case, block)).unsqueeze(0))
+    unlearned = case.means["unlearned"]
+    minus = unlearned.retain if source == "forget-retain" else case.means["base"].forget
+    return orthonormal((unlearned.forget - minus)[block].detach().cpu().float().unsqueeze(0))
 
 
 def steered_block(case: Case) -> int:
-    """The run's block, else the block at which the two models' mean states on forget text part."""
-    raise NotImplementedError
+    """The run's block, else the block at which the two models' mean states on forget text part: where the distance of the
+    means, in norms of the base's, grows most over the block before."""
+    if case.block is not None:
+        return case.block
+    base, unlearned = case.means["base"].forget.float(), case.means["unlearned"].forget.float()
+    apart = (unlearned - base).norm(dim=-1) / base.norm(dim=-1).clamp(min=1e-12)  # (L,)
+    return int(apart.diff(prepend=apart.new_zeros(1)).argmax())
 
 
 def orthonormal(vectors: Float[Tensor, "N D"]) -> Float[Tensor, "K D"]:
     """An orthonormal basis of the rows' span; rows of zeros span nothing."""
-    raise NotImplementedError
+    _, values, rows = torch.linalg.svd(vectors.double(), full_matrices=False)
+    return rows[values > 1e-6 * max(values[0].item(), 1e-30)].float()
+
+
+def forget_states(lm: LM, case: Case, block: int) -> Float[Tensor, "N D"]:
+    """States of at most `STATES` forget tokens of the model under attack after `block`, first tokens left out."""
+    samples = tokenise(lm.tokenizer, case.forget_texts[:TEXTS], TEXT_TOKENS)[:TEXTS]
+    parts = []
+    for i in range(0, len(samples), 8):
+        batch = pad(samples[i : i + 8], pad_id(lm.tokenizer)).to(lm.device)
+        states = states_after(lm.model, lm.blocks, block, batch.input_ids, batch.attention_mask)
+        parts.append(states[batch.counts].float().cpu())
+    found = torch.cat(parts)
+    return found[torch.linspace(0, len(found) - 1, min(STATES, len(found))).long()]
+
+
+def principal(states: Float[Tensor, "N D"]) -> Float[Tensor, " D"]:
+    """The direction along which the states vary most."""
+    return torch.linalg.svd((states - states.mean(0)).double(), full_matrices=False).Vh[0].float()
+
+
+# ---------------------------------------------------------------------------------------------------- what is done
+
+
+def taken_out(
+    lm: LM, case: Case, place: Place, block: int, basis: Float[Tensor, "K D"]
+) -> AbstractContextManager[None]:
+    """Inside, the model is without the direction at that place."""
+    if place == "subtract":
+        shift = (case.means["unlearned"].forget - case.means["base"].forget)[block]
+        return blocks_changed(lm, {block: lambda h: h - shift.to(h.device, h.dtype)})
+    if place == "folded":
+        return folded(lm, writers(lm), basis)
+    if place == "written":
+        return folded(lm, [w for w in writers(lm) if w.block in range(block - TRAINED + 1, block + 1)], basis)
+    where = range(len(lm.blocks)) if place == "all" else [block]
+    return blocks_changed(lm, dict.fromkeys(where, lambda h: without(h, basis, -1)))
+
+
+@torch.no_grad()
+def component_left(lm: LM, case: Case, block: int, basis: Float[Tensor, "K D"]) -> float:
+    """The largest share of a token's norm that lies along the direction after `block`, on one forget text."""
+    ids = torch.tensor(tokenise(lm.tokenizer, case.forget_texts[:8], TEXT_TOKENS)[:1], device=lm.device)
+    states: list[Tensor] = []
+    with hooked([lambda: lm.blocks[block].register_forward_hook(lambda m, a, out: states.append(first_output(out)))]):
+        forward(lm, ids, torch.ones_like(ids), keep=1)
+    hidden = states[0][0].float()  # (T, D)
+    along = (hidden @ basis.to(hidden.device).T).norm(dim=-1) / hidden.norm(dim=-1)
+    return along.max().item()

@@ -52,6 +52,10 @@ def example_tokens(case: Case) -> float:
     return sum(len(q.question) + len(q.choices[q.answer]) + 20 for q in asked) / max(1, len(asked)) / CHARS_PER_TOKEN
 
 
+def num_tokens(item: Encoded) -> int:
+    return len(item.context) + len(item.continuations[0])
+
+
 def nlls(lm: LM, items: Sequence[Encoded]) -> Float[Tensor, " B"]:
     """Mean negative log-likelihood per token of each item's (only) continuation; differentiable."""
     batch = pad([item.context + item.continuations[0] for item in items], pad_id(lm.tokenizer)).to(lm.device)

@@ -11,15 +11,22 @@ place: an upper bound of another kind than the soft prompt, and the cheapest, fo
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from misdirect.attacks import optimise
 from misdirect.attacks.case import Advance, Attack, Case, Cost
-from misdirect.attacks.measure import LANGUAGE_TOKENS, sitting_tokens
+from misdirect.attacks.direction import steered_block
+from misdirect.attacks.measure import LANGUAGE_TOKENS, Point, language, results, sit, sitting_tokens
 from misdirect.config import AuditConfig
+from misdirect.data.batches import plan_single
+from misdirect.model.interventions import blocks_changed
 from misdirect.model.load import LM
 from misdirect.runs import Result
 
@@ -56,10 +63,52 @@ def attacks(case: Case, config: AuditConfig) -> list[Attack]:
 
 
 def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
-    """Trains one vector per epsilon and asks with each; other sets and answers in words with the longest."""
-    raise NotImplementedError
+    """Trains one vector per epsilon and asks with each; other sets and answers in words with the longest.
+
+    Raises ValueError where the loss is not finite.
+    """
+    steps, block = attack.settings["soft_steps"], place_of(case, attack.settings["place"])
+    assert case.medians is not None, "needs_means"
+    vector = torch.zeros(case.shape.width, device=lm.device, requires_grad=True)
+
+    def applied() -> AbstractContextManager[None]:
+        return added(lm, block, vector)
+
+    items = optimise.examples(lm, case)
+    before = optimise.watched(lm, items, BATCH)
+    points = [(Point(block=block, budget=0.0), sit(lm, case, general=False))]
+    plan = plan_single(len(items), steps, BATCH, case.seed)
+    ends, spent = [0, *optimise.checkpoints(steps, len(EPSILONS))], 0.0
+    for start, stop, epsilon in zip(ends, ends[1:], EPSILONS, strict=False):
+        since, radius = time.perf_counter(), epsilon * case.medians[block].item()
+        rate = RATE * radius / math.sqrt(case.shape.width)
+        for _ in optimise.updates(lm, items, vector, applied, plan[start:stop], rate, into_ball(radius)):
+            advance(1)
+        spent += time.perf_counter() - since
+        with applied():
+            points.append((Point(block=block, budget=epsilon), sit(lm, case, general=stop == steps)))
+    end = optimise.watched(lm, items, BATCH, applied)
+    seen = sum(optimise.num_tokens(items[row]) for rows in plan for row in rows)
+    with applied():
+        answers = language(lm, case, attack)
+    return [*results(case, attack, points, spent, seen, optimise.evidence(before, before, end)), answers]
+
+
+def place_of(case: Case, place: str) -> int:
+    block = steered_block(case)
+    return block if place == "block" else (block + case.shape.num_blocks) // 2
+
+
+def added(lm: LM, block: int, vector: Float[Tensor, " D"]) -> AbstractContextManager[None]:
+    """Inside, `vector` is added to the residual stream of every token after `block`; differentiable in it."""
+    return blocks_changed(lm, {block: lambda hidden: hidden + vector.to(hidden.device, hidden.dtype)})
 
 
 def into_ball(radius: float) -> Callable[[Float[Tensor, " D"]], Float[Tensor, " D"]]:
     """The nearest vector of norm at most `radius`."""
-    raise NotImplementedError
+
+    def project(vector: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
+        norm = torch.linalg.vector_norm(vector)
+        return vector * (radius / norm) if norm > radius else vector
+
+    return project

@@ -12,17 +12,22 @@ sentence.
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractContextManager
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from misdirect.attacks import optimise
 from misdirect.attacks.case import Advance, Attack, Case, Cost
-from misdirect.attacks.measure import sitting_tokens
+from misdirect.attacks.measure import Point, rendering, results, sit, sitting_tokens
 from misdirect.config import AuditConfig
+from misdirect.data.batches import pad_id, plan_single
+from misdirect.model.blocks import text_config
+from misdirect.model.interventions import embeddings_changed
 from misdirect.model.load import LM
-from misdirect.model.score import Encoded
+from misdirect.model.score import Encoded, encode
 from misdirect.runs import Result
 
 BATCH = 8  # questions an update
@@ -55,20 +60,96 @@ def attacks(case: Case, config: AuditConfig) -> list[Attack]:
 
 
 def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
-    """Trains the vectors, and asks at `POINTS` points of the way; other sets with the final vectors before them too."""
-    raise NotImplementedError
+    """Trains the vectors and asks at `POINTS` points of the way, and before; other sets with the final vectors alone.
+
+    Raises ValueError where the loss is not finite.
+    """
+    tokens, steps = attack.settings["soft_tokens"], attack.settings["soft_steps"]
+    ids = placeholders(lm, case, tokens)
+    plain = optimise.examples(lm, case)
+    items = [inserted(lm, ids, item) for item in plain]
+    vectors = starting(lm, tokens).requires_grad_()
+
+    def applied() -> AbstractContextManager[None]:
+        return placed(lm, ids, vectors)
+
+    before, start = optimise.watched(lm, plain, BATCH), optimise.watched(lm, items, BATCH, applied)
+    plan = plan_single(len(items), steps, BATCH, case.seed)
+    points = [(Point(step=0), sit(lm, case, general=False))]
+    asked = optimise.checkpoints(steps, POINTS)
+    spent, since = 0.0, time.perf_counter()
+    for step in optimise.updates(lm, items, vectors, applied, plan, RATE * size(lm)):
+        advance(1)
+        if step in asked:
+            spent += time.perf_counter() - since
+            with applied():
+                found = sit(lm, case, general=step == steps, edit=lambda item: inserted(lm, ids, item))
+            points.append((Point(step=step), found))
+            since = time.perf_counter()
+    end = optimise.watched(lm, items, BATCH, applied)
+    seen = sum(optimise.num_tokens(items[row]) for rows in plan for row in rows)
+    return results(case, attack, points, spent, seen, optimise.evidence(before, start, end))
 
 
 def placeholders(lm: LM, case: Case, count: int) -> list[int]:
     """`count` token ids that no question of the case uses, none of them special. Raises ValueError where there are fewer."""
-    raise NotImplementedError
+    table = lm.model.get_input_embeddings()
+    size = min(len(lm.tokenizer), table.weight.shape[0])
+    named = [v for key, v in text_config(lm.model).to_dict().items() if key.endswith("token_id")]
+    named += [v for key, v in lm.model.config.to_dict().items() if key.endswith("token_id")]
+    taken = {pad_id(lm.tokenizer), *lm.tokenizer.all_special_ids, *(v for v in named if isinstance(v, int))}
+    for item in everything(lm, case):
+        taken.update(item.context, *item.continuations)
+    free = [i for i in range(size - 1, -1, -1) if i not in taken]
+    if len(free) < count:
+        raise ValueError(
+            f"--soft-tokens {count} needs as many tokens that no question uses, and the vocabulary of {size} has "
+            f"{len(free)} left; expected at most that"
+        )
+    return free[:count]
+
+
+def everything(lm: LM, case: Case) -> list[Encoded]:
+    """Every question that is trained on or measured, encoded as it is asked."""
+    groups = [(name, [*halves.train, *halves.test]) for name, halves in case.forgotten.items()]
+    groups += [(name, list(questions)) for name, questions in case.retained.items()]
+    return [
+        encode(lm.tokenizer, *rendering(case.forms[name], case.seed)(question))
+        for name, questions in groups
+        for question in questions
+    ]
 
 
 def inserted(lm: LM, ids: list[int], item: Encoded) -> Encoded:
     """`item` with these tokens before its context, after a BOS where it begins with one."""
-    raise NotImplementedError
+    bos = lm.tokenizer.bos_token_id
+    at = int(bos is not None and item.context[0] == bos)
+    return Encoded([*item.context[:at], *ids, *item.context[at:]], item.continuations)
 
 
 def placed(lm: LM, ids: list[int], vectors: Float[Tensor, "P D"]) -> AbstractContextManager[None]:
     """Inside, the embedding of token `ids[i]` is `vectors[i]`; differentiable in `vectors`."""
-    raise NotImplementedError
+
+    def change(input_ids: Int[Tensor, "B T"], embeddings: Float[Tensor, "B T D"]) -> Tensor:
+        match = input_ids.unsqueeze(-1) == torch.tensor(ids, device=input_ids.device)  # (B, T, P)
+        mine = vectors.to(embeddings.device, embeddings.dtype)[match.int().argmax(-1)]
+        return torch.where(match.any(-1, keepdim=True), mine, embeddings)
+
+    return embeddings_changed(lm, change)
+
+
+@torch.no_grad()
+def starting(lm: LM, count: int) -> Float[Tensor, "P D"]:
+    """The embeddings of a plain sentence's tokens, over and over, in fp32: as the table gives them, scaling included."""
+    ids = lm.tokenizer(START, add_special_tokens=False)["input_ids"]
+    repeated = torch.tensor([(ids * count)[:count]], device=lm.device)
+    found: Tensor = lm.model.get_input_embeddings()(repeated)[0].detach().float().clone()
+    return found
+
+
+@torch.no_grad()
+def size(lm: LM) -> float:
+    """Root mean square of the entries of ordinary embeddings, as the table gives them."""
+    ids = lm.tokenizer(START, add_special_tokens=False)["input_ids"]
+    found: Tensor = lm.model.get_input_embeddings()(torch.tensor([ids], device=lm.device)).float()
+    return found.square().mean().sqrt().item()
