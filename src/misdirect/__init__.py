@@ -5,15 +5,17 @@
     run = md.unlearn("demo", forget={"biology": "demo-forget"}, retain={"wiki": "demo-retain-wikipedia"}, out="runs/a")
     rows = md.evaluate(run, questions={"biology": "demo-biology"}, texts={"wiki": "demo-text-wikipedia"})
     page = md.report(run)
+    record = md.audit(run, questions={"biology": "demo-biology"})
 
 | name | what it does |
 |---|---|
 | `plan` | what a run takes in time, memory and disk, before weights are read |
 | `unlearn` | RMU on a model: texts in, a run directory out |
 | `evaluate` | accuracy, likelihood and answers of a run (base and unlearned) or of one model |
+| `audit` | attacks a run, or any two checkpoints: what of that which was removed comes back |
 | `report` | a run directory -> one self-contained HTML page |
-| `demo` | all three on the embedded model |
-| `UnlearnConfig`, `EvaluateConfig`, `Topic`, `Corpus` | every setting |
+| `demo` | unlearn, evaluate and report on the embedded model |
+| `UnlearnConfig`, `EvaluateConfig`, `AuditConfig`, `Topic`, `Corpus` | every setting |
 | `RECIPES` | published settings |
 
 Nothing here imports torch until a function is called.
@@ -25,18 +27,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from misdirect.api import demo, evaluate, plan, report, unlearn
-    from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig
+    from misdirect.api import audit, demo, evaluate, plan, report, unlearn
+    from misdirect.config import AuditConfig, Corpus, EvaluateConfig, Topic, UnlearnConfig
     from misdirect.recipes import RECIPES
 
 __version__ = "0.1.0"
 __all__ = [
     "RECIPES",
+    "AuditConfig",
     "Corpus",
     "EvaluateConfig",
     "Topic",
     "UnlearnConfig",
     "__version__",
+    "audit",
     "demo",
     "evaluate",
     "plan",
@@ -44,7 +48,7 @@ __all__ = [
     "unlearn",
 ]
 
-_CONFIGS = ("Corpus", "EvaluateConfig", "Topic", "UnlearnConfig")
+_CONFIGS = ("AuditConfig", "Corpus", "EvaluateConfig", "Topic", "UnlearnConfig")
 _HOME = {"RECIPES": "misdirect.recipes", **dict.fromkeys(_CONFIGS, "misdirect.config")}
 
 

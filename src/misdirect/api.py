@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from misdirect import runs
-from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig
+from misdirect.config import AuditConfig, Corpus, EvaluateConfig, Topic, UnlearnConfig
 from misdirect.data.files import shown
 from misdirect.progress import bar, note
 from misdirect.recipes import resolve
@@ -220,6 +220,84 @@ def refuse_other_base(lm: LM, run: Path) -> None:
         raise ValueError(f"{config['model']} has other weights than {run} was made from; expected the same model")
 
 
+def audit(
+    base: str | Path,
+    unlearned: str | Path | None = None,
+    questions: Mapping[str, str] | None = None,
+    forget: Mapping[str, str] | None = None,
+    retain: Mapping[str, str] | None = None,
+    texts: Mapping[str, str] | None = None,
+    config: AuditConfig | None = None,
+    out: str | Path | None = None,
+    *,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> dict[str, Any]:
+    """Attacks an unlearned model, with the base under the same attacks as control; returns the record (`audit.json`).
+
+    `base` alone is a run directory, which holds both; otherwise `base` and `unlearned` are any two checkpoints (folders, hub
+    ids, run directories, delta files) and `out` is needed. `questions`: set -> SOURCE; those named like a topic of
+    `forget` are what was to be forgotten, the others the general ability. A run of the demo needs none of them. `only` and
+    `skip` take families or names of attacks. Finished attacks are not repeated. Raises ValueError for bad input.
+    """
+    from misdirect.auditing import material, pair
+    from misdirect.auditing import run as running
+    from misdirect.model.load import pick_device, pick_dtype
+
+    config = config or AuditConfig()
+    dtype: Any = str(pick_dtype(config.dtype, pick_device(config.device))).removeprefix("torch.")
+    config = dataclasses.replace(config, dtype=dtype)
+    folder, run, both = audited(str(base), None if unlearned is None else str(unlearned), out)
+    questions, forget, retain, texts = (dict(x or {}) for x in (questions, forget, retain, texts))
+    topics = list(forget)
+    if run is not None:
+        forgotten, kept = material.sources_of(run)
+        topics = list(forgotten | forget)
+        forget = forget or material.readable(forgotten, "forget")
+        retain = retain or material.readable(kept, "retain")
+        if is_demo(run):
+            settings = DemoSettings()
+            questions, texts = questions or dict(settings.questions), texts or dict(settings.benign)
+    found = material.read(questions, forget, retain, texts, topics, config)
+    loading = pair.Loading(config.device, config.dtype, trust_remote_code, allow_pickle)
+    side = pair.opened(both["base"], both["unlearned"], loading)
+    with runs.writing(folder):
+        record = running.execute(running.Job(folder, run, both, side, found, config, only, skip))
+        runs.write_summary(folder, over_seeds(folder))
+    report(folder)
+    return record
+
+
+def audited(base: str, unlearned: str | None, out: str | Path | None) -> tuple[Path, Path | None, dict[Any, Any]]:
+    """(the audit's folder, the run directory that made the unlearned model or None, both checkpoints)."""
+    from misdirect.auditing.pair import checkpoint
+
+    path = Path(base).expanduser()
+    if unlearned is None:
+        if not runs.is_run(path):
+            raise ValueError(f"{base} is no run; expected a run directory, or BASE and UNLEARNED")
+        if out is not None:
+            raise ValueError(f"{base} is a run, so its audit goes into it; expected no --out")
+        second = checkpoint(base)
+        return path, path, {"base": checkpoint(second.source), "unlearned": second}
+    if out is None:
+        raise ValueError(f"{base} and {unlearned} are two checkpoints; expected --out FOLDER for their audit")
+    folder = writable(out)
+    if runs.is_run(folder):
+        raise ValueError(f"{folder} holds a run; expected a folder of its own for --out")
+    first = checkpoint(base)
+    second = checkpoint(unlearned, first.source)
+    made_by = Path(unlearned).expanduser()
+    return folder, made_by if runs.is_run(made_by) else None, {"base": first, "unlearned": second}
+
+
+def is_demo(run: Path) -> bool:
+    config = runs.read_json(run / runs.CONFIG)
+    return config["model"] == "demo" and all(str(t.get("source", "")).startswith("demo-") for t in config["topics"])
+
+
 def report(
     *targets: str | Path, out: str | Path | None = None, figures: bool = False, show_text: bool | None = None
 ) -> Path:
@@ -281,6 +359,7 @@ class DemoSettings:
         ("history", "demo-text-history"),
         ("wikipedia", "demo-text-wikipedia"),
     )
+    benign: tuple[tuple[str, str], ...] = (("wikipedia", "demo-text-wikipedia"), ("economics", "demo-text-economics"))
 
 
 def demo(

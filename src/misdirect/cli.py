@@ -16,7 +16,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter
 
-from misdirect import __version__, runs, signals
+from misdirect import __version__, cli_audit, runs, signals
 from misdirect.cli_input import expand_config, number, pairs, per_topic, weighted, without
 from misdirect.collateral import topics_of
 from misdirect.config import EvaluateConfig, Topic, UnlearnConfig
@@ -33,7 +33,7 @@ ASKED = "Questions a side, of 856 on biology and 1,108 on other science; 0 asks 
 app = App(
     name="misdirect",
     version=__version__,
-    help="Unlearn a topic from any Hugging Face decoder on one small machine, then measure what is really gone.\n\n"
+    help="Unlearn a topic from any Hugging Face decoder on one small machine, then attack it before someone else does.\n\n"
     "New here? Type: misdirect demo",
     help_epilogue=f"MODEL is demo (SmolLM2-135M-Instruct from a package), a local folder, or a hub id. SOURCE is {SOURCES}.",
     help_format="plaintext",
@@ -285,6 +285,10 @@ def evaluate(
     say_next(f"misdirect report {shlex.quote(str(out or target))}")
 
 
+app.command(cli_audit.audit)
+app.command(cli_audit.attack)
+
+
 @app.command
 def report(
     run: Annotated[list[Path], Parameter(negative=())],
@@ -316,7 +320,7 @@ def report(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The entry point: exit code 0, 2 for bad input, 128 + its number when a signal came."""
+    """The entry point: exit code 0, 1 where a gate is not passed, 2 for bad input, 128 + its number when a signal came."""
     given = list(sys.argv[1:] if argv is None else argv)
     try:
         return signals.interruptible(lambda: run(given))
@@ -330,10 +334,10 @@ def run(given: list[str]) -> int:
     """Inside `signals.interruptible`: what fails once a signal has come is told as the signal."""
     tokens = expand_config(given)
     try:
-        app(tokens or ["--help"], exit_on_error=False, print_error=False, result_action="return_value")
+        code = app(tokens or ["--help"], exit_on_error=False, print_error=False, result_action="return_value")
     except MissingArgumentError as error:
         raise ValueError(misspelt(tokens) or str(error)) from None
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def misspelt(tokens: Sequence[str]) -> str:

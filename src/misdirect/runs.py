@@ -139,6 +139,11 @@ def finite(data: Any) -> Any:
     return data
 
 
+def json_form(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What comes back when `data` is written and read."""
+    return json.loads(json.dumps(finite(dict(data))))
+
+
 def read_json(path: Path) -> Any:
     """Raises ValueError with the path where the file is missing or not JSON."""
     require_file(path)
@@ -283,7 +288,7 @@ def load_result(
     if not path.exists():
         return None
     stored = read_result(path)
-    fields = differing(stored["config"], json.loads(json.dumps(finite(dict(config)))))
+    fields = differing(stored["config"], json_form(config))
     if fields:
         changes = ", ".join(f"{f} {stored['config'].get(f)!r} -> {config.get(f)!r}" for f in fields)
         raise ValueError(

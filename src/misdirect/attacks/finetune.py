@@ -5,7 +5,7 @@ log-likelihood of all tokens but a sample's first. Texts are joined with the end
 length, so that an update always costs the attacker the same number of tokens.
 
     with trained(lm, "full") as parameters:
-        for step in train(lm, parameters, samples, steps=60, lr=2e-5, batch_size=4, seed=0): ...
+        for step, tokens in train(lm, parameters, samples, steps=60, lr=2e-5, batch_size=4, seed=0): ...
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -103,11 +103,10 @@ def train(
     lr: float,
     batch_size: int,
     seed: int,
-) -> Iterator[tuple[int, int]]:
-    """Yields (updates made, tokens read) after each update. Raises ValueError where the loss is no finite number."""
+) -> Generator[tuple[int, int], None, None]:
+    """Yields (its number from 1, tokens it read) after each update. Raises ValueError where the loss is no finite number."""
     masters = [p.detach().float().clone().requires_grad_() if low(p) else p for p in parameters]
     optimizer = torch.optim.AdamW(masters, lr=lr, weight_decay=0.0)
-    tokens = 0
     for step, rows in enumerate(plan_single(len(samples), steps, batch_size, seed), 1):
         batch = pad([samples[row] for row in rows], pad_id(lm.tokenizer)).to(lm.device)
         with torch.enable_grad():
@@ -130,8 +129,7 @@ def train(
                 if master is not p:
                     p.copy_(master)
                 p.grad = None
-        tokens += int(batch.attention_mask.sum())
-        yield step, tokens
+        yield step, int(batch.attention_mask.sum())
 
 
 def low(parameter: Tensor) -> bool:

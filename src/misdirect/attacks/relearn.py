@@ -72,7 +72,7 @@ def relearn(case: Case, config: AuditConfig, text: str, method: Method, lr: floa
         access="weights",
         settings=settings,
         cost=Cost(
-            forward_tokens=points * sitting_tokens(case, general=False) + sitting_tokens(case) + LANGUAGE_TOKENS,
+            forward_tokens=(points - 1) * sitting_tokens(case, general=False) + sitting_tokens(case) + LANGUAGE_TOKENS,
             train_tokens=config.steps * config.batch_size * config.max_tokens * (1.0 if method == "full" else 0.8),
             memory=(4 if method == "full" else 1) * weights + logits,
         ),
@@ -109,10 +109,11 @@ def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
     seconds, tokens = 0.0, 0
     with finetune.trained(lm, s["method"]) as parameters:
         started = time.perf_counter()
-        for step, tokens in finetune.train(lm, parameters, samples, s["steps"], s["lr"], s["batch_size"], s["seed"]):
+        for step, read in finetune.train(lm, parameters, samples, s["steps"], s["lr"], s["batch_size"], s["seed"]):
+            tokens += read
             if step in curve(s["steps"]):
                 seconds += time.perf_counter() - started
-                points.append((Point(step=step), sit(lm, case)))
+                points.append((Point(step=step), sit(lm, case, general=step == s["steps"])))
                 started = time.perf_counter()
             advance(1)
         spoken = language(lm, case, attack)

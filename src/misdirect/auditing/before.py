@@ -1,0 +1,142 @@
+"""What comes before any attack: how base and unlearned model do as they are, and from that the format to judge by."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from misdirect import runs
+from misdirect.attacks.case import Case, Form, Means, Shape
+from misdirect.auditing.material import Material
+from misdirect.auditing.pair import MODELS, Side, weights_hash
+from misdirect.config import AuditConfig, EvaluateConfig
+from misdirect.data.batches import pad, pad_id, tokenise
+from misdirect.data.facts import stated
+from misdirect.evaluation import mcq
+from misdirect.evaluation.run import task_of
+from misdirect.model.blocks import count_parameters, residual_width, text_config
+from misdirect.model.delta import load_tensors
+from misdirect.model.interventions import all_states
+from misdirect.model.load import LM
+from misdirect.progress import bar
+
+MEAN_TEXTS, MEAN_TOKENS, MEAN_BATCH = 32, 128, 4  # of each kind, for mean activations
+
+
+def evaluated(folder: Path, side: Side, material: Material, config: AuditConfig) -> dict[str, Form]:
+    """Asks both models every set in every format, unless that is stored already; the format in which the BASE knows each.
+
+    A stored evaluation counts, whatever its limit, when it is of the same questions.
+    """
+    missing = {name: found for name, found in material.questions.items() if not stored(folder, name, found)}
+    tasks = {}
+    for name, found in missing.items():
+        limit = config.limit if name in material.forgotten else config.general
+        asked = EvaluateConfig(limit=limit, formats=config.formats, seed=config.seed, dtype=config.dtype,
+                               batch_tokens=config.batch_tokens)  # fmt: skip
+        tasks[name] = task_of(mcq, mcq.mcq, name, found, asked)
+    if tasks:
+        with bar("Asking both models as they are", 2 * sum(task.num_items for task in tasks.values())) as advance:
+            for model in MODELS:
+                with side(model) as lm:
+                    for name, task in tasks.items():
+                        step = functools.partial(advance, text=f"{model}: {name}")
+                        runs.save_result(folder, model, task.measure(lm, step))
+        for name in tasks:
+            for model in MODELS:
+                path = runs.result_path(folder, model, mcq.MEASUREMENT, name)
+                base = runs.read_json(runs.result_path(folder, "base", mcq.MEASUREMENT, name))
+                runs.write_json(path, mcq.judged(runs.read_json(path), base))
+    forms = {}
+    for name in material.questions:
+        base = runs.read_result(runs.result_path(folder, "base", mcq.MEASUREMENT, name))
+        forms[name] = cast(Form, mcq.headline_metric(base)[0].removesuffix("_accuracy"))
+    return forms
+
+
+def stored(folder: Path, name: str, questions: Sequence[Any]) -> bool:
+    """Whether both models' answers are there. Raises ValueError where those of this name are to other questions."""
+    paths = [runs.result_path(folder, model, mcq.MEASUREMENT, name) for model in MODELS]
+    if not all(path.exists() for path in paths):
+        return False
+    found = runs.read_result(paths[0])
+    if found["config"].get("sha256") != mcq.hash_of(questions):
+        raise ValueError(
+            f"{paths[0]} holds answers to other questions; expected the same SOURCE, or another NAME for it"
+        )
+    return True
+
+
+def shape_of(lm: LM) -> Shape:
+    return Shape(
+        count_parameters(lm.model),
+        len(lm.blocks),
+        residual_width(lm.model),
+        int(text_config(lm.model).vocab_size),
+        next(lm.model.parameters()).element_size(),
+    )
+
+
+def control_vectors(run: Path | None) -> dict[str, torch.Tensor]:
+    """The run's control vectors, one a topic, of unit length; none where the run kept none."""
+    if run is None or not (run / runs.CONTROL).is_file():
+        return {}
+    tensors = load_tensors(run / runs.CONTROL)[0]
+    return {name: v.flatten().float() / v.float().norm() for name, v in tensors.items()}
+
+
+def case_of(
+    folder: Path, run: Path | None, side: Side, material: Material, config: AuditConfig, forms: Mapping[str, Form]
+) -> Case:
+    """The case of an audit. `run`: the run directory that made the unlearned model, where there is one."""
+    hashes = {}
+    for model in MODELS:
+        with side(model) as lm:
+            hashes[model] = weights_hash(lm)
+            shape, dtype = shape_of(lm), str(next(lm.model.parameters()).dtype)
+    block = runs.read_json(run / runs.CONFIG)["chosen"]["block"] if run else None
+    asked = {n: [*h.train, *h.test] for n, h in material.forgotten.items()} | dict(material.retained)
+    identity = {
+        "models_sha256": hashes,
+        "dtype": dtype.removeprefix("torch."),
+        "questions_sha256": {name: mcq.hash_of(found) for name, found in asked.items()},
+        "forms": dict(forms),
+        "split_seed": config.seed,
+    }
+    return Case(
+        material.forgotten, material.retained, forms, material.forget_texts, material.retain_texts, material.benign_texts,
+        control_vectors(run), block, shape, config.seed, config.batch_tokens, identity,
+    )  # fmt: skip
+
+
+def activations(side: Side, case: Case, advance: Callable[[int], None]) -> dict[str, Any]:
+    """`means` of both models and `medians` of the base for `Case`: residual states on forget and on other text."""
+    forget = list(case.forget_texts) or [stated(q) for halves in case.forgotten.values() for q in halves.train]
+    retain = [*case.retain_texts, *case.benign_texts] or [stated(q) for found in case.retained.values() for q in found]
+    means, medians = {}, None
+    for model in MODELS:
+        with side(model) as lm:
+            forgotten, norms = mean_states(lm, forget, case.seed)
+            kept = mean_states(lm, retain, case.seed)[0] if retain else torch.zeros_like(forgotten)
+            means[model] = Means(forgotten, kept)
+            medians = norms if model == "base" else medians
+            advance(1)
+    return {"means": means, "medians": medians}
+
+
+def mean_states(lm: LM, texts: Sequence[str], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(mean state (L, D), median token norm (L,)) after every block, first tokens and padding left out."""
+    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()[:MEAN_TEXTS]
+    samples = [tokenise(lm.tokenizer, [texts[i]], MEAN_TOKENS)[:1] for i in order]
+    kept = [s[0] for s in samples if s]
+    found: list[torch.Tensor] = []
+    for i in range(0, len(kept), MEAN_BATCH):
+        batch = pad(kept[i : i + MEAN_BATCH], pad_id(lm.tokenizer)).to(lm.device)
+        states = all_states(lm, batch.input_ids, batch.attention_mask)[1:]
+        found.append(torch.stack([h[batch.counts].float().cpu() for h in states]))  # (L, N, D)
+    tokens = torch.cat(found, dim=1)
+    return tokens.mean(1), tokens.norm(dim=-1).median(1).values

@@ -1,0 +1,266 @@
+"""One audit in a folder: both models as they are, then every attack on both, each stored as soon as it is done.
+
+`audit.json` is the record: what is compared, how the questions were split, and each attack with its status. `done` and
+`inconclusive` (it failed on the base, so it says nothing) are finished and never repeated; `not run` and `failed` say why,
+and the next call tries them again. A killed audit loses the attack that was under way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from misdirect import __version__, runs
+from misdirect.attacks import catalogue, measure
+from misdirect.attacks.case import Attack, Case
+from misdirect.auditing import before, recovery, timing
+from misdirect.auditing.material import Material
+from misdirect.auditing.pair import MODELS, Checkpoint, Model, Side
+from misdirect.config import AuditConfig, as_dict
+from misdirect.planning.form import duration
+from misdirect.planning.speed import free_bytes
+from misdirect.progress import bar, note
+
+AUDIT = "audit.json"
+
+
+@dataclass(frozen=True)
+class Job:
+    """An audit that was asked for. `run`: the run directory behind the unlearned model, where there is one."""
+
+    folder: Path
+    run: Path | None
+    pair: Mapping[Model, Checkpoint]
+    side: Side
+    material: Material
+    config: AuditConfig
+    only: Sequence[str] = ()
+    skip: Sequence[str] = ()
+
+
+def execute(job: Job) -> dict[str, Any]:
+    """Runs what is missing and fits into the time; returns the record. Raises ValueError for other settings than stored."""
+    started = time.perf_counter()
+    forms = before.evaluated(job.folder, job.side, job.material, job.config)
+    case = before.case_of(job.folder, job.run, job.side, job.material, job.config, forms)
+    wanted = catalogue.selected(catalogue.attacks(case, job.config), job.only, job.skip)
+    record = begun(job, case, wanted)
+    run_attack(job, case, catalogue.unattacked(case), record)
+    plain = {model: plain_answers(job.folder, case, model) for model in MODELS}
+    refuse_silent(plain)
+    record |= {"split": split_of(job.folder, case), "removed": removed(job.folder, case)}
+    save(job.folder, record)
+    for name, found in record["removed"].items():
+        say_removed(name, found)
+    todo = [attack for attack in wanted if not finished(record, attack)]
+    fits = fitted(job, todo, record, started)
+    if any(attack.needs_means for attack in todo if not fits[attack.name].why):
+        with bar("Reading both models' states", 2) as advance:
+            case = dataclasses.replace(case, **before.activations(job.side, case, advance))
+    for number, attack in enumerate(todo, 1):
+        fit = fits[attack.name]
+        if fit.why:
+            note_status(record, attack, "not run", fit.why)
+            continue
+        left = 60 * job.config.minutes - (time.perf_counter() - started)
+        note(f"[{number} of {len(todo)}] {attack.title}: about {duration(fit.seconds)}; {duration(max(0, left))} left")
+        run_attack(job, case, attack, record, plain)
+        recover(job.folder, case, record)
+    recover(job.folder, case, record)
+    record["seconds"] = record.get("seconds", 0.0) + time.perf_counter() - started
+    save(job.folder, record)
+    return record
+
+
+def begun(job: Job, case: Case, wanted: Sequence[Attack]) -> dict[str, Any]:
+    """The stored record, or a new one. Raises ValueError where a finished attack had other settings."""
+    path = job.folder / AUDIT
+    record = runs.read_json(path) if path.exists() else {}
+    if not isinstance(record, dict) or not isinstance(record.get("attacks", []), list):
+        raise ValueError(f"{path} is no audit of misdirect; expected that file removed")
+    record |= {
+        "misdirect": __version__,
+        "base": {"source": job.pair["base"].source},
+        "unlearned": {"source": job.pair["unlearned"].source, "delta": str(job.pair["unlearned"].delta or "")},
+        "settings": as_dict(job.config),
+        "forms": dict(case.forms),
+    }
+    record.setdefault("attacks", [])
+    for attack in (catalogue.unattacked(case), *wanted):
+        entry = entry_of(record, attack.name)
+        if entry and entry.get("seconds"):
+            asked = runs.json_form(measure.config_of(case, attack))
+            names = runs.differing(entry["settings"], asked)
+            if names:
+                raise ValueError(
+                    f"{attack.name} was run with other settings ({', '.join(names)} differ); expected the same, another "
+                    f"--out, or {path} and {attack_folder(job.folder, attack.name)} removed"
+                )
+    return record
+
+
+def attack_folder(folder: Path, name: str) -> Path:
+    return folder / "results" / "attacks" / name
+
+
+def entry_of(record: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    return next((entry for entry in record["attacks"] if entry["name"] == name), None)
+
+
+def finished(record: Mapping[str, Any], attack: Attack) -> bool:
+    entry = entry_of(record, attack.name)
+    return entry is not None and all(model in entry["seconds"] for model in MODELS)
+
+
+def note_status(record: dict[str, Any], attack: Attack, status: str, why: str = "", **more: Any) -> dict[str, Any]:
+    """Writes an attack's line of the record, keeping what is known of it."""
+    entry = entry_of(record, attack.name)
+    if entry is None:
+        entry = {"name": attack.name, "seconds": {}}
+        record["attacks"].append(entry)
+    about = {key: getattr(attack, key) for key in ("family", "title", "access", "recovers")}
+    entry |= about | {"status": status, "why": why} | more
+    return entry
+
+
+def fitted(job: Job, todo: Sequence[Attack], record: dict[str, Any], started: float) -> dict[str, timing.Fit]:
+    """Says what will be run and what will not, and why. A record of what fits comes before anything is run."""
+    if not todo:
+        note("Every attack that was asked for is finished already")
+        return {}
+    device = torch.device("cpu")
+    with job.side("base") as lm:
+        device = lm.device
+        training = any(a.cost.train_tokens for a in todo) and not any(timing.too_large(a, free_bytes(device))
+                                                                      for a in todo if a.family == "relearn")  # fmt: skip
+        speed = timing.measured(lm, training)
+    record["speed"] = {"forward_tokens_per_second": speed.forward, "train_tokens_per_second": speed.train}
+    left = job.config.minutes - (time.perf_counter() - started) / 60
+    models = [(a, sum(m not in (entry_of(record, a.name) or {"seconds": {}})["seconds"] for m in MODELS)) for a in todo]
+    fits = timing.fitting(models, speed, left, free_bytes(device))
+    kept = [fit for fit in fits if not fit.why]
+    note(f"{len(kept)} of {len(fits)} attacks fit into {job.config.minutes:g} minutes, on both models each: about "
+         f"{duration(sum(fit.seconds for fit in kept))}")  # fmt: skip
+    for fit in fits:
+        note(f"  {'not run: ' + fit.why if fit.why else duration(fit.seconds):>12}  {fit.attack.title}")
+        if fit.why:
+            note_status(record, fit.attack, "not run", fit.why)
+    save(job.folder, record)
+    return {fit.attack.name: fit for fit in fits}
+
+
+def run_attack(
+    job: Job, case: Case, attack: Attack, record: dict[str, Any], plain: Mapping[Model, measure.Sat] | None = None
+) -> None:
+    """Both models, the one that is loaded first; each one's results are stored before the record says so."""
+    entry = note_status(record, attack, "done", settings=runs.json_form(measure.config_of(case, attack)))
+    for model in MODELS:
+        if model in entry["seconds"]:
+            continue
+        started = time.perf_counter()
+        try:
+            with job.side(model) as lm, bar(f"{attack.title} ({model})", attack.num_steps) as advance:
+                at = dataclasses.replace(case, plain=plain[model] if plain else None)
+                found = attack.run(lm, at, attack, advance)
+        except (ValueError, MemoryError, torch.OutOfMemoryError) as error:
+            why = str(error) or "out of memory; expected a smaller --batch-tokens or --batch-size"
+            note(f"{attack.title} failed on the {model} model: {why}")
+            note_status(record, attack, "failed", f"{model}: {why}")
+            save(job.folder, record)
+            return
+        for one in found:
+            runs.save_result(job.folder, model, one, attack.name)
+        entry["seconds"][model] = round(time.perf_counter() - started, 3)
+        save(job.folder, record)
+    if not all(recovery.controlled(result) for result in results_of(job.folder, attack.name, "base")):
+        note_status(record, attack, "inconclusive", "it did not do on the base what it is meant to do")
+
+
+def results_of(folder: Path, attack: str, model: Model) -> list[dict[str, Any]]:
+    return [runs.read_result(path) for path in sorted((attack_folder(folder, attack) / model).glob("*.json"))]
+
+
+def stored(folder: Path, attack: str, model: Model, name: str) -> dict[str, Any]:
+    return runs.read_result(runs.result_path(folder, model, measure.MEASUREMENT, name, attack))
+
+
+def plain_answers(folder: Path, case: Case, model: Model) -> measure.Sat:
+    """What a model answers without attack, out of the stored records."""
+    names = (*case.forgotten, *case.retained)
+    found = {name: stored(folder, catalogue.NONE, model, name)["records"] for name in names}
+    return {name: [r["points"][0]["logprobs"] for r in records] for name, records in found.items()}
+
+
+def refuse_silent(plain: Mapping[Model, measure.Sat]) -> None:
+    """Raises ValueError where a model's answers are not numbers."""
+    for model, sat in plain.items():
+        for name, answers in sat.items():
+            bad = sum(any(x is None or x != x for x in row) for row in answers)
+            if bad:
+                raise ValueError(
+                    f"the {model} model gives no numbers (NaN) on {bad} of {len(answers)} questions of {name}; expected a "
+                    "model that computes, or --dtype float32"
+                )
+
+
+def tested(folder: Path, name: str) -> recovery.Tested:
+    return recovery.tested(*(stored(folder, catalogue.NONE, model, name) for model in MODELS))
+
+
+def split_of(folder: Path, case: Case) -> dict[str, dict[str, int]]:
+    return {
+        name: {
+            "asked": len(halves.train) + len(halves.test),
+            "attacked": len(halves.train),
+            "tested": len(halves.test),
+            "known": int(tested(folder, name).base.sum()),
+        }
+        for name, halves in case.forgotten.items()
+    }
+
+
+def removed(folder: Path, case: Case) -> dict[str, dict[str, Any]]:
+    """What unlearning took away on the tested questions: a positive share of all, and whether it is more than chance."""
+    out = {}
+    for name in case.forgotten:
+        found = tested(folder, name)
+        change = found.removed
+        out[name] = {
+            "value": -change.difference, "stderr": change.stderr, "low": -change.high, "high": -change.low, "n": change.n,
+            "removed": found.anything_removed, "base": float(found.base.mean()), "unlearned": float(found.unlearned.mean()),
+        }  # fmt: skip
+    return out
+
+
+def say_removed(name: str, found: Mapping[str, Any]) -> None:
+    value, low, high = (100 * found[key] for key in ("value", "low", "high"))
+    span = f"{100 * found['base']:.1f} % before, {100 * found['unlearned']:.1f} % after"
+    lost = f"{value:.1f} points [{low:.1f}, {high:.1f}]" if found["removed"] else "nothing was removed"
+    note(f"{name}, {found['n']} tested questions: {span}, {lost}")
+
+
+def recover(folder: Path, case: Case, record: Mapping[str, Any]) -> None:
+    """Writes the recovered share of every finished attack, and of the strongest, on every set that lost something."""
+    for name in case.forgotten:
+        if not record["removed"][name]["removed"]:
+            continue
+        of, found = tested(folder, name), []
+        for entry in record["attacks"]:
+            if entry["status"] != "done" or not entry["recovers"]:
+                continue
+            points = recovery.candidates(entry["name"], stored(folder, entry["name"], "unlearned", name), of)
+            runs.save_result(folder, "unlearned", recovery.recovered(name, of, entry["name"], points), entry["name"])
+            found += points
+        if found:
+            best = recovery.recovered(name, of, recovery.STRONGEST, found)
+            runs.save_result(folder, "unlearned", best, recovery.STRONGEST)
+
+
+def save(folder: Path, record: Mapping[str, Any]) -> None:
+    runs.write_json(folder / AUDIT, record)

@@ -1,0 +1,158 @@
+"""The verbs that attack: `audit` and `attack`, which is an audit of one kind of attack."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Group, Parameter
+
+from misdirect import runs
+from misdirect.cli_input import pairs
+from misdirect.config import AuditConfig, knob
+from misdirect.terminal import say_next
+
+Repeated = Parameter(negative=(), consume_multiple=False, show_default=False)
+Flag = Parameter(negative=(), show_default=False)
+Settings = Group("Settings", sort_key=2)
+
+
+def listed(text: str) -> Any:
+    return field(default_factory=list, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What `audit` and `attack` work on."""
+
+    questions: Annotated[list[str], Repeated] = listed(
+        "NAME=SOURCE: multiple-choice questions; sets named like a topic are what was to be forgotten, others the general "
+        "ability; repeat for several sets. [default for a run of the demo: its own]"
+    )
+    forget: Annotated[list[str], Repeated] = listed(
+        "NAME=SOURCE: text on the topic. [default for a run: what it forgot]"
+    )
+    retain: Annotated[list[str], Repeated] = listed(
+        "NAME=SOURCE: text that was to be kept. [default for a run: what it retained]"
+    )
+    text: Annotated[list[str], Repeated] = listed("NAME=SOURCE: text that has nothing to do with the topic.")
+    out: Path | None = knob(None, "Where the audit of two checkpoints goes.")
+    skip: Annotated[list[str], Repeated] = listed("A family or name of attacks to leave out; repeat for several.")
+    fail_above: float | None = knob(
+        None,
+        "Exit with code 1 when a larger share than this (0.3 is 30 %) of what was removed comes back, when nothing was "
+        "removed, or when no attack was measured: for release gates.",
+    )
+    trust_remote_code: Annotated[bool, Flag] = knob(False, "Run the code that comes with the model. Read it first.")
+    allow_pickle: Annotated[bool, Flag] = knob(
+        False, "Read pickle checkpoints, which can run code. Safetensors need no flag."
+    )
+
+
+Material = Parameter(name="*")
+
+
+def audit(
+    base: str,
+    unlearned: str | None = None,
+    /,
+    *,
+    only: Annotated[list[str], Repeated] = [],  # noqa: B006 - never changed
+    asked: Annotated[Asked, Material] = Asked(),
+    settings: Annotated[AuditConfig, Parameter(name="*", group=Settings)] = AuditConfig(),  # noqa: B008
+) -> int:
+    """Attack what was unlearned, every way that fits into the time: how much of what was removed comes back?
+
+    audit RUN, or audit BASE UNLEARNED for any two checkpoints: model folders, hub ids, run directories, delta files. Finished
+    attacks are not repeated, so the same command goes on after a kill, and does more with more --minutes.
+
+    Parameters
+    ----------
+    base
+        A run directory, which holds both models; or the model before unlearning.
+    unlearned
+        The model after unlearning.
+    only
+        A family (relearn, direction, lens, ...) or name of attacks to run; repeat for several.
+    """
+    return audited(base, unlearned, only, asked, settings)
+
+
+def attack(
+    name: str,
+    base: str,
+    unlearned: str | None = None,
+    /,
+    *,
+    asked: Annotated[Asked, Material] = Asked(),
+    settings: Annotated[AuditConfig, Parameter(name="*", group=Settings)] = AuditConfig(),  # noqa: B008
+) -> int:
+    """Run one attack, or one family of them, as `audit --only NAME` does.
+
+    Parameters
+    ----------
+    name
+        A family (relearn, direction, lens, ...) or the name of one attack.
+    base
+        A run directory, which holds both models; or the model before unlearning.
+    unlearned
+        The model after unlearning.
+    """
+    return audited(base, unlearned, [name], asked, settings)
+
+
+def audited(base: str, unlearned: str | None, only: Sequence[str], asked: Asked, settings: AuditConfig) -> int:
+    from misdirect import api
+
+    limit = asked.fail_above
+    if limit is not None and not 0 <= limit < float("inf"):
+        raise ValueError(f"--fail-above {limit} is no share; expected such as 0.3, which is 30 %")
+    record = api.audit(
+        base,
+        unlearned,
+        pairs("--questions", asked.questions),
+        pairs("--forget", asked.forget),
+        pairs("--retain", asked.retain),
+        pairs("--text", asked.text),
+        settings,
+        asked.out,
+        only=only,
+        skip=asked.skip,
+        trust_remote_code=asked.trust_remote_code,
+        allow_pickle=asked.allow_pickle,
+    )
+    folder = asked.out or Path(base)
+    rows = runs.read_json(folder / runs.SUMMARY)
+    print_result(rows, record)
+    print(f"\nThe page: {folder / runs.REPORT}")
+    say_next(f"open {shlex.quote(str(folder / runs.REPORT))}", tool=False)
+    return 0 if limit is None else gate(rows, record, limit)
+
+
+def print_result(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> None:
+    for row in rows:
+        if row["measurement"] == "recovered" and row.get("headline"):
+            print(row["attack"], row["set"], f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
+
+
+def gate(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any], limit: float) -> int:
+    """Exit code 0 where every forgotten set lost something and little enough of it comes back, else 1, with one line."""
+    shares = {r["set"]: r["value"] for r in rows
+              if r["measurement"] == "recovered" and r["attack"] == "strongest" and r.get("headline")}  # fmt: skip
+    code = 0
+    for name, found in record["removed"].items():
+        if not found["removed"]:
+            verdict = "nothing was removed"
+        elif name not in shares:
+            verdict = "no attack was measured"
+        elif shares[name] > limit:
+            verdict = f"{100 * shares[name]:.1f} % of what was removed comes back"
+        else:
+            print(f"Gate passed: {name}: {100 * shares[name]:.1f} % comes back, at most {100 * limit:g} % allowed")
+            continue
+        print(f"Gate not passed: {name}: {verdict}; at most {100 * limit:g} % allowed")
+        code = 1
+    return code
