@@ -2,17 +2,30 @@
 
 There are no checkpoints and no control vectors: a run that is killed begins again, and `delta.safetensors`, written last,
 exists only when it is done.
+
+    execute(lm, Path("runs/demo-npo"), topics, forget_texts, corpora, retain_texts, budget, RivalConfig())
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from misdirect.config import Corpus, Topic, UnlearnConfig
-from misdirect.model.delta import Delta
+from misdirect import __version__, runs
+from misdirect.config import Corpus, Topic, UnlearnConfig, as_dict
+from misdirect.disk import require_room
+from misdirect.model import parts
+from misdirect.model.delta import Delta, save_delta
 from misdirect.model.load import LM
+from misdirect.unlearning import rival
+from misdirect.unlearning import run as running
 from misdirect.unlearning.rival import RivalConfig
+
+# Settings of RMU that mean nothing here; `recipe` has been resolved, and `checkpoint_every` has nothing to count
+UNUSED = ("recipe", "block", "num_blocks", "steering", "alpha", "epochs", "checkpoint_every")
 
 
 def execute(
@@ -33,4 +46,74 @@ def execute(
     batch sizes, sample length, schedule and seed hold). Raises ValueError where the folder holds another run and where
     the loss is not finite.
     """
-    raise NotImplementedError
+    with runs.writing(run):
+        job = rival.prepare(lm, forget, retain, budget, config)
+        asked = describe(job, topics, forget, corpora, retain) | {"command": command}
+        running.refuse_other_run(run, asked)
+        done = running.finished(run)
+        if done is None:
+            require_room(run, needed_bytes(job), "the run")
+            runs.write_json(run / runs.CONFIG, asked)
+            runs.write_json(run / runs.ENV, runs.environment() | {"device": str(lm.device)})
+            done = Delta(trained(job, run, advance), metadata(job, asked))
+            save_delta(done, run / runs.DELTA)
+        return done
+
+
+def trained(job: rival.Job, run: Path, advance: Callable[[int, str], None] | None) -> dict[str, Any]:
+    """The trained matrices; writes the log as it goes."""
+    with (run / runs.LOG).open("w", encoding="utf-8") as log:
+
+        def after_update(line: dict[str, Any]) -> None:
+            log.write(json.dumps(runs.finite(line)) + "\n")
+            log.flush()
+            if advance:
+                advance(1, f"forget NLL {line['forget_nll']:.3g}  retain {line['retain_loss']:.3g}")
+
+        return rival.train(job, after_update)
+
+
+def describe(
+    job: rival.Job,
+    topics: Sequence[Topic],
+    forget: Mapping[str, Sequence[str]],
+    corpora: Sequence[Corpus],
+    retain: Sequence[tuple[str, Sequence[str], float]],
+) -> dict[str, Any]:
+    """`config.json`: everything that the result depends on, as plain data. The hash is over every block of the model."""
+    lm, plan, last = job.lm, job.plan, job.lm.num_hidden_layers - 1
+    settings = as_dict(plan.config) | {"updates": plan.updates} | as_dict(job.config)
+    used = ("beta",) if job.config.method != "npo" else ()
+    sizes = lambda samples: {"num_samples": len(samples), "tokens": sum(map(len, samples))}  # noqa: E731
+    return {
+        "misdirect": __version__,
+        "method": job.config.method,
+        "model": lm.source,
+        "settings": {name: value for name, value in settings.items() if name not in (*UNUSED, *used)},
+        "topics": [asdict(topic) for topic in topics],
+        "retain": [asdict(corpus) for corpus in corpora],
+        "data": {
+            "model_sha256": running.model_hash(lm, last),
+            "dtype": str(next(lm.model.parameters()).dtype),
+            "forget_sha256": {name: runs.fingerprint(texts) for name, texts in forget.items()},
+            "retain_sha256": {name: runs.fingerprint(texts) for name, texts, _ in retain},
+        },
+        "chosen": {
+            "block": last,
+            "trained": job.names,
+            "topics": {t.name: sizes(t.samples) | {"retain_weight": job.config.retain_weight} for t in plan.topics},
+            "retain": {name: sizes(found) for (name, _, _), found in zip(retain, plan.retain, strict=True)},
+        },
+    }
+
+
+def needed_bytes(job: rival.Job) -> int:
+    """Delta and log; the delta is written beside its place and renamed, so it takes its space once."""
+    own = dict(job.lm.model.named_parameters())
+    weights = sum(4 * parts.read(own[parts.base_name(name)], name).numel() for name in job.names)
+    return weights + running.LOG_BYTES * job.plan.updates
+
+
+def metadata(job: rival.Job, config: Mapping[str, Any]) -> dict[str, str]:
+    """As of an RMU run, the method's name aside."""
+    return running.delta_metadata(job.plan, config) | {"method": job.config.method}
