@@ -27,6 +27,7 @@ from misdirect.attacks.measure import LANGUAGE_TOKENS, Point, language, results,
 from misdirect.attacks.writers import folded, without, writers
 from misdirect.config import AuditConfig
 from misdirect.data.batches import pad, pad_id, tokenise
+from misdirect.data.facts import stated
 from misdirect.model.activations import first_output, hooked, states_after
 from misdirect.model.interventions import blocks_changed
 from misdirect.model.load import LM
@@ -100,7 +101,7 @@ def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
         answers = language(lm, case, attack)
     advance(1)
     point = Point() if place in ("all", "folded") else Point(block=block)
-    return [*results(case, attack, [(point, sat)], prepared, extra=extra), answers]
+    return [*results(case, attack, [(point, sat)], prepared, 0.0, extra), answers]
 
 
 # ---------------------------------------------------------------------------------------------------- which direction
@@ -135,10 +136,15 @@ def orthonormal(vectors: Float[Tensor, "N D"]) -> Float[Tensor, "K D"]:
     return rows[values > 1e-6 * max(values[0].item(), 1e-30)].float()
 
 
+def forget_samples(lm: LM, case: Case) -> list[list[int]]:
+    """Pieces of forget text, or of the attacker's half of the facts where there is none."""
+    texts = case.forget_texts or [stated(q) for halves in case.forgotten.values() for q in halves.train]
+    return tokenise(lm.tokenizer, texts[:TEXTS], TEXT_TOKENS)[:TEXTS]
+
+
 def forget_states(lm: LM, case: Case, block: int) -> Float[Tensor, "N D"]:
     """States of at most `STATES` forget tokens of the model under attack after `block`, first tokens left out."""
-    samples = tokenise(lm.tokenizer, case.forget_texts[:TEXTS], TEXT_TOKENS)[:TEXTS]
-    parts = []
+    samples, parts = forget_samples(lm, case), []
     for i in range(0, len(samples), 8):
         batch = pad(samples[i : i + 8], pad_id(lm.tokenizer)).to(lm.device)
         states = states_after(lm.model, lm.blocks, block, batch.input_ids, batch.attention_mask)
@@ -173,7 +179,7 @@ def taken_out(
 @torch.no_grad()
 def component_left(lm: LM, case: Case, block: int, basis: Float[Tensor, "K D"]) -> float:
     """The largest share of a token's norm that lies along the direction after `block`, on one forget text."""
-    ids = torch.tensor(tokenise(lm.tokenizer, case.forget_texts[:8], TEXT_TOKENS)[:1], device=lm.device)
+    ids = torch.tensor(forget_samples(lm, case)[:1], device=lm.device)
     states: list[Tensor] = []
     with hooked([lambda: lm.blocks[block].register_forward_hook(lambda m, a, out: states.append(first_output(out)))]):
         forward(lm, ids, torch.ones_like(ids), keep=1)

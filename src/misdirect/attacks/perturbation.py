@@ -88,7 +88,7 @@ def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
         with applied():
             points.append((Point(block=block, budget=epsilon), sit(lm, case, general=stop == steps)))
     end = optimise.watched(lm, items, BATCH, applied)
-    seen = sum(optimise.num_tokens(items[row]) for rows in plan for row in rows)
+    seen = float(sum(optimise.num_tokens(items[row]) for rows in plan for row in rows))
     with applied():
         answers = language(lm, case, attack)
     return [*results(case, attack, points, spent, seen, optimise.evidence(before, before, end)), answers]

@@ -87,7 +87,7 @@ def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
             points.append((Point(step=step), found))
             since = time.perf_counter()
     end = optimise.watched(lm, items, BATCH, applied)
-    seen = sum(optimise.num_tokens(items[row]) for rows in plan for row in rows)
+    seen = float(sum(optimise.num_tokens(items[row]) for rows in plan for row in rows))
     return results(case, attack, points, spent, seen, optimise.evidence(before, start, end))
 
 
