@@ -6,7 +6,7 @@ An attack that was not run, or whose control failed, says nothing; it is never w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from misdirect.reporting import wording
 from misdirect.reporting.audits import (
@@ -21,10 +21,8 @@ from misdirect.reporting.audits import (
     Spot,
     at,
     headline,
-    rows_of,
 )
 from misdirect.reporting.reading import mapping, number
-from misdirect.reporting.tables import Table
 
 # access -> what an attacker must have, in a word or two, and who has it
 ACCESS: Mapping[str, tuple[str, str]] = {
@@ -65,6 +63,7 @@ class Line(NamedTuple):
     after: str
     control: str
     general: str
+    before: str
     degenerate: str
     seconds: str
     tokens: str
@@ -99,13 +98,37 @@ def tokens_of(count: float | None) -> str:
     return wording.NONE if count is None else "none" if count < 1 else f"{float(f'{count:.3g}'):,.0f}"
 
 
-def place(spot: Spot) -> str:
-    """`after 60 updates`, `block 7`, `budget 0.5`."""
+UNITS = {"shots": "examples", "words": "added words", "rates": "of the letters", "bits": "bits", "shares": "of the weights",
+         "shares_of_std": "of the weights' spread", "epsilons": "median norms"}  # fmt: skip
+FAMILY_UNITS = {
+    "perturbation": "median norms",
+    "prune": "of the weights",
+    "noise": "of the weights' spread",
+    "quantise": "bits",
+}
+
+
+def unit(each: Attempt) -> str:
+    """What the attack's budget counts, as far as its settings tell."""
+    return next((UNITS[key] for key in each.settings if key in UNITS), FAMILY_UNITS.get(each.family, ""))
+
+
+def place(spot: Spot, each: Attempt | None) -> str:
+    """`step 60`, `block 7`, `4 bits`, or the name of the variant whose number stands for the budget."""
     step, block, budget = spot
     parts = [f"step {step:g}"] if step is not None else []
     parts += [f"block {block:g}"] if block is not None else []
-    parts += [f"budget {budget:g}"] if budget is not None else []
+    if budget is not None:
+        parts.append(budget_in_words(budget, each))
     return ", ".join(parts)
+
+
+def budget_in_words(budget: float, each: Attempt | None) -> str:
+    variants = each.settings.get("variants") if each else None
+    if isinstance(variants, list) and budget == int(budget) and 0 <= budget < len(variants):
+        return str(variants[int(budget)]).replace("-", " ")
+    named = unit(each) if each else ""
+    return f"{budget:g} {named}" if named else f"budget {budget:g}"
 
 
 # ------------------------------------------------------------------------------------------------ the headline
@@ -126,7 +149,7 @@ def headlines(audit: Audit) -> list[Headline]:
 
 def headline_of(audit: Audit, name: str) -> Headline:
     removed = removed_in_words(audit, name)
-    if audit.part("removed", name).get("removed") is False:
+    if not audit.removed(name):
         text = f"{name}: nothing was removed{removed}, so nothing can come back."
         return Headline(name, "nothing was removed", text, [])
     found, finished = audit.share(name), finished_attacks(audit, name)
@@ -169,27 +192,29 @@ def points(x: float | None) -> str:
 
 
 def strongest_in_words(audit: Audit, name: str) -> tuple[str, str]:
-    """(`the strongest attack: TITLE (step 60)`, its price); two where the halves chose two."""
+    """(`the strongest attack: TITLE (step 60)`, its price); two where the halves of the questions chose two."""
     chosen = list(dict.fromkeys(audit.chosen(name)))
     if not chosen:
         return "the strongest attack", ""
-    titles = [titled(audit, attack, spot) for attack, spot in chosen]
-    if len(chosen) == 1 or len({attack for attack, _ in chosen}) == 1:
-        attack = chosen[0][0]
-        made = audit.attempt(attack)
-        spots = wording.listed([text for _, spot in chosen if (text := place(spot))])
-        title = (made.title if made else attack) + (f" ({spots})" if spots else "")
-        return f"the strongest attack: {title}", price(made, name)
-    made_of = [(audit.attempt(attack), attack) for attack, _ in chosen]
-    prices = [f"{p} for the {which}" for (made, _), which in zip(made_of, ("first", "second", "third"), strict=False)
-              if (p := price(made, name))]  # fmt: skip
-    return f"the strongest attacks, each for one half of the questions: {' / '.join(titles)}", "; ".join(prices)
+    attacks = list(dict.fromkeys(attack for attack, _ in chosen))
+    made = {attack: audit.attempt(attack) for attack in attacks}
+    titles = []
+    for attack in attacks:
+        each = made[attack]
+        spots = wording.listed([text for which, spot in chosen if which == attack and (text := place(spot, each))])
+        titles.append((each.title if each else attack) + (f" ({spots})" if spots else ""))
+    prices = list(dict.fromkeys(text for attack in attacks if (text := price(made[attack], name))))
+    if len(attacks) == 1:
+        return f"the strongest attack: {titles[0]}", "".join(prices)
+    told = (
+        prices[0] + " each"
+        if len(prices) == 1
+        else "; ".join(f"{x} for the {n}" for x, n in zip(prices, NTH, strict=False))
+    )
+    return f"the strongest attack on either half of the questions: {' / '.join(titles)}", told if prices else ""
 
 
-def titled(audit: Audit, attack: str, spot: Spot) -> str:
-    made = audit.attempt(attack)
-    where = place(spot)
-    return (made.title if made else attack) + (f" ({where})" if where else "")
+NTH = ("first", "second")
 
 
 def price(made: Attempt | None, name: str) -> str:
@@ -229,50 +254,22 @@ def unknown(audit: Audit) -> list[str]:
 
 
 def unknown_of(audit: Audit, name: str) -> str:
-    split, ids, base = audit.part("split", name), audit.tested(name), audit.right("base", name)
-    missed = [key for key in ids if base.get(key) is False]
-    tested, known = number(split, "tested"), number(split, "known")
-    if tested is None and ids and all(key in base for key in ids):
-        tested, known = float(len(ids)), float(len(ids) - len(missed))
-    if tested is None or known is None:
+    split = audit.part("split", name)
+    apart = mapping(mapping(audit.strongest.get(name, {}).get("config")).get("unknown"))
+    tested, known, count = number(split, "tested"), number(split, "known"), number(apart, "n")
+    if tested is None or (known is None and count is None):
         return ""
-    count = int(tested - known)
-    text = f"{name}: {int(tested)} questions tested, {int(known)} of which the base knows"
+    count = tested - (known or 0.0) if count is None else count
+    text = f"{name}: {int(tested)} questions tested, {int(tested - count)} of which the base knows"
     if not count:
         return text + "; none had to be set apart."
-    text += f"; the other {count} are set apart and in no recovered share"
-    shown = [
-        f"{when} {wording.value('accuracy', x)}" for when, x in accuracies_of(audit, name, missed) if x is not None
+    text += f"; the other {int(count)} are set apart and in no recovered share"
+    right = [
+        (when, number(apart, key))
+        for when, key in (("unlearned", "unlearned_right"), ("strongest attack", "attacked_right"))
     ]
-    return text + (f" (right there: {', '.join(shown)})." if shown and len(missed) == count else ".")
-
-
-def accuracies_of(audit: Audit, name: str, ids: Sequence[str]) -> list[tuple[str, float | None]]:
-    before = audit.right("unlearned", name)
-    unattacked = [before[key] for key in ids if key in before]
-    after = attacked_right(audit, name)
-    attacked = [after[key] for key in ids if key in after]
-    made = (("unlearned", unattacked), ("under the strongest attack", attacked))
-    return [(when, sum(found) / len(found) if found else None) for when, found in made]
-
-
-def attacked_right(audit: Audit, name: str) -> dict[str, bool]:
-    """Question's id -> whether it is right under the attack that was chosen on the other half."""
-    chosen = audit.chosen(name)
-    found: dict[str, bool] = {}
-    for fold, (attack, spot) in enumerate(chosen):
-        made = audit.attempt(attack)
-        for record in made.records("unlearned", "mcq", name) if made else ():
-            if len(chosen) > 1 and record.get("fold") == fold:
-                continue
-            for point in record.get("points") or ():
-                if at_spot(mapping(point), spot) and isinstance(point.get("correct"), bool):
-                    found[str(record.get("id"))] = point["correct"]
-    return found
-
-
-def at_spot(point: Mapping[str, Any], spot: Spot) -> bool:
-    return tuple(number(point, key) for key in ("step", "block", "budget")) == spot
+    shown = [f"{when} {int(x)}" for when, x in right if x is not None]
+    return text + (f"; right among them: base 0, {', '.join(shown)}." if shown else ".")
 
 
 # ------------------------------------------------------------------------------------------------ attack by attack
@@ -300,25 +297,25 @@ def line(audit: Audit, each: Attempt, name: str) -> Line:
     return Line(
         each.name,
         each.title,
-        note_of(each, spot),
+        note_of(each, name, spot),
         access_word(each),
-        "" if told else status_of(each),
+        "" if told else status_of(each, audit.removed(name)),
         share(found.value) if told and found else "",
         span(found) if told else "",
         share(everything.value) if told and everything else wording.NONE,
         right(after),
         right(control_of(each, name, spot)),
-        general(audit, each, spot),
+        *general(audit, each, spot),
         degenerate(each),
         short_seconds(each.cost(name, "attack_seconds")),
         tokens_of(each.cost(name, "attack_tokens")),
     )
 
 
-def status_of(each: Attempt) -> str:
+def status_of(each: Attempt, removed: bool = True) -> str:
     """What stands where the share would: `not run (needs 12 minutes)`."""
     if each.status == DONE:
-        return "not measured on this set"
+        return "not measured on this set" if removed else "nothing was removed"
     if each.status == NOT_RUN:
         why = each.why if each.why.startswith("need") or not each.why else f"needs {each.why}"
         return f"not run ({why})" if why else "not run"
@@ -327,12 +324,23 @@ def status_of(each: Attempt) -> str:
     return f"{each.status} ({each.why})" if each.why else each.status
 
 
-def note_of(each: Attempt, spot: Spot) -> str:
-    """Where on its budget the attack is best, and what its text gives away."""
-    told = number(each.settings, "texts_that_state_a_tested_fact")
-    parts = [place(spot)] if each.status == DONE and place(spot) else []
+def note_of(each: Attempt, name: str, spot: Spot) -> str:
+    """Where on its budget the attack is best, when half is back, and what its texts give away."""
+    told, half = number(each.settings, GIVEN_AWAY), half_back(each, name)
+    parts = (
+        [f"best at {place(spot, each)}"] if each.status == DONE and len(each.accuracies("unlearned", name)) > 1 else []
+    )
+    parts += [f"half is back at step {half:g}"] if half is not None else []
     parts += [f"{int(told)} of its texts state a tested fact"] if told else []
     return "; ".join(parts)
+
+
+GIVEN_AWAY = "texts_that_state_a_tested_fact"
+
+
+def half_back(each: Attempt, name: str) -> float | None:
+    rows = [row.value for row in each.rows("unlearned", "recovered", name) if row.metric == "steps_to_half"]
+    return rows[0] if rows and each.status == DONE else None
 
 
 def control_of(each: Attempt, name: str, spot: Spot) -> Row | None:
@@ -341,19 +349,17 @@ def control_of(each: Attempt, name: str, spot: Spot) -> Row | None:
     return at(rows, spot) or headline(rows)
 
 
-def general(audit: Audit, each: Attempt, spot: Spot) -> str:
-    """Mean accuracy on the sets to be kept after the attack: `41.2 % (before 43.0 %)`."""
-    after = [general_row(each.accuracies("unlearned", name), spot) for name in audit.retained]
-    pairs = [
-        (row.value, audit.untouched("unlearned", name)) for row, name in zip(after, audit.retained, strict=True) if row
-    ]
+def general(audit: Audit, each: Attempt, spot: Spot) -> tuple[str, str]:
+    """Mean accuracy on the sets to be kept after the attack, and without it: (`41.2 %`, `before 43.0 %`)."""
+    after = [(general_row(each.accuracies("unlearned", name), spot), name) for name in audit.retained]
+    pairs = [(row.value, audit.untouched("unlearned", name)) for row, name in after if row]
     if not pairs:
-        return wording.NONE
+        return wording.NONE, ""
     text = wording.value("accuracy", sum(value for value, _ in pairs) / len(pairs))
     before = [x for _, x in pairs if x is not None]
     if len(before) < len(pairs):
-        return text
-    return f"{text} (before {wording.value('accuracy', sum(before) / len(before))})"
+        return text, ""
+    return text, f"before {wording.value('accuracy', sum(before) / len(before))}"
 
 
 def general_row(rows: Sequence[Row], spot: Spot) -> Row | None:
@@ -367,152 +373,3 @@ def degenerate(each: Attempt) -> str:
             if row.metric == "degenerate_share":
                 return share(row.value)
     return wording.NONE
-
-
-# ------------------------------------------------------------------------------------------------ tables
-
-
-def points_table(audit: Audit) -> Table:
-    """Every attack at every point of its budget."""
-    rows = []
-    for each in audit.attempts:
-        for name in each.sets("mcq"):
-            shares = [row for row in each.rows("unlearned", "recovered", name) if row.metric == "recovered_share"]
-            both = {model: each.accuracies(model, name) for model in ("base", "unlearned")}
-            for spot in dict.fromkeys(row.spot for found in both.values() for row in found):
-                own = [row for row in shares if row.spot == spot and spot != (None, None, None)]
-                cells = [right(at(both[model], spot)) for model in ("base", "unlearned")]
-                found = share(own[0].value) + (f" ({span(own[0])})" if span(own[0]) else "") if own else wording.NONE
-                counts = [str(row.n) for row in both["unlearned"] + both["base"] if row.spot == spot and row.n]
-                rows.append(
-                    (each.title, name, place(spot) or wording.NONE, *cells, found, (counts or [wording.NONE])[0])
-                )
-    return Table(("Attack", "Set", "Point", "Base", "Unlearned", "Comes back", "n"), rows)
-
-
-def inside_table(audit: Audit) -> Table:
-    """Probes and lenses: the block that reads out most from the unlearned model, base beside it, and the shuffled control."""
-    rows = []
-    for each in diagnostics(audit):
-        for model, measurement, name in each.results:
-            if model == "unlearned" and measurement not in ("recovered", "generation"):
-                rows += inside_rows(each, measurement, name)
-    head = ("Read from inside", "Set", "Best block", "Base", "Unlearned", "Labels shuffled", "Chance", "n")
-    return Table(head, rows)
-
-
-def inside_rows(each: Attempt, measurement: str, name: str) -> list[tuple[str, ...]]:
-    found = by_metric(each.rows("unlearned", measurement, name))
-    base = {row.metric: [] for rows in found.values() for row in rows} | by_metric(each.rows("base", measurement, name))
-    rows = []
-    for metric, own in found.items():
-        if len({row.spot[1] for row in own}) < 2 or not readable(metric):
-            continue
-        best = headline([row for row in own if row.headline]) or max(own, key=lambda row: row.value)
-        shuffled = at(found.get(metric.replace("_accuracy", "_shuffled_accuracy"), []), best.spot)
-        title = each.title if metric == "probe_accuracy" else f"{each.title}: {wording.metric_label(metric)}"
-        chance = wording.NONE if best.chance is None else wording.value("accuracy", best.chance)
-        n = wording.NONE if best.n is None else str(best.n)
-        rows.append((title, name, f"{best.spot[1]:g}", with_span(at(base[metric], best.spot)), with_span(best),
-                     right(shuffled), chance, n))  # fmt: skip
-    return rows
-
-
-def readable(metric: str) -> bool:
-    return metric.endswith("accuracy") and "shuffled" not in metric
-
-
-def by_metric(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row.metric, []).append(row)
-    return found
-
-
-def with_span(row: Row | None) -> str:
-    if row is None:
-        return wording.NONE
-    interval = wording.interval("accuracy", {"low": row.low, "high": row.high})
-    return right(row) + (f" ({interval})" if interval else "")
-
-
-def brittle_table(audit: Audit) -> Table:
-    """What is asked in another way without a wish to get something out: base and unlearned, before and after."""
-    rows = []
-    for each in diagnostics(audit):
-        for name in each.sets("mcq"):
-            both = {model: each.accuracies(model, name) for model in ("base", "unlearned")}
-            for row in dict.fromkeys(r.spot for found in both.values() for r in found if r.spot[1] is None):
-                cells = [x for m in both for x in (before(audit, m, name), with_span(at(both[m], row)))]
-                n = next((str(r.n) for r in both["unlearned"] + both["base"] if r.n), wording.NONE)
-                title = each.title + (f" ({place(row)})" if place(row) else "")
-                rows.append((title, name, *cells, n))
-    head = ("Test", "Set", "Base, plain", "Base, tested", "Unlearned, plain", "Unlearned, tested", "n")
-    return Table(head, rows)
-
-
-def before(audit: Audit, model: str, name: str) -> str:
-    return wording.value("accuracy", audit.untouched(model, name))
-
-
-def diagnostics(audit: Audit) -> list[Attempt]:
-    return [each for each in audit.attempts if not each.recovers and each.status == DONE]
-
-
-def silent_diagnostics(audit: Audit) -> list[str]:
-    """`Linear probe: not run (needs 3 minutes)`."""
-    return [f"{each.title}: {status_of(each)}" for each in audit.attempts if not each.recovers and each.status != DONE]
-
-
-def settings_table(audit: Audit) -> Table:
-    rows = [(each.title, setting_words(each)) for each in audit.attempts if each.settings]
-    return Table(("Attack", "Settings"), rows)
-
-
-def setting_words(each: Attempt) -> str:
-    return ", ".join(
-        f"{name} {value[:16] if name.endswith('sha256') else value}" for name, value in wording.flat(each.settings)
-    )
-
-
-def texts_table(audit: Audit, most: int = 60) -> Table:
-    """Texts that an attack found to work, for those who may see them."""
-    found: dict[tuple[str, str, str], list[str]] = {}
-    for each in audit.attempts:
-        for (model, measurement, name), result in each.results.items():
-            if model == "unlearned" and measurement != "generation":
-                for record in result.get("records") or ():
-                    for text in texts_in(record):
-                        found.setdefault((each.title, name, text), []).append(str(record.get("id")))
-    rows = [(title, name, shown_ids(ids), text) for (title, name, text), ids in list(found.items())[:most]]
-    return Table(("Attack", "Set", "Question", "Text"), rows)
-
-
-def shown_ids(ids: Sequence[str]) -> str:
-    return ids[0] if len(ids) == 1 else wording.counted(len(ids), "question")
-
-
-def texts_in(record: Mapping[str, Any]) -> list[str]:
-    points = record.get("points")
-    places = [record, *(points if isinstance(points, list) else ())]
-    return [place["text"] for place in places if isinstance(place, Mapping) and isinstance(place.get("text"), str)]
-
-
-def cost_rows(audit: Audit) -> list[tuple[str, str]]:
-    """What the audit is about and what it took, for the page's foot."""
-    about, rows = audit.about, []
-    for model in ("base", "unlearned"):
-        source = mapping(about.get(model)).get("source")
-        rows += [(model, public(source))] if isinstance(source, str) else []
-    seconds = number(about, "seconds")
-    rows += [("took", wording.duration(seconds))] if seconds is not None else []
-    return [*rows, *wording.flat({k: v for k, v in mapping(about.get("settings")).items() if v is not None})]
-
-
-def public(source: str) -> str:
-    from misdirect.reporting.public import public_name
-
-    return public_name(source)
-
-
-__all__ = ["headlines", "lines", "rows_of", "silent", "unknown"]

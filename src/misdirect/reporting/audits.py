@@ -17,6 +17,7 @@ from misdirect.reporting.reading import mapping, mappings, number
 
 AUDIT = "audit.json"
 STRONGEST = "strongest"  # the pseudo-attack whose headline row is the audit's headline
+NONE = "none"  # the pseudo-attack in which both models are asked as they are
 DONE, NOT_RUN, INCONCLUSIVE, FAILED = "done", "not run", "inconclusive", "failed"
 POSITION = ("step", "block", "budget")
 SHARE, SHARE_ALL = "recovered_share", "recovered_share_all"
@@ -57,15 +58,15 @@ class Attempt:
     def rows(self, model: str, measurement: str, name: str) -> list[Row]:
         return rows_of(self.results.get((model, measurement, name), {}))
 
-    def records(self, model: str, measurement: str, name: str) -> list[Record]:
-        return mappings(self.results.get((model, measurement, name), {}).get("records"))
-
     def sets(self, measurement: str) -> list[str]:
         return list(dict.fromkeys(name for _, measured, name in self.results if measured == measurement))
 
     def share(self, name: str, metric: str = SHARE) -> Row | None:
-        """The attack's own cross-fitted recovered share of a set."""
-        return headline([row for row in self.rows("unlearned", "recovered", name) if row.metric == metric])
+        """The attack's own cross-fitted recovered share of a set: the headline, or the last one that has no point."""
+        found = [row for row in self.rows("unlearned", "recovered", name) if row.metric == metric]
+        marked = [row for row in found if row.headline]
+        whole = marked or [row for row in found if row.spot == NOWHERE]
+        return whole[-1] if whole else None
 
     def accuracies(self, model: str, name: str) -> list[Row]:
         """Accuracy of a set at every point, in the one form in which the audit asks."""
@@ -97,8 +98,9 @@ class Audit:
 
     about: Record  # audit.json as it is
     attempts: Sequence[Attempt]
+    none: Attempt | None  # the same questions without an attack
     strongest: Mapping[str, Record]  # set -> result of the pseudo-attack
-    plain: Mapping[tuple[str, str], Record]  # (model, set) -> result of its questions without any attack
+    plain: Mapping[tuple[str, str], Record]  # (model, set) -> result of the evaluation, which may be of other questions
     forgotten: Sequence[str]
     retained: Sequence[str]
 
@@ -106,52 +108,31 @@ class Audit:
         """What audit.json says of one set under `split`, `removed`, ..."""
         return mapping(mapping(self.about.get(key)).get(name))
 
+    def removed(self, name: str) -> bool:
+        """False only where the audit says that nothing was."""
+        return self.part("removed", name).get("removed") is not False
+
     def share(self, name: str) -> Row | None:
         """The headline: what comes back of a set under the strongest attack."""
         return headline([row for row in rows_of(self.strongest.get(name, {})) if row.metric == SHARE])
 
     def chosen(self, name: str) -> list[tuple[str, Spot]]:
-        """The attack that was chosen on each half of the tested questions, and the point of its budget."""
-        stored = mapping(self.strongest.get(name, {}).get("config")).get("chosen") or self.part(STRONGEST, name).get(
-            "chosen"
-        )
-        pairs = [p for p in stored if isinstance(p, list) and p] if isinstance(stored, list) else []
+        """For each half of the tested questions the attack by which it is reported, with the point of its budget."""
+        found = mapping(self.strongest.get(name, {}).get("config"))
+        stored = found.get("chosen") or self.part(STRONGEST, name).get("chosen")
+        pairs = [pair for pair in stored if isinstance(pair, list) and pair] if isinstance(stored, list) else []
         return [(str(pair[0]), spot_of(mapping(pair[1]) if len(pair) > 1 else {})) for pair in pairs]
 
     def attempt(self, name: str) -> Attempt | None:
         return next((each for each in self.attempts if each.name == name), None)
 
     def untouched(self, model: str, name: str) -> float | None:
-        """Accuracy without any attack, on the questions that the attacks are measured on where the records say."""
-        right = self.right(model, name)
-        ids = self.tested(name)
-        asked = [right[key] for key in ids if key in right]
-        if asked and len(asked) == len(ids):
-            return sum(asked) / len(asked)
-        found = headline(judged(rows_of(self.plain.get((model, name), {}))))
-        return found.value if found else None
-
-    def right(self, model: str, name: str) -> dict[str, bool]:
-        """Question's id -> whether it was answered right without any attack."""
-        form = self.form(name)
-        records = mappings(self.plain.get((model, name), {}).get("records"))
-        found = {str(r.get("id")): mapping(r.get("correct")).get(form) for r in records}
-        return {key: value for key, value in found.items() if isinstance(value, bool)}
-
-    def form(self, name: str) -> str:
-        stored = mapping(self.about.get("forms")).get(name)
-        if isinstance(stored, str):
+        """Accuracy without any attack: on the very questions of the attacks, or else of the evaluation."""
+        found = headline(self.none.accuracies(model, name)) if self.none else None
+        if found is None and (stored := number(self.part("removed", name), model)) is not None:
             return stored
-        rows = next((r for each in self.attempts if (r := each.accuracies("unlearned", name))), [])
-        return rows[0].metric.removesuffix("_accuracy") if rows else "cloze"
-
-    def tested(self, name: str) -> list[str]:
-        """Ids of the questions that the attacks were measured on."""
-        for each in self.attempts:
-            for model in ("unlearned", "base"):
-                if records := each.records(model, "mcq", name):
-                    return [str(record.get("id")) for record in records]
-        return []
+        found = found or headline(judged(rows_of(self.plain.get((model, name), {}))))
+        return found.value if found else None
 
     def floor(self, name: str) -> float | None:
         """What a reader of the choices alone scores, else chance."""
@@ -178,18 +159,19 @@ def audit_of(about: Any, results: Iterable[Record], topics: Sequence[str] = ()) 
     if not about and not by_attack:
         return None
     strongest = {place[2]: r for place, r in by_attack.pop(STRONGEST, {}).items() if place[1] == "recovered"}
-    planned = [row for row in mappings(about.get("attacks")) if row.get("name") is not None]
-    names = list(dict.fromkeys([*(str(row["name"]) for row in planned), *by_attack]))
-    rows = {str(row["name"]): row for row in planned}
-    attempts = [attempt_of(name, rows.get(name, {}), by_attack.get(name, {})) for name in names if name != STRONGEST]
-    plain = {(str(r.get("model")), str(r.get("set"))): r for r in results if r.get("attack") is None
-             and r.get("measurement") == "mcq"}  # fmt: skip
-    named = dict.fromkeys(str(n) for key in ("split", "removed") for n in mapping(about.get(key)))
-    recovered = [n for each in attempts for n in each.sets("recovered")]
-    asked = dict.fromkeys(n for each in attempts for n in each.sets("mcq"))
-    by_topic = [n for n in asked if kind_of(n, topics) == "forget"] if not named else []
+    rows = {str(row["name"]): row for row in mappings(about.get("attacks")) if row.get("name") is not None}
+    names = [name for name in dict.fromkeys([*rows, *by_attack]) if name != STRONGEST]
+    made = [attempt_of(name, rows.get(name, {}), by_attack.get(name, {})) for name in names]
+    plain = {(str(r.get("model")), str(r.get("set"))): r for r in results
+             if r.get("attack") is None and r.get("measurement") == "mcq"}  # fmt: skip
+    named = dict.fromkeys(str(name) for key in ("split", "removed") for name in mapping(about.get(key)))
+    recovered = [name for each in made for name in each.sets("recovered")]
+    asked = dict.fromkeys(name for each in made for name in each.sets("mcq"))
+    by_topic = [name for name in asked if kind_of(name, topics) == "forget"] if not named else []
     forgotten = list(dict.fromkeys([*named, *strongest, *recovered, *by_topic]))
-    return Audit(about, attempts, strongest, plain, forgotten, [n for n in asked if n not in forgotten])
+    none = next((each for each in made if each.name == NONE), None)
+    attempts = [each for each in made if each is not none]
+    return Audit(about, attempts, none, strongest, plain, forgotten, [name for name in asked if name not in forgotten])
 
 
 def attempt_of(name: str, row: Record, results: Mapping[tuple[str, str, str], Record]) -> Attempt:
@@ -214,7 +196,7 @@ def checked(made: Attempt) -> Attempt:
     measured = {model for model, _, _ in made.results}
     if "unlearned" not in measured:
         return replace(made, status=NOT_RUN, why="the unlearned model's results, which are missing")
-    if made.control is not None and made.control < 0.5:
+    if made.control is not None and made.control <= 0:
         return replace(made, status=INCONCLUSIVE, why=made.why or "it fails on the base too")
     return made
 
@@ -252,6 +234,26 @@ def judged(rows: Sequence[Row]) -> list[Row]:
 
 def at(rows: Sequence[Row], spot: Spot) -> Row | None:
     return next((row for row in rows if row.spot == spot), None)
+
+
+def by_metric(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row.metric, []).append(row)
+    return found
+
+
+def without_answers(result: Record) -> Record:
+    """A result of an attack with nothing left of its records but the texts in them; the page needs no more."""
+    if result.get("attack") is None:
+        return result
+    texts = [{"id": r.get("id"), "text": text} for r in mappings(result.get("records")) for text in texts_in(r)]
+    return {**result, "records": texts if result.get("measurement") != "generation" else []}
+
+
+def texts_in(record: Record) -> list[str]:
+    found = [row.get("text") for row in (record, *mappings(record.get("points")))]
+    return list(dict.fromkeys(text for text in found if isinstance(text, str)))
 
 
 def results_of(rows: Iterable[Record]) -> list[dict[str, Any]]:

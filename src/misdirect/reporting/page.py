@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from misdirect import runs
-from misdirect.reporting import pictures, svg, tables, wording
+from misdirect.reporting import audit_view, pictures, svg, tables, wording
 from misdirect.reporting.answers import answer_groups
 from misdirect.reporting.cards import panels
 from misdirect.reporting.reading import QUESTIONS, Run, mapping, number, read_run
@@ -76,6 +76,7 @@ def view(run: Run, show_text: bool | None) -> dict[str, Any]:
         "summary": summary(run),
         "missing": missing(run),
         "panels": panels(run),
+        "audit": audit_view.view(run.audit) if run.audit else None,
         "answers": answer_groups(run),
         "show_text": shown,
         "metrics": tables.metric_groups(run),
@@ -99,12 +100,16 @@ def trained(run: Run) -> list[str]:
 def title(run: Run) -> str:
     if run.topics:
         return f"Unlearning {wording.listed(run.topics)}" + (f" in {run.model_name}" if run.model else "")
+    if run.audit and not run.config:
+        return audit_view.title(run.audit)
     return f"Evaluation of {run.model_name}" if run.model else "Evaluation of one model"
 
 
 def summary(run: Run) -> str:
     """One sentence on what was done, as far as the run says."""
     if not run.config:
+        if run.audit:
+            return audit_view.summary(run.audit)
         return "Measurements of one model as it is; nothing was unlearned in this folder."
     chosen, settings = mapping(run.config.get("chosen")), mapping(run.config.get("settings"))
     names = trained(run)

@@ -31,6 +31,8 @@ class Picture(NamedTuple):
 
 def available(run: Run) -> dict[str, Picture]:
     """Name -> each picture that the run has data for."""
+    from misdirect.reporting import audit_figures  # it makes a `Picture`
+
     found = {}
     scored = [
         pair
@@ -47,7 +49,7 @@ def available(run: Run) -> dict[str, Picture]:
     if drawing.curve_keys(run.log):
         words = f"Values in the log over {len(run.log)} updates."
         found["training"] = Picture(drawing.curves, run.log, "Training curves", words)
-    return found
+    return found | audit_figures.available(run.audit)
 
 
 def accuracy_in_words(pairs: Sequence[Pair]) -> str:

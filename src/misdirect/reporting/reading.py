@@ -111,7 +111,7 @@ class Run:
 
 def read_run(run: Path) -> Run:
     """Raises ValueError where `run` is not a folder of misdirect or a file in it is not JSON."""
-    from misdirect.reporting.audits import AUDIT, audit_of  # it reads with the functions below
+    from misdirect.reporting.audits import AUDIT, audit_of, without_answers  # it reads with the functions below
 
     if not runs.is_run(run) and not (run / "results").is_dir() and not (run / AUDIT).is_file():
         raise ValueError(
@@ -120,7 +120,7 @@ def read_run(run: Path) -> Run:
         )
     config = public_config(mapping(clean(runs.read_json(run / runs.CONFIG)))) if runs.is_run(run) else {}
     env = public_config(mapping(clean(runs.read_json(run / runs.ENV)))) if (run / runs.ENV).is_file() else {}
-    stored = [mapping(clean(result)) for result in runs.load_results(run)]
+    stored = [mapping(clean(without_answers(result))) for result in runs.load_results(run)]
     results = [r for r in stored if r.get("attack") is None and r.get("model") in ("base", "unlearned")]
     about = clean(runs.read_json(run / AUDIT)) if (run / AUDIT).is_file() else None
     audit = audit_of(about, stored, topic_names(config))

@@ -1,0 +1,138 @@
+"""The tables below an audit's headline: probes and lenses, brittleness, every point, settings, working texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from misdirect.reporting import wording
+from misdirect.reporting.audited import place, right, share, span, status_of
+from misdirect.reporting.audits import DONE, SHARE, Attempt, Audit, Row, at, by_metric, headline
+from misdirect.reporting.public import public_name
+from misdirect.reporting.reading import mapping, mappings, number
+from misdirect.reporting.tables import Table
+
+
+def points_table(audit: Audit) -> Table:
+    """Every attack at every point of its budget."""
+    rows = []
+    for each in audit.attempts:
+        for name in each.sets("mcq"):
+            shares = [row for row in each.rows("unlearned", "recovered", name) if row.metric == SHARE]
+            both = {model: each.accuracies(model, name) for model in ("base", "unlearned")}
+            for spot in dict.fromkeys(row.spot for found in both.values() for row in found):
+                own = [row for row in shares if row.spot == spot and spot != (None, None, None)]
+                cells = [right(at(both[model], spot)) for model in ("base", "unlearned")]
+                found = share(own[0].value) + (f" ({span(own[0])})" if span(own[0]) else "") if own else wording.NONE
+                counts = [str(row.n) for row in both["unlearned"] + both["base"] if row.spot == spot and row.n]
+                rows.append(
+                    (each.title, name, place(spot, each) or wording.NONE, *cells, found, (counts or [wording.NONE])[0])
+                )
+    return Table(("Attack", "Set", "Point", "Base", "Unlearned", "Comes back", "n"), rows)
+
+
+def inside_table(audit: Audit) -> Table:
+    """Probes and lenses: the block that reads out most from the unlearned model, base beside it, and the shuffled control."""
+    rows = []
+    for each in (one for one in audit.attempts if one.status == DONE):
+        for model, measurement, name in each.results:
+            if model == "unlearned" and measurement not in ("recovered", "generation"):
+                rows += inside_rows(each, measurement, name)
+    head = ("Read from inside", "Set", "Best block", "Base", "Unlearned", "Labels shuffled", "Chance", "n")
+    return Table(head, rows)
+
+
+def inside_rows(each: Attempt, measurement: str, name: str) -> list[tuple[str, ...]]:
+    found = by_metric(each.rows("unlearned", measurement, name))
+    base: dict[str, list[Row]] = {row.metric: [] for rows in found.values() for row in rows} | by_metric(
+        each.rows("base", measurement, name)
+    )
+    rows: list[tuple[str, ...]] = []
+    for metric, own in found.items():
+        if len({row.spot[1] for row in own}) < 2 or not readable(metric):
+            continue
+        best = headline([row for row in own if row.headline]) or max(own, key=lambda row: row.value)
+        shuffled = at(found.get(metric.replace("_accuracy", "_shuffled_accuracy"), []), best.spot)
+        title = each.title if metric == "probe_accuracy" else f"{each.title}: {wording.metric_label(metric)}"
+        chance = wording.NONE if best.chance is None else wording.value("accuracy", best.chance)
+        n = wording.NONE if best.n is None else str(best.n)
+        rows.append((title, name, f"{best.spot[1]:g}", with_span(at(base[metric], best.spot)), with_span(best),
+                     right(shuffled), chance, n))  # fmt: skip
+    return rows
+
+
+def readable(metric: str) -> bool:
+    return metric.endswith("accuracy") and "shuffled" not in metric
+
+
+def with_span(row: Row | None) -> str:
+    if row is None:
+        return wording.NONE
+    interval = wording.interval("accuracy", {"low": row.low, "high": row.high})
+    return right(row) + (f" ({interval})" if interval else "")
+
+
+def brittle_table(audit: Audit) -> Table:
+    """What is asked in another way without a wish to get something out: base and unlearned, before and after."""
+    rows = []
+    for each in diagnostics(audit):
+        for name in each.sets("mcq"):
+            both = {model: each.accuracies(model, name) for model in ("base", "unlearned")}
+            for row in dict.fromkeys(r.spot for found in both.values() for r in found if r.spot[1] is None):
+                cells = [x for m in both for x in (before(audit, m, name), with_span(at(both[m], row)))]
+                n = next((str(r.n) for r in both["unlearned"] + both["base"] if r.n), wording.NONE)
+                title = each.title + (f" ({at_point})" if (at_point := place(row, each)) else "")
+                rows.append((title, name, *cells, n))
+    head = ("Test", "Set", "Base, plain", "Base, tested", "Unlearned, plain", "Unlearned, tested", "n")
+    return Table(head, rows)
+
+
+def before(audit: Audit, model: str, name: str) -> str:
+    return wording.value("accuracy", audit.untouched(model, name))
+
+
+def diagnostics(audit: Audit) -> list[Attempt]:
+    return [each for each in audit.attempts if not each.recovers and each.status == DONE]
+
+
+def silent_diagnostics(audit: Audit) -> list[str]:
+    """`Linear probe: not run (needs 3 minutes)`."""
+    return [f"{each.title}: {status_of(each)}" for each in audit.attempts if not each.recovers and each.status != DONE]
+
+
+def settings_table(audit: Audit) -> Table:
+    rows = [(each.title, setting_words(each)) for each in audit.attempts if each.settings]
+    return Table(("Attack", "Settings"), rows)
+
+
+def setting_words(each: Attempt) -> str:
+    own = {name: value for name, value in each.settings.items() if name not in SHARED}
+    return ", ".join(f"{name} {value[:16] if name.endswith('sha256') else value}" for name, value in wording.flat(own))
+
+
+SHARED = ("models_sha256", "dtype", "questions_sha256", "forms", "split_seed")  # the same for all attacks of an audit
+
+
+def texts_table(audit: Audit, most: int = 60) -> Table:
+    """Texts that an attack found to work, for those who may see them."""
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for each in audit.attempts:
+        for (model, _, name), result in each.results.items():
+            for record in mappings(result.get("records")) if model == "unlearned" else ():
+                found.setdefault((each.title, name, str(record.get("text"))), []).append(str(record.get("id")))
+    rows = [(title, name, shown_ids(ids), text) for (title, name, text), ids in list(found.items())[:most]]
+    return Table(("Attack", "Set", "Question", "Text"), rows)
+
+
+def shown_ids(ids: Sequence[str]) -> str:
+    return ids[0] if len(ids) == 1 else wording.counted(len(ids), "question")
+
+
+def cost_rows(audit: Audit) -> list[tuple[str, str]]:
+    """What the audit is about and what it took, for the page's foot."""
+    about, rows = audit.about, []
+    for model in ("base", "unlearned"):
+        source = mapping(about.get(model)).get("source")
+        rows += [(model, public_name(source))] if isinstance(source, str) else []
+    seconds = number(about, "seconds")
+    rows += [("took", wording.duration(seconds))] if seconds is not None else []
+    return [*rows, *wording.flat({k: v for k, v in mapping(about.get("settings")).items() if v is not None})]

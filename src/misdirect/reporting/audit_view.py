@@ -1,0 +1,52 @@
+"""All that the page shows of an audit, as text and lists of text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from misdirect.reporting import audit_tables, audited, wording
+from misdirect.reporting.audits import Audit
+from misdirect.reporting.public import public_name
+from misdirect.reporting.reading import mapping
+
+
+def view(audit: Audit) -> dict[str, Any]:
+    groups = [
+        {"set": name, "lines": audited.lines(audit, name), "end": "" if index == 0 else f"-{index + 1}"}
+        for index, name in enumerate(audit.forgotten)
+    ]
+    used = {each.access for each in audit.attempts}
+    return {
+        "headlines": audited.headlines(audit),
+        "crossed": any(audit.share(name) is not None for name in audit.forgotten),
+        "explained": audited.EXPLAINED,
+        "silent": audited.silent(audit),
+        "groups": groups,
+        "unknown": audited.unknown(audit),
+        "inside": audit_tables.inside_table(audit),
+        "brittle": audit_tables.brittle_table(audit),
+        "silent_diagnostics": audit_tables.silent_diagnostics(audit),
+        "texts": audit_tables.texts_table(audit),
+        "points": audit_tables.points_table(audit),
+        "settings": audit_tables.settings_table(audit),
+        "costs": audit_tables.cost_rows(audit),
+        "access": [words for key, words in audited.ACCESS.items() if key in used],
+    }
+
+
+def source(audit: Audit, model: str) -> str:
+    """What the audit calls one of its two models, without folders."""
+    found = mapping(audit.about.get(model)).get("source")
+    return public_name(found) if isinstance(found, str) and found else f"the {model} model"
+
+
+def title(audit: Audit) -> str:
+    return f"Audit of {source(audit, 'unlearned')}"
+
+
+def summary(audit: Audit) -> str:
+    names = f" of {wording.listed(audit.forgotten)}" if audit.forgotten else ""
+    return (
+        f"{source(audit, 'unlearned')} against {source(audit, 'base')}: how much of what was removed{names} comes back "
+        "under attack. misdirect did not make these models; it measured them."
+    )
