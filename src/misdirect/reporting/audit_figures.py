@@ -101,6 +101,7 @@ def accuracy_panel(audit: Audit, each: Attempt, name: str, axis: int) -> Panel |
     levels = [(f"{model}, not attacked", audit.untouched(model, name)) for model in ("base", "unlearned")]
     levels.append(("floor", audit.floor(name)))
     unit = "updates" if axis == STEP else audited.unit(each) or "budget"
+    unit = f"share {unit}" if unit.startswith("of ") else unit
     return Panel(each.title, unit, [c for c in curves if c.points], [(who, y) for who, y in levels if y is not None])
 
 
@@ -186,7 +187,7 @@ def draw_dot(axes: Any, index: int, dot: Dot, palette: Palette) -> None:
         width = 2.0 if dot.strongest else 1.3
         axes.plot([dot.low, dot.high], [index + 0.14] * 2, color=colour, linewidth=width, solid_capstyle="butt")
     axes.plot([dot.value], [index + 0.14], "D" if dot.strongest else "o", color=colour, markersize=size, zorder=3)
-    write_row(axes, index, label(dot.title, 60), audited.share(dot.value).replace(wording.SPACE, " "), palette)
+    write_row(axes, index, label(dot.title, 66), audited.share(dot.value).replace(wording.SPACE, " "), palette)
 
 
 STROKES = {"unlearned": ("forget", "-", 1.6), "base": ("retain", "-", 1.2), "shuffled": ("muted", "-", 0.9)}

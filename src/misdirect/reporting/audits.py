@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from misdirect.config import kind_of
+from misdirect.reporting.public import public_name
 from misdirect.reporting.reading import mapping, mappings, number
 
 AUDIT = "audit.json"
@@ -182,7 +183,7 @@ def attempt_of(name: str, row: Record, results: Mapping[tuple[str, str, str], Re
         str(row.get("title") or name),
         str(row.get("access") or ""),
         str(row.get("status") or (DONE if results else NOT_RUN)),
-        str(row.get("why") or ""),
+        " ".join(public_name(word) for word in str(row.get("why") or "").split()),
         row.get("recovers") is not False,
         seconds,
         mapping(row.get("settings")),

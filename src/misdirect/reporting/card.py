@@ -23,7 +23,8 @@ from misdirect.data import builtin
 from misdirect.data.demo.fetch import HUB_ID
 from misdirect.data.files import split_column
 from misdirect.progress import note
-from misdirect.reporting import wording
+from misdirect.reporting import audit_card, wording
+from misdirect.reporting.audits import AUDIT
 from misdirect.reporting.public import public_name
 from misdirect.reporting.reading import QUESTIONS, Pair, Run, clean, mapping, mappings, number, read_run
 
@@ -53,9 +54,14 @@ FILES = (
     File(runs.SUMMARY, "every number as one flat list", "yes"),
     File(runs.REPORT, "the page; it shows questions and answers where --show-text was given", "look first"),
     File(runs.CONFIG, "settings, hashes, and sources as they were typed, local paths among them", "look first"),
+    File(AUDIT, "the audit: sources as they were typed, settings, what was run and what was not", "look first"),
     File(runs.CONTROL, "the control vectors: they hand an attacker the direction", "never"),
     File(runs.CHECKPOINT, "an unfinished run, the control vectors in it", "never"),
-    File("results", "records by question id; those of prompts hold the prompts and the answers", "look first"),
+    File(
+        "results",
+        "records by question id; of prompts with prompts and answers, of attacks with texts they found",
+        "look first",
+    ),
 )
 
 
@@ -237,6 +243,7 @@ def view(run: Run, folder: Path) -> dict[str, Any]:
         "block": wording.setting(chosen.get("block")),
         "unfinished": not (folder / runs.DELTA).is_file(),
         "measured": sorted({str(r["model"]) for r in run.results}),
+        "audit": audit_card.view(run.audit, table) if run.audit else None,
         "forgotten": table(QUESTION_HEAD, [question_row(p) for p in run.headlines(*QUESTIONS, kind="forget")]),
         "kept": table(QUESTION_HEAD, [question_row(p) for p in run.headlines(*QUESTIONS, kind="retain")]),
         "texts": table(TEXT_HEAD, text_rows(run)),

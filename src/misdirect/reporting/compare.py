@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from misdirect import runs as running
 from misdirect import stats
 from misdirect.config import SPEED_ONLY
-from misdirect.reporting import maps, pictures, wording
+from misdirect.reporting import audit_compare, maps, pictures, wording
 from misdirect.reporting.cards import limit, over_seeds
 from misdirect.reporting.page import fill
 from misdirect.reporting.reading import QUESTIONS, Pair, Run, clean, mapping, mappings, number, read_run
@@ -61,6 +61,7 @@ def compare(runs: Sequence[Path], out: Path) -> Path:
         "title": f"Comparison of {wording.counted(len(named), 'run')}",
         "groups": made,
         "notes": notes(groups),
+        "audited": any(each.run.audit for each in named),
         "differing": differing_settings(named),
         "version": running.environment()["versions"].get("misdirect", ""),
     }
@@ -84,18 +85,26 @@ def read_named(paths: Sequence[Path]) -> list[Named]:
     ]
 
 
-def base_of(run: Run) -> str:
-    """What tells base models apart: the hash of the weights and their dtype, or the name where there is no hash."""
-    data = mapping(run.config.get("data"))
-    return f"{data.get('model_sha256') or run.model} {data.get('dtype', '')}".strip()
+def bases_of(run: Run) -> set[str]:
+    """What tells base models apart: hashes of the weights with their dtype, or the name where there is no hash."""
+    data, audit_hash = mapping(run.config.get("data")), audit_compare.base_hash(run.audit)
+    own = data.get("model_sha256") or ("" if audit_hash else run.model)
+    found = {f"{own} {data.get('dtype', '')}".strip()} if own or not audit_hash else set()
+    return found | ({f"audited {audit_hash}"} if audit_hash else set())
 
 
 def grouped(named: Sequence[Named]) -> list[list[Named]]:
     """Runs of the same base together, in the order in which they were given."""
-    found: dict[str, list[Named]] = {}
+    found: list[tuple[set[str], list[Named]]] = []
     for each in named:
-        found.setdefault(base_of(each.run), []).append(each)
-    return list(found.values())
+        keys = bases_of(each.run)
+        same = next((group for group in found if group[0] & keys), None)
+        if same is None:
+            found.append((keys, [each]))
+        else:
+            same[0].update(keys)
+            same[1].append(each)
+    return [group for _, group in found]
 
 
 # ------------------------------------------------------------------------------------------------ which rows belong together
@@ -158,6 +167,7 @@ def group_view(group: Sequence[Named], name: str) -> dict[str, Any]:
         "sets": wording.listed([row.set for row in forget]) + " against " + wording.listed([row.set for row in retain]),
         "runs": runs_table(group, forget, retain, texts),
         "accuracy": side_by_side(group, questions, accuracy_cell),
+        "attacks": audit_compare.tables([(each.label, each.run.audit) for each in group]),
         "texts": side_by_side(group, texts, lambda row, each, first: text_cell(row.pairs[each.letter])),
         "sentences": [*best(group, forget, retain), *asked_differently([*questions, *texts])],
     }

@@ -96,7 +96,8 @@ class Run:
 
     @property
     def model(self) -> str:
-        return str(self.config.get("model") or self.env.get("model") or "")
+        audited = mapping(self.audit.about.get("base")).get("source") if self.audit else None
+        return str(self.config.get("model") or self.env.get("model") or audited or "")
 
     @property
     def model_name(self) -> str:
