@@ -63,7 +63,9 @@ def main() -> None:
     lm = load_lm(options.model)
     frames, ids = prompt(lm)
     candidates = candidates_of(lm, frames, ids, options.candidates)
-    jobs = {(form, size): job_of(lm, frames, ids, size, form) for form in ("plain", "cached", "tree") for size in BATCHES}  # type: ignore[arg-type]
+    jobs = {
+        (form, size): job_of(lm, frames, ids, size, form) for form in ("plain", "cached", "tree") for size in BATCHES
+    }  # type: ignore[arg-type]
     best: dict[str, tuple[float, int]] = {}
     for _ in range(options.repeats):
         for (form, size), job in jobs.items():
@@ -80,7 +82,8 @@ def main() -> None:
         "before": len(frames[0].before), "suffix": len(ids), "after": len(frames[0].after), "target": len(frames[0].target),
         "candidates": len(candidates), "threads": torch.get_num_threads(), "candidates_per_second": rates,
         "best_batch": {form: size for form, (_, size) in best.items()},
-        "cached_over_plain": round(rates["cached"] / rates["plain"], 2), "tree_over_plain": round(rates["tree"] / rates["plain"], 2),
+        "cached_over_plain": round(rates["cached"] / rates["plain"], 2),
+        "tree_over_plain": round(rates["tree"] / rates["plain"], 2),
         "gradient_seconds": round(slope_seconds, 3), "largest_difference": apart,
     }))  # fmt: skip
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from attack_cases import state_hash, tiny_case, tiny_lm
-from misdirect.attacks import gcg_loss, gcg_search
-from misdirect.attacks.gcg_loss import Frame, Ids, Job, gradient, job_of, losses, slopes
+from misdirect.attacks import gcg, gcg_loss, gcg_search
+from misdirect.attacks.gcg_loss import Frame, Ids, gradient, job_of, losses, slopes
 from misdirect.attacks.gcg_search import (
     Place,
     Settings,
@@ -26,6 +26,8 @@ from misdirect.attacks.gcg_search import (
     text_of,
     typable,
 )
+from misdirect.attacks.measure import rendering
+from misdirect.config import AuditConfig
 from misdirect.model.load import LM
 
 FAMILIES: list[tuple[str, dict[str, Any], set[str]]] = [  # and the forms that the family allows
@@ -106,3 +108,248 @@ def test_gradient_is_autograds_on_the_plain_one_hot_form(family: str, more: dict
             assert found == pytest.approx(loss.item(), abs=1e-4)
             room = slice(len(frame.before), len(frame.before) + len(ids))
             torch.testing.assert_close(slopes(lm, slope, chunk=100), expected[room], rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize(("family", "form"), [("llama", "tree"), ("gpt2", "cached"), ("mixtral", "plain")])
+def test_a_step_takes_the_best_of_all_single_swaps(family: str, form: gcg_loss.Form) -> None:
+    lm = tiny_lm(family)
+    frames, ids = frames_of(lm, 2, num_tokens=4)
+    job = job_of(lm, frames, ids, 4096, form)
+    allowed = allowed_tokens(lm).nonzero().flatten().tolist()
+    every = [swapped(ids, [(p, v)]) for p in range(4) for v in allowed if v != ids[p]]
+    every = [c for c, good in zip(every, typable(lm.tokenizer, frames, every), strict=True) if good]
+    assert len(every) > 300
+    sums = [plain_losses(lm, frame, every) for frame in frames]
+    mean = [sum(pair) / len(frames) for pair in zip(*sums, strict=True)]
+    best = min(range(len(every)), key=mean.__getitem__)
+    found = search(job, start(job, ids), 1, Settings(candidates=10**6, top_k=10**6, merged=0))
+    assert found.ids == every[best]
+    assert found.loss == pytest.approx(mean[best], abs=1e-5)
+    assert found.loss < found.log[0]
+
+
+def plain_losses(lm: LM, frame: Frame, candidates: list[Ids]) -> list[float]:
+    """All of one length, so one full forward pass without a cache gives them all."""
+    rows = torch.tensor([[*frame.before, *ids, *frame.after, *frame.target] for ids in candidates])
+    with torch.no_grad():
+        logprobs = lm.model(input_ids=rows, use_cache=False).logits.double().log_softmax(-1)
+    at = rows.shape[1] - len(frame.target)
+    return (-logprobs[:, at - 1 : -1].gather(-1, rows[:, at:, None]).sum((1, 2))).tolist()
+
+
+def test_in_double_precision_the_forms_are_one() -> None:
+    lm = tiny_lm("llama")
+    lm.model.double()
+    frames, ids = frames_of(lm)
+    candidates = candidates_of(lm, ids)
+    for row in range(3):
+        plain = losses(job_of(lm, frames, ids, form="plain"), row, candidates, ids)
+        for form in ("cached", "tree"):
+            found = losses(job_of(lm, frames, ids, 128, form), row, candidates, ids)  # type: ignore[arg-type]
+            torch.testing.assert_close(found, plain, rtol=0, atol=1e-10)
+
+
+def test_half_precision_is_searched_too() -> None:
+    lm = tiny_lm("llama")
+    lm.model.bfloat16()
+    frames, ids = frames_of(lm, 1)
+    job = job_of(lm, frames, ids)
+    assert job.form == "tree"
+    found = search(job, start(job, ids), 4, Settings(candidates=16))
+    assert found.loss < found.log[0]
+
+
+def test_a_form_that_disagrees_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm("llama")
+    frames, ids = frames_of(lm)
+    right = gcg_loss.tree_losses
+    monkeypatch.setattr(gcg_loss, "tree_losses", lambda *args: right(*args) + 0.1)
+    assert job_of(lm, frames, ids).form == "cached"
+
+
+def test_a_cache_is_not_written_to() -> None:
+    lm = tiny_lm("llama")
+    frames, ids = frames_of(lm, 1)
+    for form in ("tree", "cached"):
+        job = job_of(lm, frames, ids, form=form)  # type: ignore[arg-type]
+        before = [layer.keys.clone() for layer in job.caches[0].layers]
+        first = losses(job, 0, candidates_of(lm, ids), ids)
+        gradient(job, 0, ids)
+        assert job.caches[0].get_seq_length() == len(frames[0].before)
+        assert all(torch.equal(a, layer.keys) for a, layer in zip(before, job.caches[0].layers, strict=True))
+        assert torch.equal(first, losses(job, 0, candidates_of(lm, ids), ids))
+
+
+def test_a_search_that_goes_on_finds_the_same_bit_for_bit() -> None:
+    lm = tiny_lm("llama")
+    frames, ids = frames_of(lm, 3)
+    job, settings = job_of(lm, frames, ids), Settings(candidates=12, screened=1, seed=4)
+    saved: list[str] = []
+    whole = search(job, start(job, ids), 8, settings, save=lambda s: saved.append(json.dumps(dataclasses.asdict(s))))
+    assert whole.step == len(saved) == 8
+    for step in (0, 3, 6):
+        assert search(job, State.from_json(json.loads(saved[step])), 8, settings) == whole
+    assert search(job, start(job, ids), 8, dataclasses.replace(settings, seed=5)) != whole
+
+
+def test_the_text_never_gets_worse_and_can_be_typed() -> None:
+    lm = tiny_lm("llama")
+    frames, ids = frames_of(lm, 3)
+    job = job_of(lm, frames, ids)
+    steps: list[State] = []
+    found = search(job, start(job, ids), 12, Settings(candidates=16, screened=2), save=steps.append)
+    assert list(found.log) == sorted(found.log, reverse=True) and found.log[-1] < found.log[0] - 0.5
+    for state in steps:
+        text = text_of(lm.tokenizer, frames[0], state.ids)
+        assert text.isascii() and text.isprintable()
+        for frame, place in zip(frames, PLACES, strict=True):
+            typed = lm.tokenizer(place.before + text + place.after + place.target)["input_ids"]
+            assert typed == [*frame.before, *state.ids, *frame.after, *frame.target]
+        exact = sum(obvious_loss(lm, frame, state.ids) for frame in frames) / 3
+        assert state.loss == pytest.approx(exact, abs=1e-4)
+
+
+def test_a_swap_that_did_not_help_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm("llama")
+    frames, ids = frames_of(lm, 1, 3)
+    job = job_of(lm, frames, ids)
+    seen: list[Ids] = []
+    true = gcg_search.mean_losses
+
+    def watching(job: Any, candidates: Any, *rest: Any) -> Any:
+        seen.extend(candidates)
+        return true(job, candidates, *rest)
+
+    monkeypatch.setattr(gcg_search, "mean_losses", watching)
+    found = search(job, start(job, ids), 40, Settings(candidates=24, merged=0, top_k=16))
+    assert len(set(found.log)) < len(found.log), "some step must fail, or nothing is shown"
+    assert len(seen) == len(set(seen))
+
+
+def test_untypable_texts_are_left_out() -> None:
+    """Two tokens that the tokenizer would write as one, and a token that merges with what stands before."""
+    lm = tiny_lm("llama")
+    tokenizer = lm.tokenizer
+    frames, _ = frames_of(lm, 1, 5)
+    whole = next(i for i in range(len(tokenizer)) if tokenizer.decode([i]) == " water")
+    cuts = [[tokenizer(part)["input_ids"] for part in (" water"[:cut], " water"[cut:])] for cut in range(1, 6)]
+    halves = next(pair for pair in cuts if all(len(part) == 1 for part in pair))
+    split = (halves[0][0], halves[1][0], whole, whole, whole)
+    assert typable(tokenizer, frames, [(whole,) * 5, split]) == [True, False]
+
+
+def test_what_a_text_may_hold() -> None:
+    lm = tiny_lm("llama")
+    allowed = allowed_tokens(lm)
+    pieces = [lm.tokenizer.decode([i]) for i in allowed.nonzero().flatten().tolist()]
+    assert " water" in pieces and "!" in pieces
+    assert not {"<pad>", "<eos>", "\n", " ", "\t"} & set(pieces)
+    assert all(piece.isascii() and piece.isprintable() for piece in pieces)
+    assert len(allowed) == lm.model.get_input_embeddings().weight.shape[0]
+
+
+def test_merged_swaps_are_at_different_positions() -> None:
+    lm = tiny_lm("llama")
+    frames, ids = frames_of(lm, 1, 5)
+    job = job_of(lm, frames, ids)
+    water, house, light = (lm.tokenizer(x)["input_ids"][0] for x in (" water", " house", " light"))
+    swaps = [(0, water), (0, house), (3, house), (1, light)]
+    assert merges(job, ids, swaps, 6) == [
+        swapped(ids, [(0, water), (3, house)]),
+        swapped(ids, [(0, water), (3, house), (1, light)]),
+    ]
+
+
+def test_a_model_that_emits_nan_stops_the_search() -> None:
+    lm = tiny_lm("llama")
+    frames, ids = frames_of(lm, 1)
+    job = job_of(lm, frames, ids)
+    lm.model.model.norm.weight.data.fill_(math.nan)
+    with pytest.raises(ValueError, match="loss of an adversarial text is nan; expected a model with finite") as error:
+        start(job, ids)
+    assert "\n" not in str(error.value)
+
+
+CONFIG = AuditConfig(gcg_steps=20, gcg_candidates=8, suffix_tokens=4)
+
+
+@pytest.mark.parametrize("form", ["cloze", "letter", "letter_permuted"])
+@pytest.mark.parametrize("where", ["suffix", "prefix"])
+def test_a_universal_attack_asks_what_it_searched(form: Any, where: gcg.Where) -> None:
+    lm, case = tiny_case(form=form)
+    attack = next(a for a in gcg.attacks(case, CONFIG) if a.name == f"gcg-{where}-universal")
+    assert attack.recovers and not attack.missing and attack.access == "gradients"
+    before, done = state_hash(lm), []
+    (found,) = attack.run(lm, case, attack, done.append)
+    assert state_hash(lm) == before and sum(done) == attack.num_steps == 20
+    rows = {m.metric: m for m in found.metrics if m.step is None}
+    assert rows["train_answer_nll_end"].value < rows["train_answer_nll_start"].value
+    assert rows["positive_control"].value in (0.0, 1.0) and rows["attack_tokens"].value > 0
+    assert [m.step for m in found.metrics if m.metric == f"{form}_accuracy"] == [0, 10, 20]
+    assert "text" not in found.config
+    halves = case.forgotten["biology"]
+    assert [r["id"] for r in found.records] == [q.id for q in halves.test]
+    render = rendering(case.forms["biology"], case.seed)
+    text = found.records[0]["points"][-1]["text"]
+    assert found.records[0]["points"][0]["text"] == "" != text
+    for item, record in zip(halves.test, found.records, strict=True):
+        context, choices = render(item)
+        asked = context.replace(item.question, item.question + text) if where == "suffix" else f"{text}\n{context}"
+        assert text in asked
+        exact = obvious_loss(lm, split_frame(lm, asked, choices[item.answer]), ())
+        assert -record["points"][-1]["logprobs"][item.answer] == pytest.approx(exact, abs=1e-3)
+
+
+def split_frame(lm: LM, context: str, answer: str) -> Frame:
+    ids, whole = (tuple(lm.tokenizer(x)["input_ids"]) for x in (context, context + answer))
+    return Frame(ids, (), whole[len(ids) :], context, answer)
+
+
+def test_the_single_attack_searches_right_and_wrong_answers() -> None:
+    lm, case = tiny_case()
+    attack = next(a for a in gcg.attacks(case, CONFIG) if a.name == "gcg-suffix-single")
+    assert not attack.recovers
+    before, done = state_hash(lm), []
+    (found,) = attack.run(lm, case, attack, done.append)
+    assert state_hash(lm) == before and sum(done) == attack.num_steps == 2 * gcg.SINGLE * 20
+    assert [r["right"] for r in found.records] == [True, False] * gcg.SINGLE
+    tested = {q.id: q for q in case.forgotten["biology"].test}
+    assert all((tested[r["id"]].answer == r["choice"]) == r["right"] for r in found.records)
+    rows = {m.metric: m.value for m in found.metrics}
+    assert rows["right_nll_end"] < rows["right_nll_before"] and rows["wrong_nll_end"] < rows["wrong_nll_before"]
+    assert rows["easier_after"] == pytest.approx(rows["wrong_nll_end"] - rows["right_nll_end"])
+    assert rows["positive_control"] == 1.0
+
+
+@pytest.mark.parametrize("name", ["gcg-suffix-universal", "gcg-suffix-single"])
+def test_an_interrupted_attack_leaves_the_model_as_it_was(name: str) -> None:
+    lm, case = tiny_case()
+    attack = next(a for a in gcg.attacks(case, CONFIG) if a.name == name)
+    before = state_hash(lm)
+
+    def stop(_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        attack.run(lm, case, attack, stop)
+    assert state_hash(lm) == before
+
+
+def test_a_small_budget_is_no_attack() -> None:
+    _, case = tiny_case()
+    for attack in gcg.attacks(case, dataclasses.replace(CONFIG, gcg_steps=19)):
+        assert attack.missing == "needs --gcg-steps 20 or more"
+    assert json.dumps([dict(a.settings) for a in gcg.attacks(case, CONFIG)])
+
+
+def test_a_search_that_climbs_fails_its_control(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the gradient's sign turned the candidates are the worst ones."""
+    lm, case = tiny_case()
+    attack = gcg.attacks(case, dataclasses.replace(CONFIG, gcg_steps=40))[0]
+    control = lambda: {m.metric: m.value for m in attack.run(lm, case, attack, lambda _: None)[0].metrics}  # noqa: E731
+    right = control()
+    true = gcg_search.descent
+    monkeypatch.setattr(gcg_search, "descent", lambda job, ids: -true(job, ids))
+    wrong = control()
+    assert right["train_answer_nll_end"] < wrong["train_answer_nll_end"]
+    assert (right["positive_control"], wrong["positive_control"]) == (1.0, 0.0)

@@ -35,7 +35,10 @@ from misdirect.model.score import at_least_fp32, forward, has_plain_cache, score
 Ids = tuple[int, ...]
 Form = Literal["tree", "cached", "plain"]
 ROW = 256  # tokens of candidates in a row of the tree: longer rows cost attention, shorter ones repeat unchanged tokens
-AGREE, AGREE_HALF = 2e-3, 0.3  # nats by which a form's loss may differ from the plain one's, in fp32 and in half precision
+AGREE, AGREE_HALF = (
+    2e-3,
+    0.3,
+)  # nats by which a form's loss may differ from the plain one's, in fp32 and in half precision
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,19 @@ def agrees(job: Job, plain: Job, ids: Ids) -> bool:
     texts = [ids, (*ids[: last // 2], ids[last], *ids[last // 2 + 1 :]), (*ids[:-1], job.frames[0].target[0])]
     try:
         mine = losses(job, 0, texts, ids)
-    except (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError):  # arguments that it does not take
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+        IndexError,
+        AttributeError,
+        KeyError,
+    ):  # arguments that it does not take
         return False
     exact = next(job.lm.model.parameters()).dtype in (torch.float32, torch.float64)
-    return torch.allclose(mine, losses(plain, 0, texts, ids), rtol=0, atol=AGREE if exact else AGREE_HALF, equal_nan=True)
+    return torch.allclose(
+        mine, losses(plain, 0, texts, ids), rtol=0, atol=AGREE if exact else AGREE_HALF, equal_nan=True
+    )
 
 
 @torch.no_grad()  # not inference_mode: the gradient pass reads the cache
@@ -152,14 +164,18 @@ def rows_at_once(job: Job, width: int, context: int, wanted: int) -> int:
     # keys and values of every block, about 16 widths of activations in the block that runs, logits in fp32 twice
     row = itemsize * config.hidden_size * (2 * config.num_hidden_layers * (width + context) + 16 * width)
     row += 8 * wanted * vocabulary + 4 * width * (width + context)
-    limits = (job.batch_tokens // width, free_bytes(job.lm.device) // 2 // row, packed.MAX_LOGITS // (wanted * vocabulary))
+    limits = (
+        job.batch_tokens // width,
+        free_bytes(job.lm.device) // 2 // row,
+        packed.MAX_LOGITS // (wanted * vocabulary),
+    )
     return max(1, min(limits))
 
 
 class Branch(NamedTuple):
     """A candidate in the tree: its tokens from the first changed one on, with what follows the text."""
 
-    index: int
+    number: int
     first: int
     tokens: Ids
 
@@ -236,7 +252,7 @@ def tree_losses(job: Job, frame: int, candidates: Sequence[Ids], incumbent: Ids)
         made = tree_rows(group, incumbent, len(at.target), pad_id(job.lm.tokenizer))
         logits = tree_logits(job, frame, made)
         found = -token_logprobs(logits, targets.expand(len(made.wanted), -1)).sum(-1)
-        out[[branch.index for row in group for branch in row]] = found.double().cpu()
+        out[[branch.number for row in group for branch in row]] = found.double().cpu()
     return out.to(found.dtype)
 
 

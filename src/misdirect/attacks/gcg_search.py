@@ -28,7 +28,16 @@ from misdirect.attacks.gcg_loss import Frame, Ids, Job, gradient, losses, slopes
 from misdirect.model.load import LM
 from misdirect.model.score import encode, shared_length
 
-UNITS = (" !", " x", " the", " a", " of", "!", "x", ".")  # what a start text repeats: the first that keeps to its tokens
+UNITS = (
+    " !",
+    " x",
+    " the",
+    " a",
+    " of",
+    "!",
+    "x",
+    ".",
+)  # what a start text repeats: the first that keeps to its tokens
 
 
 class Place(NamedTuple):
@@ -123,14 +132,14 @@ def typable(tokenizer: Any, frames: Sequence[Frame], candidates: Sequence[Ids]) 
 
 
 def allowed_tokens(lm: LM, ascii_only: bool = True) -> Bool[Tensor, " V"]:
-    """Tokens that a text may hold: printable, not only white space, neither special nor added; ASCII alone if wanted."""
+    """Tokens that a text may hold: printable, no white space at the end, neither special nor added; ASCII alone if wanted."""
     count = lm.model.get_input_embeddings().weight.shape[0]
     special = {*lm.tokenizer.all_special_ids, *lm.tokenizer.get_added_vocab().values()}
     ordinary = [i for i in range(min(count, len(lm.tokenizer))) if i not in special]
     pieces = lm.tokenizer.batch_decode([[i] for i in ordinary], clean_up_tokenization_spaces=False)
     fine = torch.zeros(count, dtype=torch.bool)
     for i, piece in zip(ordinary, pieces, strict=True):
-        clean = piece.isprintable() and bool(piece.strip()) and "\ufffd" not in piece
+        clean = piece.isprintable() and piece == piece.rstrip() != "" and "\ufffd" not in piece
         fine[i] = clean and (piece.isascii() or not ascii_only)
     return fine
 
