@@ -1,6 +1,6 @@
 """Retained questions with words of the forgotten topic beside them: does a stray word break what should have been kept?
 
-A model unlearned by RMU fails there (Huu-Tien et al. 2024, arXiv 2408.06223; Thaker et al. 2024, arXiv 2410.02879): the
+A model unlearned by RMU fails there (Dang et al. 2024, arXiv 2408.06223; Thaker et al. 2024, arXiv 2410.02879): the
 words alone trip the steering, and the tokens after them read a ruined context. Words are ranked by how typical they are
 of the forgotten side (the attacker's half of the questions, the forget texts) against the other sets: the log-odds ratio
 of the share of documents that hold a word, over its standard error (after Monroe et al. 2008, "Fightin' Words").
@@ -135,6 +135,6 @@ def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
             )
             for name, questions in case.retained.items()
         }
-        points.append((Point(budget=count), sat))
+        points.append((Point(budget=float(count)), sat))
         advance(1)
-    return measure.results(case, attack, points, time.perf_counter() - started)
+    return measure.results(case, attack, points, time.perf_counter() - started, 0.0)

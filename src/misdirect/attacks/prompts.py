@@ -306,4 +306,4 @@ def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
         points.append((Point(budget=budget), measure.sit(lm, case, general=False, change=change)))
         advance(1)
     advance(attack.num_steps - len(points))
-    return measure.results(case, attack, points, time.perf_counter() - started)
+    return measure.results(case, attack, points, time.perf_counter() - started, 0.0)

@@ -47,7 +47,7 @@ TITLES = {
     "prune-forget": "The weights that forgotten text uses most pruned",
 }
 NUM_TEXTS, MAX_TOKENS = 48, 128  # read for the norms
-Norms = Mapping[str, Float[Tensor, " I"]]  # matrix -> the norm of each of its inputs
+Norms = Mapping[str, Tensor]  # matrix -> the norm of each of its inputs, (I)
 
 
 def lowest(scores: Float[Tensor, "R N"], share: float) -> Bool[Tensor, "R N"]:
@@ -84,7 +84,7 @@ def norm_of(matrix: Matrix, norms: Norms, weight: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def input_norms(lm: LM, samples: Sequence[Sequence[int]]) -> dict[str, Float[Tensor, " I"]]:
+def input_norms(lm: LM, samples: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     """Root mean square of every input of every matrix over the samples' tokens, first tokens left out."""
     sums: dict[str, Tensor] = {}
     counts: dict[str, int] = {}
@@ -114,7 +114,7 @@ def input_norms(lm: LM, samples: Sequence[Sequence[int]]) -> dict[str, Float[Ten
     return {name: (total / max(1, counts[name])).sqrt() for name, total in sums.items()}
 
 
-def norms_over(lm: LM, case: Case, texts: Sequence[str], what: str) -> dict[str, Float[Tensor, " I"]]:
+def norms_over(lm: LM, case: Case, texts: Sequence[str], what: str) -> dict[str, Tensor]:
     """The norms over the beginnings of `NUM_TEXTS` texts, drawn with the seed."""
     chosen = random.Random(f"prune:{what}:{case.seed}").sample(list(texts), min(NUM_TEXTS, len(texts)))
     return input_norms(lm, [sample for text in chosen for sample in tokenise(lm.tokenizer, [text], MAX_TOKENS)[:1]])

@@ -93,7 +93,7 @@ def attacks(case: Case, config: AuditConfig) -> list[Attack]:
 
 
 def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
-    return weights.run_levels(lm, case, attack, advance, [(Point(budget=attack.settings["bits"]), rewrite_of(attack))])
+    return weights.run_levels(lm, case, attack, advance, [(Point(budget=float(attack.settings["bits"])), rewrite_of(attack))])
 
 
 def rewrite_of(attack: Attack) -> weights.Rewrite:

@@ -103,7 +103,7 @@ def run_levels(
     with weights_changed(lm, levels[strongest(case, points)][1]):
         spoken = measure.language(lm, case, attack)
     advance(1)
-    return [*measure.results(case, attack, points, time.perf_counter() - started), spoken]
+    return [*measure.results(case, attack, points, time.perf_counter() - started, 0.0), spoken]
 
 
 def strongest(case: Case, points: Sequence[tuple[Point, Sat]]) -> int:
