@@ -6,9 +6,9 @@ import importlib.util
 
 import pytest
 import torch
-from attack_cases import state_hash, tiny_case, tiny_lm
 from torch import Tensor
 
+from attack_cases import state_hash, tiny_case, tiny_lm
 from misdirect.attacks import noise, prune, quantise, weights
 from misdirect.attacks.case import Attack, Case
 from misdirect.attacks.measure import Point
