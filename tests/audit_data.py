@@ -77,8 +77,8 @@ def everything() -> list[Made]:
         Made("prompt-few-shot", "prompt", "Five examples of the topic before the question", "prompt",
              [({"budget": float(x)}, 50, 12 + x) for x in (0, 1, 2, 5)], 0, 12.0,
              settings={"shots": [0, 1, 2, 5]}),
-        Made("prompt-paraphrase", "prompt", "Other wordings of the prompt", "prompt",
-             [({"budget": float(i)}, 50 - i, 13 - i) for i in range(3)], 0, 12.0, settings={"variants": ["quiz", "book", "plain"]}),
+        Made("prompt-paraphrase", "prompt", "Other wordings", "prompt",
+             [({"budget": float(i)}, 50, 13 - i) for i in range(3)], 0, 12.0, settings={"variants": ["quiz", "book", "bare"]}),
     ]  # fmt: skip
     return made
 
@@ -157,7 +157,7 @@ def save_recovered(
 def save_attack(
     run: Path, made: Made, name: str = "biology", kept: str = "physics", models: Sequence[str] = ("base", "unlearned")
 ) -> None:
-    cost = [Metric("attack_tokens", made.tokens), Metric("attack_seconds", made.seconds)]
+    cost = [Metric("attack_tokens", float(made.tokens)), Metric("attack_seconds", float(made.seconds))]
     for index, model in enumerate(("base", "unlearned")):
         if model not in models:
             continue

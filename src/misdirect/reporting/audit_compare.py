@@ -67,7 +67,7 @@ def cell(audit: Audit | None, name: str, key: str) -> str:
         return wording.NONE
     line = audited.line(audit, each, name)
     if line.status:
-        return line.status
+        return each.status if each.status != DONE else line.status
     general = f"general {line.general}" if line.general != wording.NONE else ""
     return "\n".join(part for part in (line.share, line.interval, general) if part)
 

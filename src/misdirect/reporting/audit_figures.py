@@ -72,8 +72,10 @@ def available(audit: Audit | None) -> dict[str, Picture]:
 
 def forest(audit: Audit, name: str) -> list[Dot]:
     """The cross-fitted strongest first, then every attack that was run, the largest first."""
-    dots = []
-    if (best := audit.share(name)) is not None and audit.removed(name):
+    dots: list[Dot] = []
+    if not audit.removed(name):
+        return dots
+    if (best := audit.share(name)) is not None:
         dots.append(Dot("strongest, chosen on the other half", best.value, best.low, best.high, True))
     for each in audited.ranked(audit, name):
         found = each.share(name) if each.status == DONE else None

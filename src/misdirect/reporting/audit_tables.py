@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from misdirect.reporting import wording
 from misdirect.reporting.audited import place, right, share, span, status_of
 from misdirect.reporting.audits import DONE, SHARE, Attempt, Audit, Row, at, by_metric, headline
-from misdirect.reporting.public import public_name
 from misdirect.reporting.reading import mapping, mappings, number
 from misdirect.reporting.tables import Table
 
 
 def points_table(audit: Audit) -> Table:
-    """Every attack at every point of its budget."""
+    """Every attack at every point of its budget, on what was to be forgotten."""
     rows = []
     for each in audit.attempts:
-        for name in each.sets("mcq"):
+        for name in (name for name in each.sets("mcq") if name in audit.forgotten):
             shares = [row for row in each.rows("unlearned", "recovered", name) if row.metric == SHARE]
             both = {model: each.accuracies(model, name) for model in ("base", "unlearned")}
             for spot in dict.fromkeys(row.spot for found in both.values() for row in found):
@@ -128,11 +127,9 @@ def shown_ids(ids: Sequence[str]) -> str:
 
 
 def cost_rows(audit: Audit) -> list[tuple[str, str]]:
-    """What the audit is about and what it took, for the page's foot."""
-    about, rows = audit.about, []
-    for model in ("base", "unlearned"):
-        source = mapping(about.get(model)).get("source")
-        rows += [(model, public_name(source))] if isinstance(source, str) else []
+    """What the audit took, and what was asked, for the page's foot."""
+    about = audit.about
+    rows: list[tuple[str, str]] = []
     seconds = number(about, "seconds")
     rows += [("took", wording.duration(seconds))] if seconds is not None else []
     return [*rows, *wording.flat({k: v for k, v in mapping(about.get("settings")).items() if v is not None})]

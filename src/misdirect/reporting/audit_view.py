@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from misdirect import runs
 from misdirect.reporting import audit_tables, audited, wording
 from misdirect.reporting.audits import Audit
 from misdirect.reporting.public import public_name
@@ -29,14 +30,17 @@ def view(audit: Audit) -> dict[str, Any]:
         "texts": audit_tables.texts_table(audit),
         "points": audit_tables.points_table(audit),
         "settings": audit_tables.settings_table(audit),
-        "costs": audit_tables.cost_rows(audit),
+        "costs": [*((model, source(audit, model)) for model in ("base", "unlearned")), *audit_tables.cost_rows(audit)],
         "access": [words for key, words in audited.ACCESS.items() if key in used],
     }
 
 
 def source(audit: Audit, model: str) -> str:
-    """What the audit calls one of its two models, without folders."""
-    found = mapping(audit.about.get(model)).get("source")
+    """What the audit calls one of its two models, without folders; a change by the folder that holds it."""
+    about = mapping(audit.about.get(model))
+    delta, found = about.get("delta"), about.get("source")
+    if isinstance(delta, str) and (parts := delta.replace("\\", "/").rstrip("/").split("/")) and parts[-1]:
+        return parts[-2] if parts[-1] == runs.DELTA and len(parts) > 1 else parts[-1]
     return public_name(found) if isinstance(found, str) and found else f"the {model} model"
 
 
@@ -48,5 +52,5 @@ def summary(audit: Audit) -> str:
     names = f" of {wording.listed(audit.forgotten)}" if audit.forgotten else ""
     return (
         f"{source(audit, 'unlearned')} against {source(audit, 'base')}: how much of what was removed{names} comes back "
-        "under attack. misdirect did not make these models; it measured them."
+        "under attack. Measured from the two checkpoints, whoever made them."
     )

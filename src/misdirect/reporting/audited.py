@@ -293,7 +293,7 @@ def line(audit: Audit, each: Attempt, name: str) -> Line:
     found, everything = each.share(name), each.share(name, SHARE_ALL)
     after = headline(each.accuracies("unlearned", name))
     spot = after.spot if after else (None, None, None)
-    told = each.status == DONE and found is not None
+    told = each.status == DONE and found is not None and audit.removed(name)
     return Line(
         each.name,
         each.title,
