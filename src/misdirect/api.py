@@ -272,7 +272,7 @@ def audit(
 
 def audited(base: str, unlearned: str | None, out: str | Path | None) -> tuple[Path, Path | None, dict[Any, Any]]:
     """(the audit's folder, the run directory that made the unlearned model or None, both checkpoints)."""
-    from misdirect.auditing.pair import checkpoint
+    from misdirect.auditing.pair import Checkpoint, checkpoint
 
     path = Path(base).expanduser()
     if unlearned is None:
@@ -280,8 +280,9 @@ def audited(base: str, unlearned: str | None, out: str | Path | None) -> tuple[P
             raise ValueError(f"{base} is no run; expected a run directory, or BASE and UNLEARNED")
         if out is not None:
             raise ValueError(f"{base} is a run, so its audit goes into it; expected no --out")
-        second = checkpoint(base)
-        return path, path, {"base": checkpoint(second.source), "unlearned": second}
+        runs.require_run(path)
+        source = runs.read_json(path / runs.CONFIG)["model"]
+        return path, path, {"base": Checkpoint(source), "unlearned": Checkpoint(source, path / runs.DELTA)}
     if out is None:
         raise ValueError(f"{base} and {unlearned} are two checkpoints; expected --out FOLDER for their audit")
     folder = writable(out)

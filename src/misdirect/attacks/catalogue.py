@@ -6,7 +6,20 @@ import difflib
 import time
 from collections.abc import Sequence
 
-from misdirect.attacks import relearn
+from misdirect.attacks import (
+    brittleness,
+    direction,
+    gcg,
+    lens,
+    noise,
+    perturbation,
+    probes,
+    prompts,
+    prune,
+    quantise,
+    relearn,
+    soft_prompt,
+)
 from misdirect.attacks.case import Advance, Attack, Case, Cost
 from misdirect.attacks.measure import Point, results, sit, sitting_tokens
 from misdirect.config import AuditConfig
@@ -29,8 +42,14 @@ def as_it_is(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Resul
     return results(case, attack, [(Point(), sat)], time.perf_counter() - started)
 
 
+# The rest: what is cheap before what is dear.
+ORDER = (direction, lens, probes, soft_prompt, gcg, quantise, prompts, brittleness, perturbation, prune, noise)
+
+
 def attacks(case: Case, config: AuditConfig) -> list[Attack]:
-    made = [*relearn.first(case, config), *relearn.rest(case, config)]
+    """All of them, whether or not they can be run here, in the order in which time is spent."""
+    between = [attack for module in ORDER for attack in module.attacks(case, config)]
+    made = [*relearn.first(case, config), *between, *relearn.rest(case, config)]
     assert len({attack.name for attack in made}) == len(made)
     return made
 

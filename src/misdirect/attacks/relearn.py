@@ -66,9 +66,9 @@ def relearn(case: Case, config: AuditConfig, text: str, method: Method, lr: floa
     logits = 3 * 4 * config.batch_size * config.max_tokens * case.shape.vocabulary
     how = "Finetuning" if method == "full" else "LoRA finetuning"
     return Attack(
-        name=f"relearn-{text}-{method}-lr{lr:g}-steps{config.steps}",
+        name=f"relearn-{text}-{method}-lr{short(lr)}-steps{config.steps}",
         family="relearn",
-        title=f"{how} on {TITLES[text]}, lr {lr:g}, {config.steps} steps",
+        title=f"{how} on {TITLES[text]}, lr {short(lr)}, {config.steps} steps",
         access="weights",
         settings=settings,
         cost=Cost(
@@ -80,6 +80,11 @@ def relearn(case: Case, config: AuditConfig, text: str, method: Method, lr: floa
         run=run,
         missing=missing(texts, text, method, config),
     )
+
+
+def short(lr: float) -> str:
+    """`2e-5`, where Python says 2e-05."""
+    return f"{lr:g}".replace("e-0", "e-")
 
 
 def missing(texts: Sequence[str], text: str, method: Method, config: AuditConfig) -> str:

@@ -46,6 +46,8 @@ class Loading:
 def checkpoint(target: str, base: str | None = None) -> Checkpoint:
     """What TARGET names. A delta file needs `base`, the model that it changes. Raises ValueError for an unfinished run."""
     path = Path(target).expanduser()
+    if target == "demo":  # the model, also where a folder has that name
+        return Checkpoint(target)
     if path.suffix == ".safetensors" and path.is_file():
         if base is None:
             raise ValueError(f"{target} is a delta, not a model; expected it as the second of BASE UNLEARNED")

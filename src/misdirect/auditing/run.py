@@ -58,6 +58,9 @@ def execute(job: Job) -> dict[str, Any]:
     save(job.folder, record)
     for name, found in record["removed"].items():
         say_removed(name, found)
+    if not any(found["removed"] for found in record["removed"].values()):
+        note("Nothing was removed, so there is nothing to bring back: no attack is run")
+        return ended(job, record, started)
     todo = [attack for attack in wanted if not finished(record, attack)]
     fits = fitted(job, todo, record, started)
     if any(attack.needs_means for attack in todo if not fits[attack.name].why):
@@ -73,6 +76,10 @@ def execute(job: Job) -> dict[str, Any]:
         run_attack(job, case, attack, record, plain)
         recover(job.folder, case, record)
     recover(job.folder, case, record)
+    return ended(job, record, started)
+
+
+def ended(job: Job, record: dict[str, Any], started: float) -> dict[str, Any]:
     record["seconds"] = record.get("seconds", 0.0) + time.perf_counter() - started
     save(job.folder, record)
     return record
@@ -141,14 +148,17 @@ def fitted(job: Job, todo: Sequence[Attack], record: dict[str, Any], started: fl
                                                                       for a in todo if a.family == "relearn")  # fmt: skip
         speed = timing.measured(lm, training)
     record["speed"] = {"forward_tokens_per_second": speed.forward, "train_tokens_per_second": speed.train}
-    left = job.config.minutes - (time.perf_counter() - started) / 60
+    left = 60 * job.config.minutes - (time.perf_counter() - started)
     models = [(a, sum(m not in (entry_of(record, a.name) or {"seconds": {}})["seconds"] for m in MODELS)) for a in todo]
     fits = timing.fitting(models, speed, left, free_bytes(device))
     kept = [fit for fit in fits if not fit.why]
     note(f"{len(kept)} of {len(fits)} attacks fit into {job.config.minutes:g} minutes, on both models each: about "
          f"{duration(sum(fit.seconds for fit in kept))}")  # fmt: skip
     for fit in fits:
-        note(f"  {'not run: ' + fit.why if fit.why else duration(fit.seconds):>12}  {fit.attack.title}")
+        note(
+            f"  {'not run' if fit.why else duration(fit.seconds):>9}  {fit.attack.title}"
+            + (f" ({fit.why})" if fit.why else "")
+        )
         if fit.why:
             note_status(record, fit.attack, "not run", fit.why)
     save(job.folder, record)
@@ -165,7 +175,7 @@ def run_attack(
             continue
         started = time.perf_counter()
         try:
-            with job.side(model) as lm, bar(f"{attack.title} ({model})", attack.num_steps) as advance:
+            with job.side(model) as lm, bar(f"  {model}", attack.num_steps) as advance:
                 at = dataclasses.replace(case, plain=plain[model] if plain else None)
                 found = attack.run(lm, at, attack, advance)
         except (ValueError, MemoryError, torch.OutOfMemoryError) as error:

@@ -57,14 +57,17 @@ class Fit(NamedTuple):
     why: str  # it cannot be run now; empty where it can
 
 
-def fitting(todo: Sequence[tuple[Attack, int]], speed: Speed, minutes: float, free: float) -> list[Fit]:
-    """In the given order, whatever fits into what is left. `todo`: (attack, on how many models it is still to be run)."""
-    left, found = 60 * minutes, []
+def fitting(todo: Sequence[tuple[Attack, int]], speed: Speed, left: float, free: float) -> list[Fit]:
+    """In the given order, whatever fits into the `left` seconds and `free` bytes.
+
+    `todo`: (attack, on how many models it is still to be run).
+    """
+    found = []
     for attack, models in todo:
         seconds = models * seconds_of(attack.cost, speed)
         why = attack.missing or too_large(attack, free)
         if not why and seconds > left:
-            why = f"needs about {duration(seconds)}, and {duration(max(0.0, left))} of --minutes {minutes:g} are left"
+            why = f"needs about {duration(seconds)}, {duration(max(0.0, left))} are left"
         if not why:
             left -= seconds
         found.append(Fit(attack, seconds, why))
