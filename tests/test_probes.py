@@ -163,8 +163,8 @@ def test_a_planted_answer_is_found_at_its_block_alone(planted: tuple[Case, dict[
 
 def test_shuffled_labels_give_chance(planted: tuple[Case, dict[str, Result]]) -> None:
     control, gain = (rows(planted[1]["biology"], name) for name in ("probe_shuffled_accuracy", "selectivity"))
-    assert all(abs(row.value - 0.25) < 0.2 for row in control.values())
-    assert sum(row.value for row in control.values()) / len(control) == pytest.approx(0.25, abs=0.08)
+    assert all(abs(row.value - 0.25) < 0.1 for row in control.values())  # 50 questions, five shuffles
+    assert sum(row.value for row in control.values()) / len(control) == pytest.approx(0.25, abs=0.06)
     assert gain[PLANTED].low is not None and gain[PLANTED].low > 0.4
     unplanted = [row for block, row in gain.items() if block != PLANTED]
     assert sum(row.low is not None and row.low > 0 for row in unplanted) <= 1
@@ -185,7 +185,7 @@ def test_every_number_follows_from_the_records(planted: tuple[Case, dict[str, Re
             assert all(p["block"] == block for _, p in points)
             right = [int(np.argmax(p["scores"]) == r["answer"]) for r, p in points]
             assert right == [p["correct"] for _, p in points]
-            shuffled = np.mean([[a == r["answer"] for a in p["shuffled"]] for r, p in points])
+            shuffled = np.mean([np.equal(p["shuffled"], r["shuffled_answers"]) for r, p in points])
             floor = np.mean([p["floor"] == r["answer"] for r, p in points])
             row = rows(result, "probe_accuracy")[block]
             assert (row.value, row.floor) == (np.mean(right), floor)
@@ -220,18 +220,17 @@ def test_a_wording_that_gives_answers_away_shows_as_floor() -> None:
     assert row.value == row.floor == 1
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2"])
-def test_letters_are_found_where_they_are_told(family: str) -> None:
-    lm, case = tiny_case(family, count=160)
-    told = [dataclasses.replace(q, choices=("bread",) * 3 + (("war", "gene", "atom", "king")[q.answer],))
+def test_letters_are_found_where_they_are_told() -> None:
+    lm, case = tiny_case("gemma2", count=160)
+    told = [dataclasses.replace(q, choices=("bread",) * 3 + ("wxyz"[q.answer],))
             for q in questions(160)]  # fmt: skip
-    case = dataclasses.replace(case, forgotten={"biology": split(told, 0)})
+    case = dataclasses.replace(case, forgotten={"biology": split(told, 0)}, retained={"few": questions(70)})
     before = state_hash(lm)
     found = run(lm, case, "letters")
     assert state_hash(lm) == before
     assert set(found) == {"biology"}  # the other set is too small
     accuracy, control = (rows(found["biology"], name) for name in ("probe_accuracy", "probe_shuffled_accuracy"))
-    assert max(row.value for row in accuracy.values()) > 0.5
+    assert max(row.value for row in accuracy.values()) > 0.8  # a random model hands it on as well
     assert accuracy[-1].value < 0.45  # `:` alone says nothing
     assert sum(row.value for row in control.values()) / len(control) == pytest.approx(0.25, abs=0.08)
     assert all(len(p["scores"]) == 4 and "floor" not in p for r in found["biology"].records for p in r["points"])

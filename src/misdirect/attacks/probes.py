@@ -5,8 +5,11 @@ every block; a probe learns from the attacker's half which choices are right, an
 that it scores highest. Its floor is a probe of the same choices without the question: what their wording gives away.
 `probe-letters`: the WMDP paper's probe (Li et al. 2024, arXiv 2403.03218), the state at the last token of the lettered
 question, one class a letter. Controls: the same probe on labels shuffled within each question (across questions for
-letters), whose accuracy taken off gives the selectivity (Hewitt and Liang 2019, arXiv 1909.03368); other sets, split in
-halves the same way; the base, which the caller probes too.
+letters) in both halves, whose accuracy taken off gives the selectivity (Hewitt and Liang 2019, arXiv 1909.03368); other
+sets, split in halves the same way; the base, which the caller probes too.
+
+Shuffled probes are asked for their own shuffled answers. Asked for the true ones they are no control: where one direction
+outweighs all others, such a probe takes it up with one sign or the other, and is right always or never.
 
 A probe says what is inside, not what an attacker without labels could get out: it does not count as recovery.
 
@@ -55,6 +58,7 @@ class Probed(NamedTuple):
 
     scores: list[Float[Tensor, "P T C"]]
     floors: list[Float[Tensor, "P C"]] | None  # the same without the question
+    shuffled: list[tuple[int, ...]]  # of each tested question: what each shuffle calls right
     num_tokens: int  # read in the attacker's half
 
 
@@ -165,10 +169,10 @@ def true_false(lm: LM, case: Case, name: str, halves: Halves, advance: Advance) 
     """Text = the cloze prompt with a choice; label = whether the choice is right."""
     asked = (*halves.train, *halves.test)
     counts = [len(q.choices) for q in halves.test]
-    answers = [[q.answer for q in halves.train]]
-    answers += [[generator.randrange(len(q.choices)) for q in halves.train] for generator in generators(case, name)]
+    shuffles = [[generator.randrange(len(q.choices)) for q in asked] for generator in generators(case, name)]
+    answers = list(zip([q.answer for q in asked], *shuffles, strict=True))  # of each question, by task
     labels = torch.tensor(
-        [[float(i == row[j]) for row in answers] for j, q in enumerate(halves.train) for i in range(len(q.choices))]
+        [[float(i == right) for right in answers[j]] for j, q in enumerate(halves.train) for i in range(len(q.choices))]
     ).unsqueeze(-1)
 
     def scores(asking: Callable[[Question], str], targets: Float[Tensor, "N T 1"]) -> tuple[list[Tensor], int]:
@@ -180,21 +184,22 @@ def true_false(lm: LM, case: Case, name: str, halves: Halves, advance: Advance) 
 
     found, tokens = scores(lambda q: cloze_prompt(q.question), labels)
     floors, more = scores(lambda q: cloze_prompt(""), labels[:, :1])
-    return Probed(found, [floor[:, 0] for floor in floors], tokens + more)
+    shuffled = [row[1:] for row in answers[len(halves.train) :]]
+    return Probed(found, [floor[:, 0] for floor in floors], shuffled, tokens + more)
 
 
 def letters(lm: LM, case: Case, name: str, halves: Halves, advance: Advance) -> Probed:
     """Text = the lettered question up to `Answer:`; class = the right letter."""
-    answers = [[q.answer for q in halves.train]]
-    for generator in generators(case, name):
-        answers.append(generator.sample(answers[0], len(answers[0])))
-    classes = len(halves.test[0].choices)
-    targets = torch.nn.functional.one_hot(torch.tensor(answers).T, classes).float()  # (N, T, K)
+    train, test = ([q.answer for q in half] for half in (halves.train, halves.test))
+    shuffles = [(g.sample(train, len(train)), g.sample(test, len(test))) for g in generators(case, name)]
+    answers = torch.tensor([train, *(half for half, _ in shuffles)])
+    targets = torch.nn.functional.one_hot(answers.T, len(halves.test[0].choices)).float()  # (N, T, K)
     render = rendering("letter", case.seed)
     items = [Encoded(encode(lm.tokenizer, *render(q)).context, [[]]) for q in (*halves.train, *halves.test)]
     found = learned(last_states(lm, items, case.batch_tokens, advance), targets)  # (P, M, T, K)
     tokens = sum(len(item.context) for item in items[: len(halves.train)])
-    return Probed(list(found.unbind(1)), None, tokens)
+    shuffled = list(zip(*(half for _, half in shuffles), strict=True))
+    return Probed(list(found.unbind(1)), None, shuffled, tokens)
 
 
 def generators(case: Case, name: str) -> list[random.Random]:
@@ -227,7 +232,7 @@ def records(halves: Halves, probed: Probed) -> list[dict[str, Any]]:
             points.append(point)
         out.append(
             {"id": item.id, "subject": item.subject, "answer": item.answer, "num_choices": len(item.choices),
-             "fold": fold, "points": points}
+             "fold": fold, "shuffled_answers": list(probed.shuffled[row]), "points": points}
         )  # fmt: skip
     return out
 
@@ -249,7 +254,10 @@ def place_metrics(found: Sequence[Mapping[str, Any]], place: int, chance: float,
     if "floor" in points[0]:
         floor = sum(p["floor"] == a for p, a in zip(points, answers, strict=True)) / n
     low, high = stats.wilson(right, n)
-    shuffled = [sum(x == a for x in p["shuffled"]) / len(p["shuffled"]) for p, a in zip(points, answers, strict=True)]
+    shuffled = [
+        sum(map(int.__eq__, p["shuffled"], r["shuffled_answers"])) / len(p["shuffled"])
+        for p, r in zip(points, found, strict=True)
+    ]
     control = stats.sample_mean(shuffled)
     gain = stats.sample_mean([p["correct"] - s for p, s in zip(points, shuffled, strict=True)])
     return [
