@@ -189,10 +189,8 @@ def test_nothing_removed(tmp_path: Path) -> None:
     assert "biology: nothing was removed (base 70.0 %, unlearned 22.5 % right: 1.0 points" in text
     assert "so nothing can come back." in text
     assert "comes back under the strongest" not in text
-    assert row_of((run / "report.html").read_text(encoding="utf-8"), "Finetuning on other").endswith(
-        "nothing was removed the weights"
-    )
-    assert "fig-recovered" not in (run / "report.html").read_text(encoding="utf-8")
+    assert row_of(unpictured(run), "Finetuning on other").endswith("nothing was removed the weights")
+    assert "recovered" not in pictures.available(read_run(run))
 
 
 def test_no_attack_that_could_bring_it_back(tmp_path: Path) -> None:
