@@ -29,6 +29,9 @@ RETAIN = [("wiki", texts(7, 25, seed=2), 1.0), ("law", texts(5, 25, seed=3), 2.0
 BUDGET = resolve(
     UnlearnConfig(block=2, updates=3, batch_size=2, retain_batch_size=3, max_tokens=16, clip=1.0, device="cpu"), LAYERS
 )
+LONG = resolve(
+    UnlearnConfig(block=2, updates=1, batch_size=9, retain_batch_size=12, max_tokens=40, device="cpu"), LAYERS
+)
 FAST = RivalConfig(lr=1e-2)
 FAMILIES = ["llama", "gpt2", "qwen2", "gemma2"]
 
@@ -68,13 +71,13 @@ def test_loss_and_gradient_are_those_of_two_models(family: str, method: Any, ret
     lm = tiny_lm(family)
     lm = LM(lm.model, lm.tokenizer, lm.source, lm.num_hidden_layers, prefix_of(family))
     config = RivalConfig(method, beta=0.05, retain_term=retain_term, retain_weight=2.5)
-    job = rival.prepare(lm, FORGET, RETAIN, BUDGET, config)
+    job = rival.prepare(lm, FORGET, RETAIN, LONG, config)
     _, forget, retain = rmu.schedule(job.plan)[0]
+    assert len(rival.grouped(forget)) > 1 and len(rival.grouped(retain)) > 1
     draw = torch.Generator().manual_seed(0)
     own = dict(lm.model.named_parameters())
     leaves = {n: (own[n] + 0.02 * torch.randn(own[n].shape, generator=draw)).requires_grad_() for n in job.names}
-    reference = [job.reference[tuple(ids)] for ids in forget] if job.reference else []
-    terms = rival.losses(job, leaves, rmu.batch_of(job.plan, forget), rmu.batch_of(job.plan, retain), reference)
+    terms = rival.losses(job, leaves, forget, retain)
     loss = terms.forget + config.retain_weight * terms.retain
     found = torch.autograd.grad(loss, list(leaves.values()))
 

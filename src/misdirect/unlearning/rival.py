@@ -35,13 +35,14 @@ from misdirect.model.activations import refuse_shared
 from misdirect.model.blocks import find_matrix, residual_width
 from misdirect.model.delta import Delta
 from misdirect.model.load import LM, check_length
-from misdirect.model.score import at_least_fp32, text_logprobs, token_logprobs
+from misdirect.model.score import at_least_fp32, similar_lengths, text_logprobs, token_logprobs
 from misdirect.unlearning import rmu
 from misdirect.unlearning.optimizer import adamw_step, clip, learning_rate
 
 Method = Literal["npo", "gradient-difference"]
 RetainTerm = Literal["kl", "nll"]
 Trained = Literal["mlp", "all"]
+REFERENCE_TOKENS = 1024  # a pass, for the base's likelihoods: no more than an update holds in memory
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def trained_names(lm: LM, trained: Trained, matrix: str | None = None) -> list[s
 def reference_of(plan: rmu.Job) -> dict[tuple[int, ...], float]:
     """log pi_base of every forget sample that some update takes."""
     used = list(dict.fromkeys(tuple(ids) for _, samples, _ in rmu.schedule(plan) for ids in samples))
-    found = dict(zip(used, map(math.fsum, text_logprobs(plan.lm, used)), strict=True))
+    found = dict(zip(used, map(math.fsum, text_logprobs(plan.lm, used, REFERENCE_TOKENS)), strict=True))
     if not all(map(math.isfinite, found.values())):
         raise ValueError(
             "the base's likelihood of the forget text is not a finite number before anything is trained; "
@@ -165,28 +166,47 @@ def npo(logprob: Float[Tensor, " B"], reference: Float[Tensor, " B"], beta: floa
 
 
 def divergence(base: Float[Tensor, "N V"], logits: Float[Tensor, "N V"]) -> Float[Tensor, ""]:
-    """KL(base || model) of the next token, mean over positions, in nats."""
+    """KL(base || model) of the next token, summed over positions, in nats."""
     ours, theirs = (at_least_fp32(x).log_softmax(-1) for x in (logits, base))
-    return F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    return F.kl_div(ours, theirs, reduction="sum", log_target=True)
 
 
-def losses(job: Job, weights: Mapping[str, Tensor], forget: Batch, retain: Batch, reference: list[float]) -> Losses:
-    """Both terms of one update; `reference` is log pi_base of each forget sample, empty for gradient difference."""
-    config = job.config
-    logprob = text_logprob(logits_of(job, weights, forget), forget)
-    mean_logprob = logprob.sum() / forget.counts.sum()
+Samples = Sequence[Sequence[int]]
+
+
+def grouped(samples: Samples) -> list[list[tuple[int, ...]]]:
+    """Samples in groups of similar length: what is padded is computed and counts for nothing."""
+    return [[tuple(samples[row]) for row in rows] for rows in similar_lengths([len(ids) for ids in samples])]
+
+
+def losses(job: Job, weights: Mapping[str, Tensor], forget: Samples, retain: Samples) -> Losses:
+    """Both terms of one update, over its forget and its retain samples."""
+    groups = grouped(forget)
+    batches = [rmu.batch_of(job.plan, group) for group in groups]
+    logprob = torch.cat([text_logprob(logits_of(job, weights, batch), batch) for batch in batches])  # (B,)
+    mean_logprob = logprob.sum() / num_counted(batches)
     forget_loss = mean_logprob
-    if config.method == "npo":
-        forget_loss = npo(logprob, torch.tensor(reference, device=logprob.device, dtype=logprob.dtype), config.beta)
-    logits = logits_of(job, weights, retain)
-    if config.retain_term == "kl":
-        counts = retain.counts[:, 1:]  # logits at t-1 predict token t
-        with torch.no_grad():
-            base = logits_of(job, {}, retain)[:, :-1][counts]
-        retain_loss = divergence(base, logits[:, :-1][counts])
-    else:
-        retain_loss = -text_logprob(logits, retain).sum() / retain.counts.sum()
-    return Losses(forget_loss, retain_loss, -mean_logprob.detach())
+    if job.config.method == "npo":
+        reference = [job.reference[ids] for group in groups for ids in group]
+        forget_loss = npo(logprob, logprob.new_tensor(reference), job.config.beta)
+    batches = [rmu.batch_of(job.plan, group) for group in grouped(retain)]
+    retain_total = torch.stack([retain_sum(job, weights, batch) for batch in batches]).sum()
+    return Losses(forget_loss, retain_total / num_counted(batches), -mean_logprob.detach())
+
+
+def num_counted(batches: Sequence[Batch]) -> int:
+    return sum(int(batch.counts.sum()) for batch in batches)
+
+
+def retain_sum(job: Job, weights: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
+    """The retain term of one batch, summed over its tokens that count."""
+    logits = logits_of(job, weights, batch)
+    if job.config.retain_term == "nll":
+        return -text_logprob(logits, batch).sum()
+    counts = batch.counts[:, 1:]  # logits at t-1 predict token t
+    with torch.no_grad():
+        base = logits_of(job, {}, batch)[:, :-1][counts]
+    return divergence(base, logits[:, :-1][counts])
 
 
 def train(job: Job, after_update: Callable[[dict[str, Any]], None]) -> dict[str, Tensor]:
@@ -198,11 +218,9 @@ def train(job: Job, after_update: Callable[[dict[str, Any]], None]) -> dict[str,
     first, second = ({n: torch.zeros_like(value) for n, value in weights.items()} for _ in range(2))
     for step, (topic, forget_samples, retain_samples) in enumerate(rmu.schedule(job.plan)):
         started = time.perf_counter()
-        forget, retain = rmu.batch_of(job.plan, forget_samples), rmu.batch_of(job.plan, retain_samples)
-        reference = [job.reference[tuple(ids)] for ids in forget_samples] if job.reference else []
         leaves = {name: value.requires_grad_() for name, value in weights.items()}
 
-        terms = losses(job, leaves, forget, retain, reference)
+        terms = losses(job, leaves, forget_samples, retain_samples)
         loss = terms.forget + job.config.retain_weight * terms.retain
         if not torch.isfinite(loss):
             raise rmu.Divergence(step, topic.name)
@@ -224,7 +242,7 @@ def train(job: Job, after_update: Callable[[dict[str, Any]], None]) -> dict[str,
             "forget_nll": terms.forget_nll.item(),
             "gradient_norm": gradient_norm,
             "lr": lr,
-            "tokens": int(forget.attention_mask.sum() + retain.attention_mask.sum()),
+            "tokens": sum(map(len, [*forget_samples, *retain_samples])),
             "seconds": time.perf_counter() - started,
         }
         after_update(line)
