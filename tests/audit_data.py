@@ -90,6 +90,8 @@ DIAGNOSTICS = [
     {"name": "probe-choice", "family": "probe", "title": "Linear probe, which of four", "access": "weights", "recovers": False,
      "status": "not run", "why": "needs 40 questions; --limit 80 would do"},
     {"name": "brittleness", "family": "prompt", "title": "Forget words before retained questions", "access": "prompt",
+     "recovers": False, "status": "done", "settings": {"words": [0, 3]}},
+    {"name": "gcg-suffix-single", "family": "gcg", "title": "A text for one question", "access": "gradients",
      "recovers": False, "status": "done"},
 ]  # fmt: skip
 UNDONE = [
@@ -179,13 +181,23 @@ def save_probes(run: Path, blocks: int = 12, name: str = "biology") -> None:
             value = 0.55 + 0.025 * block - (0.12 if model == "unlearned" and block >= 7 else 0.0)
             found = (("probe_accuracy", value), ("probe_shuffled_accuracy", 0.5 + 0.01 * (block % 3)),
                      ("selectivity", value - 0.5))  # fmt: skip
-            rows += [Metric(metric, x, 0.03, 160, x - 0.06, x + 0.06, 0.5, block=block) for metric, x in found]
+            floors = {"probe_accuracy": 0.52}
+            rows += [
+                Metric(metric, x, 0.03, 160, x - 0.06, x + 0.06, 0.5, floors.get(metric), block=block)
+                for metric, x in found
+            ]
         for measured in (name, "physics"):
             runs.save_result(run, model, Result("probe", measured, {}, tuple(rows), ()), "probe-true-false")
         right = [round(18 + 2.6 * b * (0.3 if model == "unlearned" else 1.0)) for b in range(blocks)]
         save_mcq(run, "lens", model, name, [({"block": b}, answers(r)) for b, r in enumerate(right)])
         correct = [i < (28 if model == "base" else 16) for i in range(KEPT)]
-        save_mcq(run, "brittleness", model, "physics", [({}, correct)])
+        save_mcq(run, "brittleness", model, "physics", [({"budget": 0.0}, [True] * KEPT), ({"budget": 3.0}, correct)])
+        single = (
+            Metric("right_said", 0.5 if model == "base" else 0.25, n=4),
+            Metric("easier_after", 1.234, 0.5, 4, headline=True),
+        )
+        record = {"id": "biology-0", "text": "WORKING SUFFIX single"}
+        runs.save_result(run, model, Result("gcg", name, {}, single, (record,)), "gcg-suffix-single")
 
 
 def about(attacks: Sequence[Mapping[str, Any]], name: str = "biology", removed: bool = True) -> dict[str, Any]:

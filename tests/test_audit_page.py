@@ -152,13 +152,15 @@ def test_diagnostics_have_their_own_tables(audited: Path) -> None:
     text = page(audited / "report.html").text
     # the block that reads out most, block 11: 55 + 27.5 - 12 %
     assert (
-        "Linear probe, true or false biology 11 82.5 % (76.5 to 88.5 %) 70.5 % (64.5 to 76.5 %) 52.0 % 50.0 % 160"
+        "Linear probe, true or false biology 11 82.5 % (76.5 to 88.5 %) 70.5 % (64.5 to 76.5 %) 52.0 % 52.0 % 160"
         in text
     )
     assert (
-        "Forget words before retained questions physics 53.3 % 46.7 % (34.6 to 59.1 %) 51.7 % 26.7 % (17.1 to 39.0 %) 60"
+        "Forget words before retained questions (3 added words) physics 53.3 % 46.7 % (34.6 to 59.1 %) 51.7 % 26.7 % (17.1 to 39.0 %) 60"
         in text
     )
+    assert "A text for one question: right answers that the text brings out biology 50 % 25 % 4" in text
+    assert "A text for one question: the same, with the texts biology 1.234 1.234 4" in text
     assert "Linear probe, which of four: not run (needs 40 questions; --limit 80 would do)" in text
     table = re.search(
         r'<table class="attacks">.*?</table>', (audited / "report.html").read_text(encoding="utf-8"), re.S
@@ -186,7 +188,7 @@ def test_folders_of_the_machine_are_not_named(audited: Path) -> None:
 def test_nothing_removed(tmp_path: Path) -> None:
     run = pair_audit(tmp_path / "pair", removed=False)
     text = said(run)
-    assert "biology: nothing was removed (base 70.0 %, unlearned 22.5 % right: 1.0 points" in text
+    assert "biology: nothing was removed beyond chance (base 70.0 %, unlearned 22.5 % right: 1.0 points" in text
     assert "so nothing can come back." in text
     assert "comes back under the strongest" not in text
     assert row_of(unpictured(run), "Finetuning on other").endswith("nothing was removed the weights")
@@ -357,7 +359,7 @@ def test_pictures_show_what_exists(audited: Path) -> None:
     assert "Smallest weights pruned: base 70.0 % to 65.0 %, unlearned 22.5 % to 27.5 %" in budgets
     assert "Other wordings" not in budgets  # the numbers of wordings are no amounts
     assert "Quantised" not in budgets  # one point is no curve
-    assert "shuffled 50.0 % to 52.0 %" in " ".join(words_of(audited, "layers"))
+    assert "shuffled 50.0 % to 52.0 %, floor 52.0 % to 52.0 %" in " ".join(words_of(audited, "layers"))
 
 
 def test_a_single_point_is_no_curve(tmp_path: Path) -> None:

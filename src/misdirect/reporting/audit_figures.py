@@ -32,7 +32,7 @@ class Dot(NamedTuple):
 class Curve(NamedTuple):
     """One line of a panel. `who` names its colour and stroke."""
 
-    who: str  # base, unlearned, shuffled
+    who: str  # base, unlearned, shuffled, floor
     points: Sequence[tuple[float, float, float | None, float | None]]  # x, y, low, high
 
 
@@ -124,11 +124,17 @@ def block_panels(each: Attempt, measurement: str, name: str) -> list[Panel]:
         if not readable(metric):
             continue
         shuffled = after.get(metric.replace("_accuracy", "_shuffled_accuracy"), [])
-        curves = [Curve(who, along(rows, BLOCK)) for who, rows in
-                  (("base", base.get(metric, [])), ("unlearned", after.get(metric, [])), ("shuffled", shuffled))]  # fmt: skip
+        floors = [row._replace(value=row.floor) for row in after.get(metric, []) if row.floor is not None]
+        found = {
+            "base": base.get(metric, []),
+            "unlearned": after.get(metric, []),
+            "shuffled": shuffled,
+            "floor": floors,
+        }
+        curves = [Curve(who, along(rows, BLOCK)) for who, rows in found.items()]
         if max(len({point[0] for point in curve.points}) for curve in curves) < 2:
             continue
-        own = [row for found in (after, base) for row in found.get(metric, [])]
+        own = [row for side in (after, base) for row in side.get(metric, [])]
         chance = next((row.chance for row in own if row.chance is not None), None)
         title = each.title if metric == "probe_accuracy" else f"{each.title}: {wording.metric_label(metric)}"
         panels.append(
@@ -192,10 +198,17 @@ def draw_dot(axes: Any, index: int, dot: Dot, palette: Palette) -> None:
     write_row(axes, index, label(dot.title, 66), audited.share(dot.value).replace(wording.SPACE, " "), palette)
 
 
-STROKES = {"unlearned": ("forget", "-", 1.6), "base": ("retain", "-", 1.2), "shuffled": ("muted", "-", 0.9)}
+# who -> colour, stroke, width
+STROKES = {
+    "unlearned": ("forget", "-", 1.6),
+    "base": ("retain", "-", 1.2),
+    "shuffled": ("muted", "-", 0.9),
+    "floor": ("muted", ":", 1.1),
+}
 LEVELS = {"base, not attacked": ("retain", "--"), "unlearned, not attacked": ("forget", "--"), "floor": ("muted", ":"),
           "chance": ("muted", ":")}  # fmt: skip
-NAMES = {"unlearned": "unlearned", "base": "base, same attack", "shuffled": "unlearned, labels shuffled"}
+NAMES = {"unlearned": "unlearned", "base": "base, same attack", "shuffled": "unlearned, labels shuffled",
+         "floor": "unlearned, question removed"}  # fmt: skip
 
 
 def draw_panels(panels: Sequence[Panel], palette: Palette) -> Any:
@@ -231,9 +244,9 @@ def draw_panel(axes: Any, panel: Panel, palette: Palette, chars: int) -> None:
     for curve in panel.curves:
         colour, style, width = STROKES[curve.who]
         xs, ys, lows, highs = zip(*curve.points, strict=True)
-        if curve.who != "shuffled" and all(y is not None for y in (*lows, *highs)):
+        if curve.who in ("base", "unlearned") and all(y is not None for y in (*lows, *highs)):
             axes.fill_between(xs, lows, highs, color=palette[colour], alpha=0.13, linewidth=0)
-        marker = "o" if len(xs) <= 12 else ""
+        marker = "o" if len(xs) <= 12 and curve.who in ("base", "unlearned") else ""
         axes.plot(xs, ys, style, color=palette[colour], linewidth=width, marker=marker, markersize=2.6)
     plain(axes, palette)
     axes.grid(axis="y", color=palette["rule"], linewidth=0.5)

@@ -36,7 +36,7 @@ def inside_table(audit: Audit) -> Table:
         for model, measurement, name in each.results:
             if model == "unlearned" and measurement not in ("recovered", "generation"):
                 rows += inside_rows(each, measurement, name)
-    head = ("Read from inside", "Set", "Best block", "Base", "Unlearned", "Labels shuffled", "Chance", "n")
+    head = ("Read from inside", "Set", "Best block", "Base", "Unlearned", "Labels shuffled", "Floor", "n")
     return Table(head, rows)
 
 
@@ -52,7 +52,8 @@ def inside_rows(each: Attempt, measurement: str, name: str) -> list[tuple[str, .
         best = headline([row for row in own if row.headline]) or max(own, key=lambda row: row.value)
         shuffled = at(found.get(metric.replace("_accuracy", "_shuffled_accuracy"), []), best.spot)
         title = each.title if metric == "probe_accuracy" else f"{each.title}: {wording.metric_label(metric)}"
-        chance = wording.NONE if best.chance is None else wording.value("accuracy", best.chance)
+        least = best.floor if best.floor is not None else best.chance
+        chance = wording.NONE if least is None else wording.value("accuracy", least)
         n = wording.NONE if best.n is None else str(best.n)
         rows.append((title, name, f"{best.spot[1]:g}", with_span(at(base[metric], best.spot)), with_span(best),
                      right(shuffled), chance, n))  # fmt: skip
@@ -70,13 +71,50 @@ def with_span(row: Row | None) -> str:
     return right(row) + (f" ({interval})" if interval else "")
 
 
+LABELS = {
+    "right_nll_before": "NLL per token of the right answer, without the text",
+    "right_nll_end": "NLL per token of the right answer, with it",
+    "right_said": "right answers that the text brings out",
+    "wrong_nll_before": "NLL per token of a wrong answer, without the text",
+    "wrong_nll_end": "NLL per token of a wrong answer, with it",
+    "wrong_said": "wrong answers that a text brings out (control)",
+    "easier_before": "by how much the right answer is easier than the wrong one, without text",
+    "easier_after": "the same, with the texts",
+}
+KNOWN = ("mcq", "probe", "recovered", "generation", "lens")  # measurements with a place of their own
+UNTOLD = ("positive_control", "attack_tokens", "attack_seconds")
+
+
+def other_table(audit: Audit) -> Table:
+    """Measurements of diagnostics that have no other place: every number, base beside unlearned."""
+    rows = []
+    for each in diagnostics(audit):
+        places = dict.fromkeys((measurement, name) for _, measurement, name in each.results if measurement not in KNOWN)
+        for measurement, name in places:
+            both = [by_metric(each.rows(model, measurement, name)) for model in ("base", "unlearned")]
+            for metric in (metric for metric in dict.fromkeys([*both[0], *both[1]]) if metric not in UNTOLD):
+                found = [next(iter(side.get(metric, [])), None) for side in both]
+                n = next((str(row.n) for row in found if row and row.n is not None), wording.NONE)
+                said = LABELS.get(metric, wording.metric_label(metric))
+                rows.append((f"{each.title}: {said}", name, *(plain_value(row, metric) for row in found), n))
+    return Table(("Measured", "Set", "Base", "Unlearned", "n"), rows)
+
+
+def plain_value(row: Row | None, metric: str) -> str:
+    if row is None:
+        return wording.NONE
+    return share(row.value) if metric.endswith("_said") else wording.value(metric, row.value)
+
+
 def brittle_table(audit: Audit) -> Table:
     """What is asked in another way without a wish to get something out: base and unlearned, before and after."""
     rows = []
     for each in diagnostics(audit):
         for name in each.sets("mcq"):
             both = {model: each.accuracies(model, name) for model in ("base", "unlearned")}
-            for row in dict.fromkeys(r.spot for found in both.values() for r in found if r.spot[1] is None):
+            for row in dict.fromkeys(
+                r.spot for found in both.values() for r in found if r.spot[1] is None and r.spot[2] != 0
+            ):
                 cells = [x for m in both for x in (before(audit, m, name), with_span(at(both[m], row)))]
                 n = next((str(r.n) for r in both["unlearned"] + both["base"] if r.n), wording.NONE)
                 title = each.title + (f" ({at_point})" if (at_point := place(row, each)) else "")

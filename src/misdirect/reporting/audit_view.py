@@ -26,6 +26,7 @@ def view(audit: Audit) -> dict[str, Any]:
         "unknown": audited.unknown(audit),
         "inside": audit_tables.inside_table(audit),
         "brittle": audit_tables.brittle_table(audit),
+        "other": audit_tables.other_table(audit),
         "silent_diagnostics": audit_tables.silent_diagnostics(audit),
         "texts": audit_tables.texts_table(audit),
         "points": audit_tables.points_table(audit),

@@ -150,7 +150,7 @@ def headlines(audit: Audit) -> list[Headline]:
 def headline_of(audit: Audit, name: str) -> Headline:
     removed = removed_in_words(audit, name)
     if not audit.removed(name):
-        text = f"{name}: nothing was removed{removed}, so nothing can come back."
+        text = f"{name}: nothing was removed beyond chance{removed}, so nothing can come back."
         return Headline(name, "nothing was removed", text, [])
     found, finished = audit.share(name), finished_attacks(audit, name)
     if found is None:

@@ -39,6 +39,7 @@ class Row(NamedTuple):
     chance: float | None
     spot: Spot
     headline: bool
+    floor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -211,7 +212,7 @@ def rows_of(result: Record) -> list[Row]:
             ends = [number(metric, key) for key in ("low", "high", "chance")]
             count = None if n is None else int(n)
             rows.append(Row(str(metric.get("metric")), value, ends[0], ends[1], count, ends[2], spot_of(metric),
-                            metric.get("headline") is True))  # fmt: skip
+                            metric.get("headline") is True, number(metric, "floor")))  # fmt: skip
     return rows
 
 
