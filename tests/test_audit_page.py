@@ -155,12 +155,13 @@ def test_diagnostics_have_their_own_tables(audited: Path) -> None:
         "Linear probe, true or false biology 11 82.5 % (76.5 to 88.5 %) 70.5 % (64.5 to 76.5 %) 52.0 % 52.0 % 160"
         in text
     )
+    asked = "Forget words before retained questions (3 added words) physics"
+    assert f"{asked} 53.3 % 46.7 % (34.6 to 59.1 %) 51.7 % 26.7 % (17.1 to 39.0 %) 60" in text
+    assert "A text for one question: right answers that the text brings out biology 50 % 25 % 4" in text
     assert (
-        "Forget words before retained questions (3 added words) physics 53.3 % 46.7 % (34.6 to 59.1 %) 51.7 % 26.7 % (17.1 to 39.0 %) 60"
+        "A text for one question: NLL per token: wrong answer less right answer, with the texts biology 1.234 1.234 4"
         in text
     )
-    assert "A text for one question: right answers that the text brings out biology 50 % 25 % 4" in text
-    assert "A text for one question: the same, with the texts biology 1.234 1.234 4" in text
     assert "Linear probe, which of four: not run (needs 40 questions; --limit 80 would do)" in text
     table = re.search(
         r'<table class="attacks">.*?</table>', (audited / "report.html").read_text(encoding="utf-8"), re.S

@@ -78,8 +78,8 @@ LABELS = {
     "wrong_nll_before": "NLL per token of a wrong answer, without the text",
     "wrong_nll_end": "NLL per token of a wrong answer, with it",
     "wrong_said": "wrong answers that a text brings out (control)",
-    "easier_before": "by how much the right answer is easier than the wrong one, without text",
-    "easier_after": "the same, with the texts",
+    "easier_before": "NLL per token: wrong answer less right answer, without the texts",
+    "easier_after": "NLL per token: wrong answer less right answer, with the texts",
 }
 KNOWN = ("mcq", "probe", "recovered", "generation", "lens")  # measurements with a place of their own
 UNTOLD = ("positive_control", "attack_tokens", "attack_seconds")
