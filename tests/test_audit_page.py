@@ -27,8 +27,9 @@ from audit_data import (
 )
 from misdirect import runs
 from misdirect.reporting import compare, figures, pictures, report
+from misdirect.reporting.audit_tables import texts_table
 from misdirect.reporting.audited import headlines, lines, share, tokens_of
-from misdirect.reporting.audits import audit_of, results_of
+from misdirect.reporting.audits import audit_of, results_of, without_answers
 from misdirect.reporting.card import card
 from misdirect.reporting.page import fill, view
 from misdirect.reporting.reading import Run, clean, read_run
@@ -180,10 +181,26 @@ def test_texts_of_attacks_need_leave(audited: Path) -> None:
         assert SECRET not in (audited / file).read_text(encoding="utf-8")
 
 
+def test_only_records_with_a_text_are_listed(audited: Path) -> None:
+    audit = read_run(audited).audit
+    assert audit
+    assert texts_table(audit).rows == [
+        ("GCG, one suffix for all questions", "biology", "80 questions", "WORKING SUFFIX !! describing"),
+        ("A text for one question", "biology", "biology-0", "WORKING SUFFIX single"),
+    ]
+    record = {"id": "1", "points": [{"text": "a"}, {"text": "b"}]}
+    at_points = {"set": "x", "attack": "gcg", "measurement": "mcq", "records": [record]}
+    assert without_answers(at_points)["records"] == [{"id": "1", "text": "a"}, {"id": "1", "text": "b"}]
+
+
 def test_folders_of_the_machine_are_not_named(audited: Path) -> None:
     text = (audited / "report.html").read_text(encoding="utf-8") + (audited / "README.md").read_text(encoding="utf-8")
     assert "/home/somebody" not in text
     assert "secret" not in text
+    failed = entry(everything()[0], "failed", "base: /home/somebody/secret/x.bin cannot be read")
+    audit = audit_of(about([failed]), [])
+    assert audit
+    assert audit.attempts[0].why == "base: x.bin cannot be read"
 
 
 def test_nothing_removed(tmp_path: Path) -> None:
