@@ -14,7 +14,6 @@ from misdirect.reporting.audits import (
     FAILED,
     INCONCLUSIVE,
     NOT_RUN,
-    SHARE_ALL,
     Attempt,
     Audit,
     Row,
@@ -59,7 +58,6 @@ class Line(NamedTuple):
     status: str  # "" for done, else what stands in place of the share
     share: str
     interval: str
-    all_questions: str
     after: str
     control: str
     general: str
@@ -290,7 +288,7 @@ def ranked(audit: Audit, name: str) -> list[Attempt]:
 
 
 def line(audit: Audit, each: Attempt, name: str) -> Line:
-    found, everything = each.share(name), each.share(name, SHARE_ALL)
+    found = each.share(name)
     after = headline(each.accuracies("unlearned", name))
     spot = after.spot if after else (None, None, None)
     told = each.status == DONE and found is not None and audit.removed(name)
@@ -302,7 +300,6 @@ def line(audit: Audit, each: Attempt, name: str) -> Line:
         "" if told else status_of(each, audit.removed(name)),
         share(found.value) if told and found else "",
         span(found) if told else "",
-        share(everything.value) if told and everything else wording.NONE,
         right(after),
         right(control_of(each, name, spot)),
         *general(audit, each, spot),
