@@ -4,7 +4,7 @@ One question with 100 tokens before the adversarial text, 12 adversarial tokens,
 swaps a pass. The plain form runs each candidate's whole prompt, with logits at the target's positions alone in both forms.
 Each form is tried with several batch sizes, in turn, and its best one counts.
 
-    python benchmarks/gcg.py [--candidates 64] [--repeats 3] [--model demo]
+    python benchmarks/gcg.py [--candidates 64] [--repeats 2] [--model demo]
 
 prints a JSON line.
 """
@@ -17,7 +17,7 @@ import time
 
 import torch
 
-from misdirect.attacks.gcg_loss import Frame, Ids, Job, gradient, job_of, losses
+from misdirect.attacks.gcg_loss import Form, Frame, Ids, Job, gradient, job_of, losses
 from misdirect.attacks.gcg_search import Place, allowed_tokens, framed, swapped, typable
 from misdirect.model.load import LM, load_lm
 
@@ -27,7 +27,7 @@ TEXT = (
     "layers are pressed together and become rock, and a reader of such rock can tell where the river once ran. "
 )
 PREFIX, SUFFIX_TOKENS = 100, 12
-BATCHES = (512, 1024, 2048, 4096, 8192)
+BATCHES: dict[Form, tuple[int, ...]] = {"plain": (1024, 4096), "cached": (512, 2048), "tree": (256, 512, 2048)}
 
 
 def prompt(lm: LM) -> tuple[list[Frame], Ids]:
@@ -57,25 +57,21 @@ def seconds_of(job: Job, candidates: list[Ids], ids: Ids) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--candidates", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--model", default="demo")
     options = parser.parse_args()
     lm = load_lm(options.model)
     frames, ids = prompt(lm)
     candidates = candidates_of(lm, frames, ids, options.candidates)
-    jobs = {
-        (form, size): job_of(lm, frames, ids, size, form) for form in ("plain", "cached", "tree") for size in BATCHES
-    }  # type: ignore[arg-type]
+    jobs = {(form, size): job_of(lm, frames, ids, size, form) for form, sizes in BATCHES.items() for size in sizes}
     best: dict[str, tuple[float, int]] = {}
     for _ in range(options.repeats):
         for (form, size), job in jobs.items():
-            if form == "plain" and best.get(form, (0.0, size))[0] > 3 and size != best[form][1]:
-                continue  # slow machines: only the best batch again
             best[form] = min(best.get(form, (float("inf"), 0)), (seconds_of(job, candidates, ids), size))
     started = time.perf_counter()
-    gradient(jobs["tree", BATCHES[0]], 0, ids)
+    gradient(jobs["tree", 2048], 0, ids)
     slope_seconds = time.perf_counter() - started
-    plain = losses(jobs["plain", 2048], 0, candidates, ids)
+    plain = losses(jobs["plain", 1024], 0, candidates, ids)
     apart = max((losses(jobs[f, 2048], 0, candidates, ids) - plain).abs().max().item() for f in ("tree", "cached"))
     rates = {form: round(len(candidates) / seconds, 1) for form, (seconds, _) in best.items()}
     print(json.dumps({

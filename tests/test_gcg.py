@@ -29,6 +29,7 @@ from misdirect.attacks.gcg_search import (
 from misdirect.attacks.measure import rendering
 from misdirect.config import AuditConfig
 from misdirect.model.load import LM
+from misdirect.model.score import encode, score
 
 FAMILIES: list[tuple[str, dict[str, Any], set[str]]] = [  # and the forms that the family allows
     ("llama", {}, {"tree", "cached"}),
@@ -209,9 +210,10 @@ def test_the_text_never_gets_worse_and_can_be_typed() -> None:
         assert state.loss == pytest.approx(exact, abs=1e-4)
 
 
-def test_a_swap_that_did_not_help_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_text_is_tried_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one position every text is a swap away from every other."""
     lm = tiny_lm("llama")
-    frames, ids = frames_of(lm, 1, 3)
+    frames, ids = frames_of(lm, 1, 1)
     job = job_of(lm, frames, ids)
     seen: list[Ids] = []
     true = gcg_search.mean_losses
@@ -221,9 +223,9 @@ def test_a_swap_that_did_not_help_is_not_tried_again(monkeypatch: pytest.MonkeyP
         return true(job, candidates, *rest)
 
     monkeypatch.setattr(gcg_search, "mean_losses", watching)
-    found = search(job, start(job, ids), 40, Settings(candidates=24, merged=0, top_k=16))
-    assert len(set(found.log)) < len(found.log), "some step must fail, or nothing is shown"
-    assert len(seen) == len(set(seen))
+    found = search(job, start(job, ids), 12, Settings(candidates=10, top_k=60))
+    assert 2 < len(set(found.log)) < len(found.log), "some steps must fail and some not, or nothing is shown"
+    assert len(seen) == len(set(seen)) > 40
 
 
 def test_untypable_texts_are_left_out() -> None:
@@ -273,8 +275,9 @@ def test_a_model_that_emits_nan_stops_the_search() -> None:
 CONFIG = AuditConfig(gcg_steps=20, gcg_candidates=8, suffix_tokens=4)
 
 
-@pytest.mark.parametrize("form", ["cloze", "letter", "letter_permuted"])
-@pytest.mark.parametrize("where", ["suffix", "prefix"])
+@pytest.mark.parametrize(
+    ("form", "where"), [("cloze", "suffix"), ("cloze", "prefix"), ("letter", "prefix"), ("letter_permuted", "suffix")]
+)
 def test_a_universal_attack_asks_what_it_searched(form: Any, where: gcg.Where) -> None:
     lm, case = tiny_case(form=form)
     attack = next(a for a in gcg.attacks(case, CONFIG) if a.name == f"gcg-{where}-universal")
@@ -344,12 +347,14 @@ def test_a_small_budget_is_no_attack() -> None:
 
 def test_a_search_that_climbs_fails_its_control(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the gradient's sign turned the candidates are the worst ones."""
-    lm, case = tiny_case()
-    attack = gcg.attacks(case, dataclasses.replace(CONFIG, gcg_steps=40))[0]
-    control = lambda: {m.metric: m.value for m in attack.run(lm, case, attack, lambda _: None)[0].metrics}  # noqa: E731
-    right = control()
+    lm = tiny_lm("llama")
+    frames, ids = frames_of(lm, 2, 8)
+    job, settings = job_of(lm, frames, ids), Settings(candidates=24, top_k=24)
+    before = (
+        sum(-score(lm, [encode(lm.tokenizer, p.before + p.after, [p.target])])[0].logprobs[0] for p in PLACES[:2]) / 2
+    )
+    right = search(job, start(job, ids), 20, settings).loss
     true = gcg_search.descent
     monkeypatch.setattr(gcg_search, "descent", lambda job, ids: -true(job, ids))
-    wrong = control()
-    assert right["train_answer_nll_end"] < wrong["train_answer_nll_end"]
-    assert (right["positive_control"], wrong["positive_control"]) == (1.0, 0.0)
+    wrong = search(job, start(job, ids), 20, settings).loss
+    assert (gcg.worked(before, right), gcg.worked(before, wrong)) == (True, False), (before, right, wrong)

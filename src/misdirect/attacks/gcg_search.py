@@ -204,9 +204,18 @@ def step(job: Job, state: State, settings: Settings, slope: Float[Tensor, "S V"]
     both = mean_losses(job, together, state.ids, range(len(order))).tolist() if together else []
     options = [(loss, swapped(state.ids, [swap])) for loss, swap in scored] + list(zip(both, together, strict=True))
     loss, ids = min(options, key=lambda option: option[0], default=(math.inf, state.ids))
+    tried = (*state.tried, *swaps)
     if loss < state.loss:
-        return State(state.step + 1, ids, loss, (*state.log, loss))
-    return State(state.step + 1, state.ids, state.loss, (*state.log, state.loss), (*state.tried, *swaps))
+        return State(state.step + 1, ids, loss, (*state.log, loss), still_tried(state.ids, ids, tried))
+    return State(state.step + 1, state.ids, state.loss, (*state.log, state.loss), tried)
+
+
+def still_tried(old: Ids, new: Ids, tried: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """The swaps that lead from the new ids to a text that was tried from the old ones, or to the old ones themselves."""
+    moved = [position for position, (a, b) in enumerate(zip(old, new, strict=True)) if a != b]
+    if len(moved) > 1:
+        return ()
+    return (*(swap for swap in tried if swap[0] == moved[0] and swap[1] != new[moved[0]]), (moved[0], old[moved[0]]))
 
 
 def swapped(ids: Ids, swaps: Sequence[tuple[int, int]]) -> Ids:
