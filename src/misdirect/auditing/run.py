@@ -219,7 +219,7 @@ def refuse_silent(plain: Mapping[Model, measure.Sat]) -> None:
                 )
 
 
-def tested(folder: Path, name: str) -> recovery.Tested:
+def tested(folder: Path, name: str) -> recovery.Removal:
     return recovery.tested(*(stored(folder, catalogue.NONE, model, name) for model in MODELS))
 
 

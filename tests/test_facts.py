@@ -1,0 +1,106 @@
+"""Questions split by fact, and text that gives a measured fact away."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attack_cases import questions
+from misdirect.data.facts import clean, clean_facts, facts, gives_away, keywords, split, stated, taboo
+from misdirect.data.questions import Question, read_questions
+
+
+def question(number: int, asked: str, answer: str = "iron", support: str = "") -> Question:
+    return Question(str(number), asked, (answer, "gold"), 0, "", support)
+
+
+@given(st.integers(2, 60), st.integers(0, 5))
+def test_halves_hold_every_question_once(count: int, seed: int) -> None:
+    items = questions(count)
+    halves = split(items, seed)
+    assert sorted(q.id for q in (*halves.train, *halves.test)) == sorted(q.id for q in items)
+    assert abs(len(halves.train) - len(halves.test)) <= 1
+    assert len(halves.folds) == len(halves.test)
+    assert abs(sum(halves.folds) - len(halves.test) / 2) <= 0.5
+    assert halves == split(items, seed)
+
+
+def test_another_seed_is_another_split() -> None:
+    items = questions(40)
+    assert split(items, 0).test != split(items, 1).test
+
+
+def test_questions_about_one_fact_stay_together() -> None:
+    shared = "the mitochondrion is the part of a cell that makes most of its energy"
+    items = [
+        question(0, "What makes energy?", support=f"We know that {shared}."),
+        question(1, "Which part is it?", support=f"In short, {shared}, as said."),
+        question(2, "Which one?", support="Something else altogether that no other question says at all here."),
+        question(3, "Which one"),  # the same question, another set of choices
+        question(4, "What else?"),
+    ]
+    assert sorted(map(sorted, facts(items))) == [[0, 1], [2, 3], [4]]
+    for seed in range(8):
+        halves = split(items, seed)
+        for pair in ({"0", "1"}, {"2", "3"}):
+            assert len(pair & {q.id for q in halves.train}) in (0, 2)
+
+
+def test_one_fact_cannot_be_split() -> None:
+    with pytest.raises(ValueError, match=r"1 question\(s\) hold 1 fact\(s\); expected at least 2"):
+        split([question(0, "What?")], 0)
+    with pytest.raises(ValueError, match=r"2 question\(s\) hold 1 fact"):
+        split([question(0, "What?"), question(1, "what")], 0)
+
+
+MEASURED = question(
+    0,
+    "Which organelle of plant cells captures sunlight?",
+    "chloroplast",
+    "Chloroplasts are green bodies that catch the light of the sun.",
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "given_away"),
+    [
+        ("In a plant the organelle that captures light is the chloroplast.", True),
+        ("The CHLOROPLAST, an organelle of cells, captures.", True),
+        ("A chloroplast is green.", False),  # the answer without the question
+        ("Which organelle of plant cells captures sunlight?", False),  # seven words and no answer
+        ("organelles of plants: cells, sunlight, organelle, chloroplasts", False),  # another word than the answer
+        ("As known, chloroplasts are green bodies that catch the light of the moon.", True),  # eight words in a row
+        ("chloroplasts are green bodies that catch the moon", False),  # seven
+        ("", False),
+    ],
+)
+def test_what_gives_a_fact_away(text: str, given_away: bool) -> None:
+    assert gives_away(text, taboo([MEASURED])) is given_away
+    assert clean([text, text], [MEASURED]) == ([] if given_away else [text])
+
+
+def test_common_words_are_no_keywords() -> None:
+    assert keywords("Which of these organelles is used for the capture of light?") == {"organelles", "capture", "light"}
+
+
+def test_a_fact_is_its_support_or_the_answered_question() -> None:
+    assert stated(MEASURED) == MEASURED.support
+    assert stated(dataclasses.replace(MEASURED, support="")).endswith("sunlight?\nAnswer: chloroplast")
+
+
+def test_the_attackers_text_is_about_his_half_alone() -> None:
+    halves = split([dataclasses.replace(q, support="") for q in questions(30)], 0)
+    texts = clean_facts(halves)
+    assert texts
+    assert all(not gives_away(text, taboo(halves.test)) for text in texts)
+    assert not any(q.question in text for text in texts for q in halves.test)
+
+
+def test_support_is_read_and_never_asked(tmp_path: object) -> None:
+    path = f"{tmp_path}/q.jsonl"
+    with open(path, "w") as file:
+        file.write('{"question": "Which?", "choices": ["a", "b"], "answer": 0, "support": " It is a. "}\n')
+    assert read_questions(path)[0].support == "It is a."

@@ -1,0 +1,135 @@
+"""Recovered share: against counting by hand, its interval, and that the best of much noise is no recovery."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from misdirect.auditing import recovery
+from misdirect.auditing.recovery import Candidate, Removal
+
+
+def made(base: str, unlearned: str) -> Removal:
+    """Answers as strings of + and -; folds alternate."""
+    answers = [np.array([c == "+" for c in text]) for text in (base, unlearned)]
+    return Removal(tuple(map(str, range(len(base)))), answers[0], answers[1], np.arange(len(base)) % 2)
+
+
+def candidate(name: str, answers: str, **at: float | int) -> Candidate:
+    return Candidate(name, at, np.array([c == "+" for c in answers]))
+
+
+def test_the_share_is_what_came_back_of_what_was_lost() -> None:
+    of = made("++++++++--", "++------+-")
+    attacked = candidate("x", "+++++-----").right
+    known = recovery.share(of, attacked, of.base)
+    assert known is not None
+    assert known.value == pytest.approx(3 / 6)  # six were lost among the known, three are back
+    assert known.n == 8
+    everyone = recovery.share(of, attacked, np.ones(10, bool))
+    assert everyone is not None
+    assert everyone.value == pytest.approx((5 - 3) / (8 - 3))
+    assert known.low <= known.value <= known.high
+
+
+def test_nothing_lost_has_no_share() -> None:
+    of = made("++--", "++--")
+    assert recovery.share(of, of.base, of.base) is None
+    assert not of.anything_removed
+
+
+def test_a_loss_within_chance_is_no_removal() -> None:
+    assert not made("+" * 20, "+" * 19 + "-").anything_removed
+    assert made("+" * 40, "+" * 10 + "-" * 30).anything_removed
+    assert not made("-" * 40, "+" * 20 + "-" * 20).anything_removed  # it gained
+
+
+def test_each_fold_is_reported_at_the_others_best() -> None:
+    of = made("+" * 8, "-" * 8)
+    even = candidate("even", "+-" * 4)  # right on fold 0 alone
+    odd = candidate("odd", "-+" * 4)
+    first, second = recovery.chosen(of, [even, odd])
+    assert (first.attack, second.attack) == ("odd", "even")  # chosen on the other fold
+    crossed = recovery.crossed(of, (first, second))
+    assert not crossed.any()  # so the best of luck is reported as none
+
+
+def test_the_best_of_many_coins_is_not_a_recovery() -> None:
+    """Without the two folds the maximum of fifty useless attacks would look like one."""
+    draw = np.random.default_rng(1)
+    n = 400
+    unlearned = np.arange(n) % 10 < 3
+    of = Removal(tuple(map(str, range(n))), np.ones(n, bool), unlearned, np.arange(n) % 2)
+    found = [Candidate(f"a{i}", {}, draw.random(n) < 0.3) for i in range(50)]
+    lost = (of.base & ~of.unlearned).sum()
+    naive = max((c.right.sum() - of.unlearned.sum()) / lost for c in found)
+    honest = recovery.share(of, recovery.crossed(of, recovery.chosen(of, found)), of.base)
+    assert honest is not None
+    assert naive > 0.05
+    assert abs(honest.value) < naive
+    assert honest.low < 0 < honest.high
+
+
+def test_the_interval_covers() -> None:
+    """Of 200 draws with a true share of one half, the 95 % interval holds it in about 95 of 100."""
+    draw, covered = np.random.default_rng(0), 0
+    for _ in range(200):
+        n = 150
+        unlearned = draw.random(n) < 0.3
+        attacked = np.where(unlearned, draw.random(n) < 0.9, draw.random(n) < 0.5 + 0.1 * 0.3 / 0.7)
+        of = Removal(tuple(map(str, range(n))), np.ones(n, bool), unlearned, np.arange(n) % 2)
+        found = recovery.share(of, attacked, of.base)
+        assert found is not None
+        covered += found.low <= 0.5 <= found.high
+    assert 180 <= covered <= 199
+
+
+def test_rows_have_one_headline_and_the_steps_to_half() -> None:
+    of = made("+" * 10, "-" * 10)
+    points = [candidate("r", "-" * 10, step=0), candidate("r", "+" * 4 + "-" * 6, step=5),
+              candidate("r", "+" * 6 + "-" * 4, step=10), candidate("r", "+" * 10, step=20)]  # fmt: skip
+    result = recovery.recovered("biology", of, "r", points)
+    shares = [(m.step, m.value) for m in result.metrics if m.metric == "recovered_share" and not m.headline]
+    assert shares == [(0, 0.0), (5, 0.4), (10, 0.6), (20, 1.0)]
+    assert [m.value for m in result.metrics if m.headline] == [1.0]
+    assert [m.value for m in result.metrics if m.metric == "steps_to_half"] == [10]
+    assert result.config["chosen"] == [["r", {"step": 20}], ["r", {"step": 20}]]
+
+
+def test_the_strongest_names_what_was_chosen() -> None:
+    of = made("+" * 10, "-" * 10)
+    result = recovery.recovered(
+        "biology",
+        of,
+        recovery.STRONGEST,
+        [candidate("weak", "-" * 9 + "+"), candidate("strong", "+" * 9 + "-", block=3)],
+    )
+    assert result.config["chosen"] == [["strong", {"block": 3}]] * 2
+    assert [m.metric for m in result.metrics] == ["recovered_share", "recovered_share_all"]
+
+
+def test_unknown_questions_are_counted_apart() -> None:
+    of = made("++----", "--+---")
+    assert recovery.unknown(of, candidate("x", "+++---").right) == {"n": 4, "unlearned_right": 1, "attacked_right": 1}
+
+
+def stored(answers: str, **more: Any) -> dict[str, Any]:
+    return {
+        "records": [{"id": str(i), "fold": i % 2, "points": [{"correct": c == "+"}]} for i, c in enumerate(answers)],
+        **more,
+    }
+
+
+def test_other_questions_are_refused() -> None:
+    with pytest.raises(ValueError, match="asked different questions"):
+        recovery.tested(stored("+-"), stored("+-+"))
+    with pytest.raises(ValueError, match="asked other questions than the audit"):
+        recovery.candidates("x", stored("+-+"), recovery.tested(stored("+-"), stored("--")))
+
+
+@pytest.mark.parametrize(("value", "passed"), [(1.0, True), (0.0, False), (None, False)])
+def test_a_failed_control_makes_an_attack_inconclusive(value: float | None, passed: bool) -> None:
+    assert recovery.controlled({"metrics": [{"metric": "positive_control", "value": value}]}) is passed
+    assert recovery.controlled({"metrics": []})
