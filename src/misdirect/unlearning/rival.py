@@ -2,11 +2,11 @@
 
     log pi(x) = sum over the tokens of x but the first; forget samples x, retain samples y
     NPO                   (2/beta) * mean log(1 + (pi(x) / pi_base(x))^beta)   + w * retain      arXiv 2404.05868
-    gradient difference   mean over tokens of log pi(x)                        + w * retain      arXiv 2203.12817
+    gradient difference   mean log pi(x)                                       + w * retain      arXiv 2203.12817
     retain                mean over tokens of y: KL(base || model), or the NLL
 
 NPO is gradient ascent whose weight on a sample falls once the sample has become unlikely; with beta -> 0 its gradient is
-that of plain ascent. Both lower the likelihood of the text itself, so they need the whole model where RMU needs eight
+that of gradient difference. Both lower the likelihood of the text itself, so they need the whole model where RMU needs eight
 blocks of thirty. There is no second model: the frozen one is `lm.model` itself, the trained matrices are fp32 leaves that
 `torch.func.functional_call` puts in their places, and the base's likelihood of every forget sample is taken once,
 beforehand. What may differ from the RMU run are the trained matrices (every block's MLP output, not three) and the rate.
@@ -50,11 +50,13 @@ class RivalConfig:
     """What a rival does its own way; everything else is the budget of the RMU run that it is compared with."""
 
     method: Method = knob("npo", "npo (arXiv 2404.05868), or gradient-difference: ascent on the forget text.")
-    beta: float = knob(0.1, "NPO: how soon a sample that has become unlikely stops being pushed; 0 would be never.")
+    beta: float = knob(0.02, "NPO: how soon a sample that has become unlikely stops being pushed; 0 would be never.")
     retain_term: RetainTerm = knob("kl", "What holds the retain text: kl to the base's predictions, or its nll.")
-    retain_weight: float = knob(1.0, "Factor of the retain term.")
+    retain_weight: float = knob(
+        100.0, "Factor of the retain term, which is in nats per token; the forget term is in nats per sample."
+    )
     trained: Trained = knob("mlp", "Which matrices are trained: mlp is every block's MLP output, all is every matrix.")
-    lr: float = knob(1e-4, "Peak learning rate of AdamW.")
+    lr: float = knob(2e-4, "Peak learning rate of AdamW.")
 
     def __post_init__(self) -> None:
         for name in ("beta", "retain_weight", "lr"):
@@ -185,7 +187,7 @@ def losses(job: Job, weights: Mapping[str, Tensor], forget: Samples, retain: Sam
     batches = [rmu.batch_of(job.plan, group) for group in groups]
     logprob = torch.cat([text_logprob(logits_of(job, weights, batch), batch) for batch in batches])  # (B,)
     mean_logprob = logprob.sum() / num_counted(batches)
-    forget_loss = mean_logprob
+    forget_loss = logprob.mean()
     if job.config.method == "npo":
         reference = [job.reference[ids] for group in groups for ids in group]
         forget_loss = npo(logprob, logprob.new_tensor(reference), job.config.beta)
