@@ -266,7 +266,7 @@ def audit(
     with runs.writing(folder):
         record = running.execute(running.Job(folder, run, both, side, found, config, only, skip))
         runs.write_summary(folder, over_seeds(folder))
-    report(folder)
+    report(folder)  # the page, and the card of a run
     return record
 
 

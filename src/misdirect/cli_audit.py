@@ -14,6 +14,7 @@ from misdirect import runs
 from misdirect.cli_input import pairs
 from misdirect.config import AuditConfig, knob
 from misdirect.terminal import say_next
+from misdirect.terminal_audit import print_audit
 
 Repeated = Parameter(negative=(), consume_multiple=False, show_default=False)
 Flag = Parameter(negative=(), show_default=False)
@@ -126,16 +127,10 @@ def audited(base: str, unlearned: str | None, only: Sequence[str], asked: Asked,
     )
     folder = asked.out or Path(base)
     rows = runs.read_json(folder / runs.SUMMARY)
-    print_result(rows, record)
+    print_audit(rows, record, folder)
     print(f"\nThe page: {folder / runs.REPORT}")
     say_next(f"open {shlex.quote(str(folder / runs.REPORT))}", tool=False)
     return 0 if limit is None else gate(rows, record, limit)
-
-
-def print_result(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> None:
-    for row in rows:
-        if row["measurement"] == "recovered" and row.get("headline"):
-            print(row["attack"], row["set"], f"{row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
 
 
 def gate(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any], limit: float) -> int:

@@ -103,7 +103,7 @@ def results(
     attack: Attack,
     points: Sequence[tuple[Point, Sat]],
     seconds: float,
-    tokens: float = 0,
+    tokens: float = 0.0,
     extra: Sequence[Metric] = (),
 ) -> list[Result]:
     """One `Result` a set: accuracy at every point, the records behind it, and what the attack cost.
