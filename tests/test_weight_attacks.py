@@ -205,17 +205,27 @@ def test_magnitude_pruning_zeroes_the_smallest_of_each_matrix(family: str) -> No
             assert torch.equal(before[after != 0], after[after != 0])
 
 
-def test_wanda_takes_the_least_used_of_each_row_and_the_targeted_form_the_most_used_by_forgotten_text() -> None:
-    lm = tiny_lm()
-    matrix = matrices(lm)[0]
+def test_wanda_takes_the_least_used_of_each_row() -> None:
+    matrix = matrices(tiny_lm())[0]
     weight = torch.ones_like(read(matrix))
     width = weight.shape[-1]
-    ordinary = {matrix.name: torch.arange(1.0, width + 1)}
-    made = prune.by_use(matrix, weight, 0.25, ordinary)
+    made = prune.by_use(matrix, weight, 0.25, {matrix.name: torch.arange(1.0, width + 1)})
     assert torch.equal(made == 0, (torch.arange(width) < width // 4).expand_as(made))
-    forget = {matrix.name: torch.arange(1.0, width + 1) * torch.where(torch.arange(width) == 5, 10.0, 1.0)}
-    targeted = prune.by_forget_use(matrix, weight, 1 / width, forget, ordinary)
-    assert torch.equal(targeted == 0, (torch.arange(width) == 5).expand_as(targeted))
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 1.0])
+def test_the_targeted_form_takes_the_top_of_one_list_that_is_not_in_the_top_of_the_other(share: float) -> None:
+    matrix = matrices(tiny_lm())[0]
+    weight = read(matrix)
+    forget, retain = ({matrix.name: some(weight.shape[-1], seed=seed).abs()} for seed in (1, 2))
+    made = prune.by_forget_use(matrix, weight, share, forget, retain)
+    count = round(share * weight.numel())
+    tops = [
+        set((weight.abs() * norms[matrix.name]).flatten().topk(count).indices.tolist()) for norms in (forget, retain)
+    ]
+    assert set((made == 0).flatten().nonzero().flatten().tolist()) == tops[0] - tops[1]
+    assert torch.equal(made[made != 0], weight[made != 0])
+    assert torch.equal(prune.by_forget_use(matrix, weight, share, forget, forget), weight)  # nothing sets them apart
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
