@@ -111,7 +111,7 @@ def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
     s = attack.settings
     samples = finetune.samples_of(lm, texts_of(case, s["text"]), s["max_tokens"], s["seed"])
     points = [(Point(step=0), case.plain or sit(lm, case))]
-    seconds, tokens = 0.0, 0
+    seconds, tokens = 0.0, 0.0
     with finetune.trained(lm, s["method"]) as parameters:
         started = time.perf_counter()
         for step, read in finetune.train(lm, parameters, samples, s["steps"], s["lr"], s["batch_size"], s["seed"]):
