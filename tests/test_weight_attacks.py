@@ -164,13 +164,16 @@ NF4 = [
 
 
 @pytest.mark.skipif(not quantise.has_bitsandbytes(), reason="bitsandbytes is not installed")
-def test_nf4_is_the_nearest_published_level_times_the_largest_of_a_block() -> None:
-    weight = some(2, 4, 96)
-    blocks = weight.reshape(2, -1, 64)
+@pytest.mark.parametrize("shape", [(2, 4, 96), (1, 3, 32)])
+def test_nf4_is_the_nearest_published_level_times_the_largest_of_a_block(shape: tuple[int, ...]) -> None:
+    weight = some(*shape)
+    flat = torch.nn.functional.pad(weight.flatten(1), (0, -weight[0].numel() % 64))
+    blocks = flat.view(len(weight), -1, 64)
     scale = blocks.abs().amax(-1, keepdim=True)
     levels = torch.tensor(NF4)
     nearest = levels[((blocks / scale).unsqueeze(-1) - levels).abs().argmin(-1)] * scale
-    torch.testing.assert_close(quantise.to_nf4(weight), nearest.view_as(weight), rtol=0, atol=1e-5)
+    wanted = nearest.flatten(1)[:, : weight[0].numel()].view_as(weight)
+    torch.testing.assert_close(quantise.to_nf4(weight), wanted, rtol=0, atol=1e-5)
 
 
 def test_nf4_says_what_it_needs() -> None:

@@ -11,7 +11,7 @@
 The first token of a text is left out of the norms: its state is large on any text. The second matrix of fused experts has
 no input that could be seen from outside; its inputs count alike.
 
-    with weights_changed(lm, partial(pruned_by_magnitude, share=0.3)): ...
+    with weights_changed(lm, partial(by_magnitude, share=0.3)): ...
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from misdirect.runs import Result
 SHARES = {
     "prune-magnitude": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
     "prune-wanda": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
-    "prune-forget": (0.001, 0.003, 0.01, 0.03, 0.1),
+    "prune-forget": (0.003, 0.01, 0.03, 0.1),
 }
 TITLES = {
     "prune-magnitude": "The smallest weights pruned",
