@@ -50,7 +50,7 @@ def candidates_of(lm: LM, frames: list[Frame], ids: Ids, count: int) -> list[Ids
 
 def seconds_of(job: Job, candidates: list[Ids], ids: Ids) -> float:
     started = time.perf_counter()
-    losses(job, 0, candidates, ids)
+    losses(job, [0], candidates, ids)
     return time.perf_counter() - started
 
 
@@ -69,10 +69,10 @@ def main() -> None:
         for (form, size), job in jobs.items():
             best[form] = min(best.get(form, (float("inf"), 0)), (seconds_of(job, candidates, ids), size))
     started = time.perf_counter()
-    gradient(jobs["tree", 2048], 0, ids)
+    gradient(jobs["tree", 2048], [0], ids)
     slope_seconds = time.perf_counter() - started
-    plain = losses(jobs["plain", 1024], 0, candidates, ids)
-    apart = max((losses(jobs[f, 2048], 0, candidates, ids) - plain).abs().max().item() for f in ("tree", "cached"))
+    plain = losses(jobs["plain", 1024], [0], candidates, ids)
+    apart = max((losses(jobs[f, 2048], [0], candidates, ids) - plain).abs().max().item() for f in ("tree", "cached"))
     rates = {form: round(len(candidates) / seconds, 1) for form, (seconds, _) in best.items()}
     print(json.dumps({
         "before": len(frames[0].before), "suffix": len(ids), "after": len(frames[0].after), "target": len(frames[0].target),

@@ -85,7 +85,7 @@ def test_every_form_gives_the_plain_loss(family: str, more: dict[str, Any], form
         job = job_of(lm, frames, ids, 300, form)  # type: ignore[arg-type]
         assert job.form == form
         for row in range(len(frames)):
-            assert losses(job, row, candidates, ids).tolist() == pytest.approx(expected[row], abs=1e-4, rel=1e-5)
+            assert losses(job, [row], candidates, ids)[0].tolist() == pytest.approx(expected[row], abs=1e-4, rel=1e-5)
     assert job_of(lm, frames, ids).form == ("tree" if "tree" in forms else "cached" if forms else "plain")
 
 
@@ -105,8 +105,8 @@ def test_gradient_is_autograds_on_the_plain_one_hot_form(family: str, more: dict
             at = len(whole) - len(frame.target)
             loss = torch.nn.functional.cross_entropy(logits[at - 1 : -1], whole[at:], reduction="sum")
             (expected,) = torch.autograd.grad(loss, one_hot)
-            found, slope = gradient(job, row, ids)
-            assert found == pytest.approx(loss.item(), abs=1e-4)
+            (found,), slope = gradient(job, [row], ids)
+            assert found.item() == pytest.approx(loss.item(), abs=1e-4)
             room = slice(len(frame.before), len(frame.before) + len(ids))
             torch.testing.assert_close(slopes(lm, slope, chunk=100), expected[room], rtol=1e-3, atol=2e-4)
 
@@ -143,11 +143,13 @@ def test_in_double_precision_the_forms_are_one() -> None:
     lm.model.double()
     frames, ids = frames_of(lm)
     candidates = candidates_of(lm, ids)
-    for row in range(3):
-        plain = losses(job_of(lm, frames, ids, form="plain"), row, candidates, ids)
-        for form in ("cached", "tree"):
-            found = losses(job_of(lm, frames, ids, 128, form), row, candidates, ids)  # type: ignore[arg-type]
-            torch.testing.assert_close(found, plain, rtol=0, atol=1e-10)
+    plain = losses(job_of(lm, frames, ids, form="plain"), range(3), candidates, ids)
+    slope = gradient(job_of(lm, frames, ids, form="plain"), range(3), ids)
+    for form, batch_tokens in (("cached", 128), ("tree", 4096), ("tree", 128)):
+        job = job_of(lm, frames, ids, batch_tokens, form)  # type: ignore[arg-type]
+        torch.testing.assert_close(losses(job, range(3), candidates, ids), plain, rtol=0, atol=1e-10)
+        torch.testing.assert_close(losses(job, [2, 0], candidates, ids), plain[[2, 0]], rtol=0, atol=1e-10)
+        torch.testing.assert_close(gradient(job, range(3), ids), slope, rtol=0, atol=1e-9)
 
 
 def test_half_precision_is_searched_too() -> None:
@@ -174,11 +176,11 @@ def test_a_cache_is_not_written_to() -> None:
     for form in ("tree", "cached"):
         job = job_of(lm, frames, ids, form=form)  # type: ignore[arg-type]
         before = [layer.keys.clone() for layer in job.caches[0].layers]
-        first = losses(job, 0, candidates_of(lm, ids), ids)
-        gradient(job, 0, ids)
+        first = losses(job, [0], candidates_of(lm, ids), ids)
+        gradient(job, [0], ids)
         assert job.caches[0].get_seq_length() == len(frames[0].before)
         assert all(torch.equal(a, layer.keys) for a, layer in zip(before, job.caches[0].layers, strict=True))
-        assert torch.equal(first, losses(job, 0, candidates_of(lm, ids), ids))
+        assert torch.equal(first, losses(job, [0], candidates_of(lm, ids), ids))
 
 
 def test_a_search_that_goes_on_finds_the_same_bit_for_bit() -> None:

@@ -152,7 +152,7 @@ def start(job: Job, ids: Ids) -> State:
 
 def mean_losses(job: Job, candidates: Sequence[Ids], incumbent: Ids, frames: Sequence[int]) -> Float[Tensor, " K"]:
     """The mean over some frames. Raises ValueError where one is not finite."""
-    found = torch.stack([losses(job, frame, candidates, incumbent).double() for frame in frames]).mean(0)
+    found = losses(job, list(frames), candidates, incumbent).mean(0)
     if not found.isfinite().all():
         raise ValueError(
             f"the loss of an adversarial text is {found[~found.isfinite()][0].item()}; expected a model with finite "
@@ -188,8 +188,8 @@ def search(
 
 def descent(job: Job, ids: Ids) -> Float[Tensor, "S V"]:
     """The gradient of the mean loss with respect to every position's one-hot vector, on the CPU."""
-    total = torch.stack([gradient(job, frame, ids)[1] for frame in range(len(job.frames))]).mean(0)
-    return slopes(job.lm, total).cpu()
+    total = gradient(job, range(len(job.frames)), ids)[1]
+    return slopes(job.lm, total / len(job.frames)).cpu()
 
 
 def step(job: Job, state: State, settings: Settings, slope: Float[Tensor, "S V"]) -> State:
