@@ -15,9 +15,9 @@ import torch
 
 import misdirect as md
 from attack_cases import state_hash
-from misdirect import chat as talking
+from misdirect import chatting as talking
 from misdirect import runs
-from misdirect.chat import chat, plain
+from misdirect.chatting import chat, plain
 from misdirect.config import EvaluateConfig, UnlearnConfig
 from misdirect.data.prompts import Prompt
 from misdirect.evaluation.generation import Answer, generation
@@ -220,7 +220,7 @@ def test_another_base_is_refused(run: Path, tmp_path: Path) -> None:
 
 def test_a_real_terminal(run: Path) -> None:
     """Of its own process: prompt, answers side by side, Ctrl-C."""
-    code = f"from misdirect.chat import chat; chat({str(run)!r}, new_tokens=4, device='cpu')"
+    code = f"from misdirect.chatting import chat; chat({str(run)!r}, new_tokens=4, device='cpu')"
     main, side = os.openpty()
     environment = os.environ | {"COLUMNS": "100", "TERM": "xterm", "NO_COLOR": "1"}
     with subprocess.Popen(
@@ -248,6 +248,6 @@ def read_until(terminal: int, text: str) -> str:
 
 
 def test_importing_it_loads_no_torch() -> None:
-    code = "import misdirect.chat, sys; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    code = "import misdirect.chatting, sys; print('torch' in sys.modules, 'transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

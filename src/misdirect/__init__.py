@@ -13,6 +13,7 @@
 | `unlearn` | RMU on a model: texts in, a run directory out |
 | `evaluate` | accuracy, likelihood and answers of a run (base and unlearned) or of one model |
 | `audit` | attacks a run, or any two checkpoints: what of that which was removed comes back |
+| `chat` | base and unlearned model of a run, side by side in the terminal |
 | `report` | a run directory -> one self-contained HTML page |
 | `demo` | unlearn, evaluate and report on the embedded model |
 | `UnlearnConfig`, `EvaluateConfig`, `AuditConfig`, `Topic`, `Corpus` | every setting |
@@ -27,7 +28,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from misdirect.api import audit, demo, evaluate, plan, report, unlearn
+    from misdirect.api import audit, chat, demo, evaluate, plan, report, unlearn
     from misdirect.config import AuditConfig, Corpus, EvaluateConfig, Topic, UnlearnConfig
     from misdirect.recipes import RECIPES
 
@@ -41,6 +42,7 @@ __all__ = [
     "UnlearnConfig",
     "__version__",
     "audit",
+    "chat",
     "demo",
     "evaluate",
     "plan",

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from misdirect import runs
-from misdirect.config import AuditConfig, Corpus, EvaluateConfig, Topic, UnlearnConfig
+from misdirect.config import AuditConfig, Corpus, EvaluateConfig, Method, Topic, UnlearnConfig
 from misdirect.data.files import shown
 from misdirect.progress import bar, note
 from misdirect.recipes import resolve
@@ -33,10 +33,11 @@ def unlearn(
     config: UnlearnConfig | None = None,
     *,
     seeds: int = 1,
+    method: Method = "rmu",
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> Path:
-    """Unlearns topics from MODEL with RMU; returns the run directory.
+    """Unlearns topics from MODEL with RMU, or with a rival on the same budget; returns the run directory.
 
     `forget`: topic name -> SOURCE, or `Topic`s with settings of their own; `retain` likewise, or `Corpus`es with weights.
     With `seeds` above 1 the run is repeated with the seeds that follow, into `out`/seeds/SEED. A killed run goes on when
@@ -52,7 +53,8 @@ def unlearn(
     if seeds < 1:
         raise ValueError(f"--seeds {seeds} is too small; expected at least 1")
     run = writable(out)
-    config = resolve(config or UnlearnConfig())
+    given = config or UnlearnConfig()
+    config = resolve(given)
     raw = config.numerics == "published"  # only there are raw JSON lines text
     forget_texts = {t.name: read_texts(t.source, raw) for t in topics}
     retain_texts = [(c.name, read_texts(c.source, raw), c.weight) for c in corpora]
@@ -60,7 +62,10 @@ def unlearn(
     for seed in range(config.seed, config.seed + seeds):
         folder = run if seed == config.seed else writable(seed_folder(run, seed))
         with runs.writing(folder):
-            unlearn_once(order, dataclasses.replace(config, seed=seed), folder)
+            if method == "rmu":
+                unlearn_once(order, dataclasses.replace(config, seed=seed), folder)
+            else:
+                rival_once(order, method, given, dataclasses.replace(config, seed=seed), folder)
     return run
 
 
@@ -100,6 +105,25 @@ def unlearn_once(order: Order, config: UnlearnConfig, run: Path) -> None:
         note(line)
     with bar(f"Unlearning {', '.join(t.name for t in order.topics)}", job.updates) as advance:
         running.execute(job, run, asked, advance)
+
+
+def rival_once(order: Order, method: Any, given: UnlearnConfig, config: UnlearnConfig, run: Path) -> None:
+    """NPO or gradient difference on RMU's budget. Of `given`, its own --lr and --alpha hold for it; a recipe's are RMU's."""
+    from misdirect.model.load import load_config, load_lm, resolve_source
+    from misdirect.unlearning import rival, rival_run
+
+    source = load_config(resolve_source(order.model), order.trust_remote_code)
+    budget = resolve(config, source.get_text_config(decoder=True).num_hidden_layers)
+    settings = rival.RivalConfig(method=method)
+    settings = dataclasses.replace(
+        settings, lr=given.lr or settings.lr, retain_weight=given.alpha or settings.retain_weight
+    )
+    lm = load_lm(order.model, None, budget.device, budget.dtype, order.trust_remote_code, order.allow_pickle)
+    command = unlearn_command(order.model, order.topics, order.corpora, given, str(run)) + f" --method {method}"
+    with bar(f"Unlearning {', '.join(t.name for t in order.topics)} by {method}", budget.updates or 0) as advance:
+        rival_run.execute(
+            lm, run, order.topics, order.forget, order.corpora, order.retain, budget, settings, command, advance
+        )
 
 
 def say_chosen(job: Any) -> None:
@@ -297,6 +321,13 @@ def audited(base: str, unlearned: str | None, out: str | Path | None) -> tuple[P
 def is_demo(run: Path) -> bool:
     config = runs.read_json(run / runs.CONFIG)
     return config["model"] == "demo" and all(str(t.get("source", "")).startswith("demo-") for t in config["topics"])
+
+
+def chat(run: str | Path, **settings: Any) -> None:
+    """Base and unlearned model of a run side by side in the terminal: `misdirect.chatting`."""
+    from misdirect import chatting
+
+    chatting.chat(run, **settings)
 
 
 def report(

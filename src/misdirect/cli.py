@@ -19,7 +19,7 @@ from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter
 from misdirect import __version__, cli_audit, runs, signals
 from misdirect.cli_input import expand_config, number, pairs, per_topic, weighted, without
 from misdirect.collateral import topics_of
-from misdirect.config import EvaluateConfig, Topic, UnlearnConfig
+from misdirect.config import EvaluateConfig, Method, Topic, UnlearnConfig
 from misdirect.terminal import print_collateral, print_plan, print_table, say_next
 
 SOURCES = (
@@ -96,6 +96,7 @@ def unlearn(
     steering: Annotated[list[str], Repeated] = [],  # noqa: B006 - never changed
     alpha: Annotated[list[str], Repeated] = [],  # noqa: B006 - never changed
     seeds: int = 1,
+    method: Method = "rmu",
     trust_remote_code: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     allow_pickle: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     settings: Annotated[UnlearnFlags, Parameter(name="*", group=Settings)] = UnlearnFlags(),  # type: ignore[valid-type]  # noqa: B008
@@ -119,6 +120,9 @@ def unlearn(
         [NAME=]A: weight of the retain loss. [default: 100]
     seeds
         How many seeds to unlearn with, from --seed on. The further ones go into OUT/seeds; evaluate measures them all.
+    method
+        rmu, or a rival to compare it with, on the same samples and updates: npo, gradient-difference. Of --lr and --alpha
+        a rival has its own defaults (2e-4, 100), and it trains the MLP output of every block.
     trust_remote_code
         Run the code that comes with the model. Read it first.
     allow_pickle
@@ -134,6 +138,7 @@ def unlearn(
         out,
         config,
         seeds=seeds,
+        method=method,
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )
@@ -287,6 +292,7 @@ def evaluate(
 
 app.command(cli_audit.audit)
 app.command(cli_audit.attack)
+app.command(cli_audit.chat)
 
 
 @app.command

@@ -1,4 +1,4 @@
-"""The verbs that attack: `audit` and `attack`, which is an audit of one kind of attack."""
+"""The verbs that try an unlearned model: `audit`, `attack` (an audit of one kind of attack), `chat`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from cyclopts import Group, Parameter
 
 from misdirect import runs
 from misdirect.cli_input import pairs
-from misdirect.config import AuditConfig, knob
+from misdirect.config import AuditConfig, ChatTemplate, Device, Dtype, knob
 from misdirect.terminal import say_next
 from misdirect.terminal_audit import print_audit
 
@@ -151,3 +151,63 @@ def gate(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any], limit: fl
         print(f"Gate not passed: {name}: {verdict}; at most {100 * limit:g} % allowed")
         code = 1
     return code
+
+
+def chat(
+    run: Path,
+    *,
+    model: str | None = None,
+    new_tokens: int = 120,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    chat_template: ChatTemplate = "auto",
+    seed: int = 0,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    trust_remote_code: Annotated[bool, Flag] = False,
+    allow_pickle: Annotated[bool, Flag] = False,
+) -> None:
+    """Talk to a run: base and unlearned model answer each prompt side by side.
+
+    Prompts come from the keyboard, or one a line from a pipe.
+
+    Parameters
+    ----------
+    run
+        A run directory.
+    model
+        Where the run's base lies now, if not where it was unlearned from.
+    new_tokens
+        Longest answer in tokens.
+    temperature
+        0 takes the likeliest token each time; above 0 answers are drawn, both models with the same noise.
+    top_p
+        Drawn answers take the likeliest tokens that hold this probability together.
+    chat_template
+        Prompts as a user's turn where the model has a chat template, or as they are.
+    seed
+        Seed of drawn answers.
+    device
+        Where to compute: auto takes a GPU when there is one.
+    dtype
+        The model's dtype: auto is float32 on a CPU, bfloat16 on a GPU.
+    trust_remote_code
+        Run the code that comes with the model. Read it first.
+    allow_pickle
+        Read pickle checkpoints, which can run code. Safetensors need no flag.
+    """
+    from misdirect import api
+
+    api.chat(
+        run,
+        model=model,
+        new_tokens=new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        chat_template=chat_template,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+    )

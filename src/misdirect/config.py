@@ -19,6 +19,7 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Formats = Literal["all", "cloze", "letter"]
 Prompt = Literal["auto", "plain", "current", "paper"]
 ChatTemplate = Literal["auto", "none"]
+Method = Literal["rmu", "npo", "gradient-difference"]
 
 
 Kind = Literal["forget", "retain", "other"]  # other: no topic is named, so nothing is to be forgotten
