@@ -138,7 +138,16 @@ def test_every_command_can_be_typed(page: str, words: list[str]) -> None:
 
 
 def test_all_verbs_are_shown_and_a_wrong_flag_would_be_seen() -> None:
-    assert {words[0] for _, words in OURS} == {"demo", "plan", "unlearn", "evaluate", "report"}
+    assert {words[0] for _, words in OURS} == {
+        "demo",
+        "plan",
+        "unlearn",
+        "evaluate",
+        "audit",
+        "attack",
+        "chat",
+        "report",
+    }
     with pytest.raises(Exception, match="--limt"):
         parse(["demo", "--limt", "3"])
     with pytest.raises(Exception, match="--retain"):

@@ -144,13 +144,13 @@ def fitted(job: Job, todo: Sequence[Attack], record: dict[str, Any], started: fl
     device = torch.device("cpu")
     with job.side("base") as lm:
         device = lm.device
-        training = any(a.cost.train_tokens for a in todo) and not any(timing.too_large(a, free_bytes(device))
+        training = any(a.cost.train_tokens for a in todo) and not any(timing.too_large(a, float(free_bytes(device)))
                                                                       for a in todo if a.family == "relearn")  # fmt: skip
         speed = timing.measured(lm, training)
     record["speed"] = {"forward_tokens_per_second": speed.forward, "train_tokens_per_second": speed.train}
     left = 60 * job.config.minutes - (time.perf_counter() - started)
     models = [(a, sum(m not in (entry_of(record, a.name) or {"seconds": {}})["seconds"] for m in MODELS)) for a in todo]
-    fits = timing.fitting(models, speed, left, free_bytes(device))
+    fits = timing.fitting(models, speed, left, float(free_bytes(device)))
     kept = [fit for fit in fits if not fit.why]
     note(f"{len(kept)} of {len(fits)} attacks fit into {job.config.minutes:g} minutes, on both models each: about "
          f"{duration(sum(fit.seconds for fit in kept))}")  # fmt: skip

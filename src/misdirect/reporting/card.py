@@ -30,7 +30,7 @@ from misdirect.reporting.reading import QUESTIONS, Pair, Run, clean, mapping, ma
 
 CARD = "README.md"
 MARK = "<!-- `misdirect report` writes this file anew each time. Take this line out, and it leaves the file alone. -->"
-TAGS = ("unlearning", "machine-unlearning", "rmu", "misdirect")
+TAGS = ("unlearning", "machine-unlearning")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
@@ -138,7 +138,7 @@ def front_matter(run: Run) -> str:
 def metadata(run: Run) -> dict[str, Any]:
     base = base_model(run.model)
     found = {"base_model": base, "base_model_relation": "finetune" if base else None, **stated(run.model)}
-    found |= {"library_name": "misdirect", "pipeline_tag": "text-generation", "tags": list(TAGS)}
+    found |= {"library_name": "misdirect", "pipeline_tag": "text-generation", "tags": [*TAGS, run.method, "misdirect"]}
     found |= {"datasets": datasets(run), "model-index": model_index(run)}
     return {key: value for key, value in found.items() if value}
 
@@ -235,12 +235,14 @@ def view(run: Run, folder: Path) -> dict[str, Any]:
     """All that the template shows. A `str` is escaped there; `Ours` is Markdown."""
     kept = [change for change in run.changes if change.kind != "forget"]
     chosen = mapping(run.config.get("chosen"))
+    topics = wording.listed(run.topics) or "the topic"
     return {
         "title": title(run),
         "base": base_name(run.model),
-        "topics": wording.listed(run.topics) or "the topic",
+        "method": Ours(wording.method_name(run.method)),
+        "did": wording.method_did(run.method, topics, wording.setting(chosen.get("block"))),
+        "topics": topics,
         "done": done(run),
-        "block": wording.setting(chosen.get("block")),
         "unfinished": not (folder / runs.DELTA).is_file(),
         "measured": sorted({str(r["model"]) for r in run.results}),
         "audit": audit_card.view(run.audit, table) if run.audit else None,

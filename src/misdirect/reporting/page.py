@@ -120,9 +120,12 @@ def summary(run: Run) -> str:
     )
     block = chosen.get("block", settings.get("block"))
     text = f"misdirect trained {matrices}{where} of {run.config.get('model') or 'the model'} so that text about "
-    text += f"{wording.listed(run.topics) or 'the forget topic'} ends in a fixed random direction"
-    text += f" after block {block}" if block is not None else ""
-    text += " while other text stays where it was"
+    text += wording.listed(run.topics) or "the forget topic"
+    if run.method == "rmu":
+        text += " ends in a fixed random direction" + (f" after block {block}" if block is not None else "")
+        text += " while other text stays where it was"
+    else:
+        text += f" becomes unlikely ({run.method}) while the predictions on other text stay what they were"
     if run.updates is None:
         return text + "."
     seconds = sum(number(line, "seconds") or 0.0 for line in run.log)

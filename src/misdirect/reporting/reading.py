@@ -11,11 +11,11 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, get_args
 
 from misdirect import runs
 from misdirect.collateral import Change, collateral
-from misdirect.config import Kind, kind_of
+from misdirect.config import Kind, Method, kind_of
 from misdirect.reporting.public import public_config, public_name
 from misdirect.seeds import over_seeds
 
@@ -79,6 +79,12 @@ class Run:
     @property
     def topics(self) -> list[str]:
         return topic_names(self.config)
+
+    @property
+    def method(self) -> str:
+        """rmu, or the rival that the run was unlearned by."""
+        method = self.config.get("method")
+        return str(method) if method in get_args(Method) else "rmu"
 
     @property
     def is_demo(self) -> bool:

@@ -148,3 +148,24 @@ def flat(data: Any, prefix: str = "") -> list[tuple[str, str]]:
 def plain_number(x: float) -> str:
     """At most two decimals, none where there is nothing behind the point."""
     return f"{x:.2f}".rstrip("0").rstrip(".").replace("-", "\u2212")
+
+
+# How a run was unlearned: what stands for its name, and what was done to text on the topic and to other text.
+RMU = "RMU (Representation Misdirection for Unlearning, [arXiv 2403.03218](https://arxiv.org/abs/2403.03218))"
+RIVALS = {
+    "npo": "NPO (Negative Preference Optimization, [arXiv 2404.05868](https://arxiv.org/abs/2404.05868))",
+    "gradient-difference": "gradient difference ([arXiv 2203.12817](https://arxiv.org/abs/2203.12817))",
+}
+
+
+def method_name(method: str) -> str:
+    """In Markdown, with its source."""
+    return RIVALS.get(method, RMU)
+
+
+def method_did(method: str, topics: str, block: str) -> str:
+    if method in RIVALS:
+        return f"text about {topics} was made unlikely, the predictions on other text were held in place"
+    return (
+        f"text about {topics} was steered to a fixed random direction after block {block}, other text was held in place"
+    )

@@ -1,0 +1,352 @@
+"""An audit end to end, on a tiny model that knows its questions and a copy that was made to forget them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import tiny
+from attack_cases import questions, tiny_lm
+from misdirect import runs
+from misdirect.attacks import catalogue, finetune, measure, relearn
+from misdirect.auditing import material, pair, timing
+from misdirect.cli import main
+from misdirect.config import AuditConfig
+from misdirect.data.questions import Question
+
+FAST = ["--steps", "10", "--only", "direction-ones", "--only", "relearn-facts-full", "--only", "lens"]
+RELEARNED = [f"relearn-facts-full-lr{lr}-steps10" for lr in ("2e-5", "0.0001")]
+
+
+def write(path: Path, items: list[Question]) -> None:
+    rows = [{"id": q.id, "question": q.question, "choices": list(q.choices), "answer": q.answer} for q in items]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`knows` and `forgot`: model folders; `biology.jsonl`, `other.jsonl`, `few.jsonl`, `bio.txt`."""
+    folder = tmp_path_factory.mktemp("audit")
+    lm = dataclasses.replace(tiny_lm(num_hidden_layers=4), num_hidden_layers=4)
+    items = {name: questions(count, name=name) for name, count in (("biology", 60), ("other", 16))}
+    render = measure.rendering("cloze", 0)
+    texts = [render(q)[0] + render(q)[1][q.answer] for found in items.values() for q in found]
+    with finetune.trained(lm, "full") as parameters:
+        for _ in finetune.train(lm, parameters, lm.tokenizer(texts)["input_ids"], 100, 5e-3, 16, 0):
+            pass
+        for name in ("knows", "forgot"):
+            if name == "forgot":
+                with torch.no_grad():
+                    for block in lm.model.model.layers[1:3]:
+                        block.mlp.down_proj.weight.mul_(-0.5)
+            lm.model.save_pretrained(folder / name)
+            lm.tokenizer.save_pretrained(folder / name)
+    for name, found in items.items():
+        write(folder / f"{name}.jsonl", found)
+    write(folder / "few.jsonl", items["biology"][:8])
+    (folder / "bio.txt").write_text(tiny.texts(1, 60)[0])
+    return folder
+
+
+@pytest.fixture
+def here(shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for path in shelf.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def audit(
+    *more: str, base: str = "knows", unlearned: str = "forgot", out: str = "audit", asked: str = "biology"
+) -> int:
+    sets = ["--questions", f"biology={asked}.jsonl", "--questions", "other=other.jsonl", "--forget", "biology=bio.txt"]
+    return main(["audit", base, unlearned, "--out", out, *sets, *(more or FAST)])
+
+
+def record_of(folder: str = "audit") -> dict[str, Any]:
+    return runs.read_json(Path(folder) / "audit.json")
+
+
+def files(folder: str = "audit") -> set[str]:
+    return {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def audited(shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One audit, made once, for tests that only look."""
+    folder = tmp_path_factory.mktemp("audited")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(shelf)
+        assert audit(out=str(folder / "audit")) == 0
+    return folder / "audit"
+
+
+def test_an_audit_writes_these_files_and_no_others(audited: Path) -> None:
+    expected = {"audit.json", "summary.json", "report.html"}
+    expected |= {f"results/{m}/mcq.{s}.json" for m in ("base", "unlearned") for s in ("biology", "other")}
+    for name in ["none", "direction-ones-all", "lens", *RELEARNED]:
+        folder = f"results/attacks/{name}"
+        sets = ("biology", "other")
+        expected |= {f"{folder}/{m}/mcq.{s}.json" for m in ("base", "unlearned") for s in sets}
+        if name not in ("none", "lens"):
+            expected |= {f"{folder}/{m}/generation.answers.json" for m in ("base", "unlearned")}
+        if name != "none":
+            expected |= {f"{folder}/unlearned/recovered.biology.json"}
+    expected |= {"results/attacks/strongest/unlearned/recovered.biology.json"}
+    assert {name for name in files(str(audited)) if "lock" not in name} == expected
+
+
+def test_the_summary_has_one_headline_for_each_model_attack_and_set(audited: Path) -> None:
+    rows = runs.read_json(audited / "summary.json")
+    asked = [r for r in rows if r["measurement"] == "mcq"]
+    for key in {(r["model"], r["attack"], r["set"]) for r in asked}:
+        assert sum(bool(r.get("headline")) for r in asked if (r["model"], r["attack"], r["set"]) == key) == 1, key
+    strongest = [r for r in rows if r["attack"] == "strongest" and r.get("headline")]
+    assert [(r["metric"], r["set"], r["model"]) for r in strongest] == [("recovered_share", "biology", "unlearned")]
+    assert strongest[0]["low"] <= strongest[0]["value"] <= strongest[0]["high"]
+
+
+def test_the_record_says_what_was_removed_and_how_the_questions_were_split(audited: Path) -> None:
+    record = runs.read_json(audited / "audit.json")
+    split = record["split"]["biology"]
+    assert (split["asked"], split["attacked"], split["tested"]) == (60, 30, 30)
+    removed = record["removed"]["biology"]
+    assert removed["removed"]
+    assert removed["value"] == pytest.approx(removed["base"] - removed["unlearned"])
+    done = ["none", "direction-ones-all", "lens", *RELEARNED]
+    assert {a["name"]: a["status"] for a in record["attacks"]} == dict.fromkeys(done, "done")
+
+
+def test_accuracy_without_attack_is_that_of_the_evaluation(audited: Path) -> None:
+    """Two ways through the code: the tested questions out of the evaluation, and the audit's own asking."""
+    for model in ("base", "unlearned"):
+        whole = {r["id"]: r for r in runs.read_json(audited / f"results/{model}/mcq.biology.json")["records"]}
+        alone = runs.read_json(audited / f"results/attacks/none/{model}/mcq.biology.json")["records"]
+        for record in alone:
+            assert record["points"][0]["correct"] == whole[record["id"]]["correct"]["cloze"]
+            assert record["points"][0]["logprobs"] == pytest.approx(whole[record["id"]]["cloze_logprobs"], abs=1e-4)
+
+
+def test_a_finished_attack_is_not_repeated_and_more_are_added(audited: Path, here: Path) -> None:
+    shutil.copytree(audited, "audit")
+    before = {name: (Path("audit") / name).stat().st_mtime_ns for name in files() if "results" in name}
+    assert audit(*FAST, "--only", "noise") == 0
+    after = {name: (Path("audit") / name).stat().st_mtime_ns for name in files() if "results" in name}
+    assert {name: after[name] for name in before} == before
+    assert any("noise-gaussian" in name for name in after.keys() - before.keys())
+
+
+def test_a_killed_audit_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    run = relearn.run
+
+    def killed(lm: Any, case: Any, attack: Any, advance: Any) -> Any:
+        calls.append(attack.name)
+        if len(calls) == 4:  # the second attack, on the second model
+            raise KeyboardInterrupt
+        return run(lm, case, attack, advance)
+
+    monkeypatch.setattr(relearn, "run", killed)
+    assert audit("--steps", "10", "--only", "relearn-facts-full") == 130
+    assert calls == [RELEARNED[0]] * 2 + [RELEARNED[1]] * 2
+    assert [a["status"] for a in record_of()["attacks"] if a["name"] == RELEARNED[0]] == ["done"]
+    assert audit("--steps", "10", "--only", "relearn-facts-full") == 0
+    assert calls[4:] == [RELEARNED[1]]  # on the model that it was killed on
+    assert all(set(a["seconds"]) == {"base", "unlearned"} for a in record_of()["attacks"])
+
+
+def test_an_attack_that_fails_leaves_the_others(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = relearn.run
+
+    def failing(lm: Any, case: Any, attack: Any, advance: Any) -> Any:
+        if attack.name == RELEARNED[0]:
+            raise ValueError("finetuning broke down")
+        return run(lm, case, attack, advance)
+
+    monkeypatch.setattr(relearn, "run", failing)
+    assert audit("--steps", "10", "--only", "relearn-facts-full") == 0
+    status = {a["name"]: (a["status"], a["why"]) for a in record_of()["attacks"]}
+    assert status[RELEARNED[0]] == ("failed", "base: finetuning broke down")
+    assert status[RELEARNED[1]][0] == "done"
+
+
+def test_the_base_against_itself_has_nothing_removed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert audit(unlearned="knows") == 0
+    assert "nothing was removed" in capsys.readouterr().out.lower()
+    assert record_of()["removed"]["biology"]["removed"] is False
+    assert not list(Path("audit").rglob("recovered.*"))
+    assert audit("--fail-above", "0.9", unlearned="knows") == 1
+
+
+@pytest.mark.parametrize(("limit", "code"), [("1e6", 0), ("0", 1)])
+def test_the_gate(audited: Path, here: Path, limit: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(audited, "audit")
+    result = Path("audit/results/attacks/strongest/unlearned/recovered.biology.json")
+    share = runs.read_json(result)["metrics"][0]["value"]
+    assert audit(*FAST, "--fail-above", limit) == (code if share > 0 else 0)
+    assert "Gate" in capsys.readouterr().out
+
+
+def test_a_gate_without_an_attack_is_not_passed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert audit("--minutes", "0.0001", "--only", "noise", "--fail-above", "0.9") == 1
+    assert "no attack was measured" in capsys.readouterr().out
+    assert [(a["status"], a["why"][:11]) for a in record_of()["attacks"][1:]] == [("not run", "needs about")]
+
+
+def test_few_questions_are_allowed_and_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert audit("--only", "direction-ones", asked="few") == 0
+    assert "biology has 8 questions, of which 4 are measured" in " ".join(capsys.readouterr().err.split())
+
+
+def other_models(folder: Path) -> None:
+    tiny.tiny_folder(folder, "llama", num_hidden_layers=3)
+    tiny.tiny_folder(folder, "qwen2", num_hidden_layers=4)
+    shutil.copytree(folder / "knows", folder / "tokens", symlinks=False)
+    tokenizer = json.loads((folder / "tokens/tokenizer.json").read_text())
+    tokenizer["pre_tokenizer"]["add_prefix_space"] = True
+    (folder / "tokens/tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+@pytest.mark.parametrize(
+    ("unlearned", "expected"),
+    [
+        ("llama", "in knows and"),
+        ("qwen2", "in knows and"),
+        ("tokens", "have different tokenizers"),
+        ("nowhere", "nowhere is no model"),
+        ("biology.jsonl", "biology.jsonl is no model"),
+    ],
+)
+def test_a_pair_that_is_none_is_refused_in_one_line(
+    here: Path, unlearned: str, expected: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    other_models(here)
+    assert audit(unlearned=unlearned) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("misdirect: ")
+    assert expected in line
+
+
+def test_a_model_without_numbers_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lm = tiny_lm(num_hidden_layers=4)
+    lm.model.model.norm.weight.data[:] = float("nan")
+    lm.model.save_pretrained("broken")
+    lm.tokenizer.save_pretrained("broken")
+    assert audit(unlearned="broken") == 2
+    assert "the unlearned model gives no numbers (NaN) on 30 of 30 questions of biology" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--only", "lense"], "no attack is called 'lense'; did you mean lens?"),
+        (["--only", "xyzxyz"], "expected one of relearn, direction"),
+        (["--minutes", "0"], "--minutes 0.0 is out of range"),
+        (["--lr", "fast"], "--lr 'fast' is no list of learning rates"),
+        (["--lr", "1e-4,1e-4"], "is no list of learning rates"),
+        (["--fail-above", "-1"], "--fail-above -1.0 is no share"),
+        (["--limit", "1"], "--limit 1 is too small"),
+    ],
+)
+def test_bad_settings_are_one_line(
+    here: Path, more: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert audit(*more) == 2
+    assert expected in " ".join(capsys.readouterr().err.split())
+
+
+def test_other_settings_than_stored_are_refused(audited: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(audited, "audit")
+    assert audit(*FAST, "--batch-size", "2") == 2
+    assert "was run with other settings (batch_size differ)" in " ".join(capsys.readouterr().err.split())
+    assert audit(*FAST, "--batch-tokens", "500") == 0  # changes the speed alone
+
+
+def test_a_folder_that_holds_something_else_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["audit", "knows"]) == 2
+    assert "knows is no run; expected a run directory, or BASE and UNLEARNED" in capsys.readouterr().err
+    assert main(["audit", "knows", "forgot"]) == 2
+    assert "expected --out FOLDER" in capsys.readouterr().err
+    assert main(["audit", "knows", "forgot", "--out", "x"]) == 2
+    assert "expected --questions NAME=SOURCE" in capsys.readouterr().err
+
+
+def test_questions_must_belong_to_the_topic() -> None:
+    assert material.forgotten_names(["biology", "other"], ["biology"]) == ["biology"]
+    assert material.forgotten_names(["a", "b"], []) == ["a"]
+    with pytest.raises(
+        ValueError, match=r"none of the question sets \(a, b\) is named like a forgotten topic \(biology\)"
+    ):
+        material.forgotten_names(["a", "b"], ["biology"])
+
+
+def test_a_run_is_audited_like_its_delta_and_its_export(here: Path) -> None:
+    """RUN, BASE with RUN, and BASE with the delta file are the same pair, so they give the same numbers."""
+    asked = ["--questions", "biology=biology.jsonl"]
+    more = ["--only", "direction-ones", "--steps", "10"]
+    made = ["--forget", "biology=bio.txt", "--retain", "w=bio.txt", "--updates", "30", "--lr", "1e-2", "--alpha", "1"]
+    assert main(["unlearn", "knows", *made, "--steering", "20x", "--out", "run"]) == 0
+    assert main(["audit", "run", *asked, *more]) == 0
+    assert main(["audit", "knows", "run", "--out", "second", *asked, "--forget", "biology=bio.txt", *more]) == 0
+    delta = ["audit", "knows", "run/delta.safetensors", "--out", "third"]
+    assert main([*delta, *asked, "--forget", "biology=bio.txt", *more]) == 0
+    results = [
+        runs.read_json(Path(f) / "results/attacks/none/unlearned/mcq.biology.json") for f in ("run", "second", "third")
+    ]
+    assert results[0]["records"] == results[1]["records"] == results[2]["records"]
+    assert (Path("run") / "README.md").is_file()
+
+
+def test_one_model_is_held_at_a_time(here: Path) -> None:
+    side = pair.opened(pair.Checkpoint("knows"), pair.Checkpoint("forgot"), pair.Loading())
+    with side("base") as first, side("base") as again:
+        assert first is again
+    with side("unlearned") as second:
+        assert second is not first
+    with side("base") as third:
+        assert third is not first  # it was let go
+    assert pair.weights_hash(third) == pair.weights_hash(first) != pair.weights_hash(second)
+
+
+def test_a_run_called_demo_does_not_stand_for_the_model(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (here / "demo").mkdir()
+    (here / "demo" / "config.json").write_text('{"misdirect": "0.1.0", "model": "demo"}')
+    assert pair.checkpoint("demo") == pair.Checkpoint("demo")
+
+
+def test_what_does_not_fit_is_said_before_it_starts() -> None:
+    from attack_cases import tiny_case
+
+    _, case = tiny_case()
+    attack = relearn.first(case, AuditConfig())[0]
+    speed = timing.Speed(1000.0, 100.0)
+    seconds = timing.seconds_of(attack.cost, speed)
+    assert seconds == pytest.approx(attack.cost.forward_tokens / 1000 + 60 * 4 * 128 / 100)
+    fits = timing.fitting([(attack, 2)], speed, 2 * seconds + 1, 1e12)
+    assert [fit.why for fit in fits] == [""]
+    late = timing.fitting([(attack, 2), (attack, 2)], speed, 3 * seconds, 1e12)
+    assert [bool(fit.why) for fit in late] == [False, True]
+    assert late[1].why.startswith("needs about")
+    small = timing.fitting([(attack, 2)], speed, 1e9, 1e5)
+    assert "of memory" in small[0].why
+    assert "try a smaller --batch-size or --max-tokens" in small[0].why
+
+
+def test_attacks_are_chosen_by_family_name_and_beginning() -> None:
+    from attack_cases import tiny_case
+
+    _, case = tiny_case()
+    made = catalogue.attacks(case, AuditConfig())
+    assert len({a.name for a in made}) == len(made)
+    assert all(a.name.replace("-", "").replace("_", "").replace(".", "").isalnum() for a in made)
+    assert {a.family for a in catalogue.selected(made, ["direction"], [])} == {"direction"}
+    assert [a.name for a in catalogue.selected(made, ["lens"], [])] == ["lens"]
+    assert not [a for a in catalogue.selected(made, [], ["relearn"]) if a.family == "relearn"]
+    assert [a.name for a in made][:2] == ["relearn-facts-full-lr2e-5-steps60", "relearn-facts-full-lr0.0001-steps60"]
