@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 import tiny
-from attack_cases import questions, tiny_lm
+from attack_cases import questions, tiny_case, tiny_lm
 from misdirect import runs
 from misdirect.attacks import catalogue, finetune, measure, relearn
 from misdirect.auditing import material, pair, timing
@@ -321,27 +322,28 @@ def test_a_run_called_demo_does_not_stand_for_the_model(here: Path, monkeypatch:
     assert pair.checkpoint("demo") == pair.Checkpoint("demo")
 
 
-def test_what_does_not_fit_is_said_before_it_starts() -> None:
-    from attack_cases import tiny_case
-
+def test_what_does_not_fit_is_known_before_it_starts() -> None:
     _, case = tiny_case()
     attack = relearn.first(case, AuditConfig())[0]
-    speed = timing.Speed(1000.0, 100.0)
-    seconds = timing.seconds_of(attack.cost, speed)
+    seconds = timing.seconds_of(attack.cost, timing.Speed(1000.0, 100.0))
     assert seconds == pytest.approx(attack.cost.forward_tokens / 1000 + 60 * 4 * 128 / 100)
-    fits = timing.fitting([(attack, 2)], speed, 2 * seconds + 1, 1e12)
-    assert [fit.why for fit in fits] == [""]
-    late = timing.fitting([(attack, 2), (attack, 2)], speed, 3 * seconds, 1e12)
-    assert [bool(fit.why) for fit in late] == [False, True]
-    assert late[1].why.startswith("needs about")
-    small = timing.fitting([(attack, 2)], speed, 1e9, 1e5)
-    assert "of memory" in small[0].why
-    assert "try a smaller --batch-size or --max-tokens" in small[0].why
+    assert timing.first_fit([10.0, 50.0, 20.0, 5.0], 36.0) == [True, False, True, True]
+    assert timing.too_large(attack, 1e12) == ""
+    assert "of memory" in timing.too_large(attack, 1e5)
+    assert "try a smaller --batch-size or --max-tokens" in timing.too_large(attack, 1e5)
+
+
+def test_the_clock_learns_from_what_was_run() -> None:
+    clock = timing.Clock(1.0, time.perf_counter())
+    assert clock.why_not(50.0) == ""
+    assert clock.why_not(70.0).startswith("needs about 70 s, ")
+    clock.ran(10.0, 5.0)  # twice as fast as was thought
+    assert clock.why_not(70.0) == ""
+    clock.ran(10.0, 35.0)  # and then, all in all, half as fast
+    assert clock.why_not(50.0) != ""
 
 
 def test_attacks_are_chosen_by_family_name_and_beginning() -> None:
-    from attack_cases import tiny_case
-
     _, case = tiny_case()
     made = catalogue.attacks(case, AuditConfig())
     assert len({a.name for a in made}) == len(made)

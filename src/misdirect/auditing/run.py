@@ -47,6 +47,7 @@ class Job:
 def execute(job: Job) -> dict[str, Any]:
     """Runs what is missing and fits into the time; returns the record. Raises ValueError for other settings than stored."""
     started = time.perf_counter()
+    clock = timing.Clock(job.config.minutes, started)
     forms = before.evaluated(job.folder, job.side, job.material, job.config)
     case = before.case_of(job.folder, job.run, job.side, job.material, job.config, forms)
     wanted = catalogue.selected(catalogue.attacks(case, job.config), job.only, job.skip)
@@ -61,20 +62,11 @@ def execute(job: Job) -> dict[str, Any]:
     if not any(found["removed"] for found in record["removed"].values()):
         note("Nothing was removed, so there is nothing to bring back: no attack is run")
         return ended(job, record, started)
-    todo = [attack for attack in wanted if not finished(record, attack)]
-    fits = fitted(job, todo, record, started)
-    if any(attack.needs_means for attack in todo if not fits[attack.name].why):
+    todo = planned(job, [a for a in wanted if not finished(record, a)], record, clock)
+    if any(attack.needs_means for attack, _ in todo):
         with bar("Reading both models' states", 2) as advance:
             case = dataclasses.replace(case, **before.activations(job.side, case, advance))
-    for number, attack in enumerate(todo, 1):
-        fit = fits[attack.name]
-        if fit.why:
-            note_status(record, attack, "not run", fit.why)
-            continue
-        left = 60 * job.config.minutes - (time.perf_counter() - started)
-        note(f"[{number} of {len(todo)}] {attack.title}: about {duration(fit.seconds)}; {duration(max(0, left))} left")
-        run_attack(job, case, attack, record, plain)
-        recover(job.folder, case, record)
+    spend(job, case, todo, record, plain, clock)
     recover(job.folder, case, record)
     return ended(job, record, started)
 
@@ -136,33 +128,70 @@ def note_status(record: dict[str, Any], attack: Attack, status: str, why: str = 
     return entry
 
 
-def fitted(job: Job, todo: Sequence[Attack], record: dict[str, Any], started: float) -> dict[str, timing.Fit]:
-    """Says what will be run and what will not, and why. A record of what fits comes before anything is run."""
+def planned(
+    job: Job, todo: Sequence[Attack], record: dict[str, Any], clock: timing.Clock
+) -> list[tuple[Attack, float]]:
+    """The attacks that can be run here, each with its estimated seconds; says before it starts which will fit."""
     if not todo:
         note("Every attack that was asked for is finished already")
-        return {}
-    device = torch.device("cpu")
+        return []
     with job.side("base") as lm:
-        device = lm.device
-        training = any(a.cost.train_tokens for a in todo) and not any(timing.too_large(a, float(free_bytes(device)))
-                                                                      for a in todo if a.family == "relearn")  # fmt: skip
-        speed = timing.measured(lm, training)
+        free = float(free_bytes(lm.device))
+        trains = any(a.cost.train_tokens and not a.missing and not timing.too_large(a, free) for a in todo)
+        update = (job.config.batch_size, job.config.max_tokens)
+        speed = timing.measured(lm, update if trains else None)
     record["speed"] = {"forward_tokens_per_second": speed.forward, "train_tokens_per_second": speed.train}
-    left = 60 * job.config.minutes - (time.perf_counter() - started)
-    models = [(a, sum(m not in (entry_of(record, a.name) or {"seconds": {}})["seconds"] for m in MODELS)) for a in todo]
-    fits = timing.fitting(models, speed, left, float(free_bytes(device)))
-    kept = [fit for fit in fits if not fit.why]
-    note(f"{len(kept)} of {len(fits)} attacks fit into {job.config.minutes:g} minutes, on both models each: about "
-         f"{duration(sum(fit.seconds for fit in kept))}")  # fmt: skip
-    for fit in fits:
-        note(
-            f"  {'not run' if fit.why else duration(fit.seconds):>9}  {fit.attack.title}"
-            + (f" ({fit.why})" if fit.why else "")
-        )
-        if fit.why:
-            note_status(record, fit.attack, "not run", fit.why)
+    blocked = {attack.name: attack.missing or timing.too_large(attack, free) for attack in todo}
+    able = [
+        (a, sum(model not in seconds_on(record, a) for model in MODELS) * timing.seconds_of(a.cost, speed))
+        for a in todo
+        if not blocked[a.name]
+    ]
+    fits = timing.first_fit([seconds for _, seconds in able], clock.left)
+    say_plan(job, able, fits, {a.title: blocked[a.name] for a in todo if blocked[a.name]})
+    for attack in todo:
+        if blocked[attack.name]:
+            note_status(record, attack, "not run", blocked[attack.name])
     save(job.folder, record)
-    return {fit.attack.name: fit for fit in fits}
+    return able
+
+
+def say_plan(job: Job, able: Sequence[tuple[Attack, float]], fits: Sequence[bool], blocked: Mapping[str, str]) -> None:
+    total = sum(seconds for (_, seconds), fit in zip(able, fits, strict=True) if fit)
+    note(f"{sum(fits)} of {len(able)} attacks fit into {job.config.minutes:g} minutes by estimate, on both models each: about "
+         f"{duration(total)}")  # fmt: skip
+    for (attack, seconds), fit in zip(able, fits, strict=True):
+        note(f"{duration(seconds):>9}  {attack.title}" + ("" if fit else " (only if time is left)"))
+    for title, why in blocked.items():
+        note(f"  not run  {title} ({why})")
+
+
+def seconds_on(record: Mapping[str, Any], attack: Attack) -> Mapping[str, float]:
+    """Seconds that a stored attack took, by model."""
+    return (entry_of(record, attack.name) or {"seconds": {}})["seconds"]
+
+
+def spend(
+    job: Job,
+    case: Case,
+    todo: Sequence[tuple[Attack, float]],
+    record: dict[str, Any],
+    plain: Mapping[Model, measure.Sat],
+    clock: timing.Clock,
+) -> None:
+    """Always the first attack that still fits, by the estimates as the attacks before have corrected them."""
+    waiting = list(todo)
+    while found := next((pair for pair in waiting if not clock.why_not(pair[1])), None):
+        waiting.remove(found)
+        attack, seconds = found
+        about = duration(clock.factor * seconds)
+        note(f"[{len(todo) - len(waiting)} of {len(todo)}] {attack.title}: about {about}; {duration(clock.left)} left")
+        started = time.perf_counter()
+        run_attack(job, case, attack, record, plain)
+        clock.ran(seconds, time.perf_counter() - started)
+        recover(job.folder, case, record)
+    for attack, seconds in waiting:
+        note_status(record, attack, "not run", clock.why_not(seconds))
 
 
 def run_attack(

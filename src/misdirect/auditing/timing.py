@@ -13,30 +13,30 @@ from misdirect.model.score import tokens_per_second
 from misdirect.planning.form import duration, size
 
 ROOM = 0.9  # of the free memory, that an attack may take
-TRAINED = (2, 64)  # samples and tokens of the update by which speed is measured
 
 
 class Speed(NamedTuple):
-    """Tokens a second through a forward pass, and through forward and backward of the whole model."""
+    """Tokens a second through a forward pass, and through an update of the whole model (forward, backward, optimizer)."""
 
     forward: float
     train: float
 
 
-def measured(lm: LM, training: bool) -> Speed:
-    """On this machine, in a few seconds. Without `training` no update is tried."""
+def measured(lm: LM, training: tuple[int, int] | None) -> Speed:
+    """On this machine, in a few seconds. `training`: samples and tokens of an update; without it none is tried."""
     forward = tokens_per_second(lm, rows=8, length=64)
-    if not training:
+    if training is None:
         return Speed(forward, forward / 4)
-    samples = [[(7 * i) % 100 + 1 for i in range(TRAINED[1])]] * TRAINED[0]
+    rows, length = training
+    samples = [[(7 * i) % 100 + 1 for i in range(length)]] * rows
     with finetune.trained(lm, "full") as parameters:
-        steps = finetune.train(lm, parameters, samples, 3, 1e-9, TRAINED[0], 0)
+        steps = finetune.train(lm, parameters, samples, 3, 1e-9, rows, 0)
         next(steps)  # the first one makes the optimizer's state
         started = time.perf_counter()
         next(steps)
         seconds = time.perf_counter() - started
         steps.close()
-    return Speed(forward, TRAINED[0] * TRAINED[1] / seconds)
+    return Speed(forward, rows * length / seconds)
 
 
 def seconds_of(cost: Cost, speed: Speed) -> float:
@@ -51,24 +51,37 @@ def too_large(attack: Attack, free: float) -> str:
     return f"needs {size(attack.cost.memory)} of memory, {size(free)} are free; try {instead}"
 
 
-class Fit(NamedTuple):
-    attack: Attack
-    seconds: float  # for what is still to do of it, on one model or both
-    why: str  # it cannot be run now; empty where it can
+class Clock:
+    """What is left of the time, and how far off the estimates have been so far."""
+
+    def __init__(self, minutes: float, started: float) -> None:
+        self.end = started + 60 * minutes
+        self.estimated = self.taken = 0.0
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return max(0.0, self.end - time.perf_counter())
+
+    @property
+    def factor(self) -> float:
+        """Measured over estimated, of the attacks that were run."""
+        return self.taken / self.estimated if self.estimated else 1.0
+
+    def ran(self, estimated: float, taken: float) -> None:
+        self.estimated += estimated
+        self.taken += taken
+
+    def why_not(self, seconds: float) -> str:
+        """Why an attack of so many estimated seconds does not fit; empty where it does."""
+        needed = self.factor * seconds
+        return "" if needed <= self.left else f"needs about {duration(needed)}, {duration(self.left)} are left"
 
 
-def fitting(todo: Sequence[tuple[Attack, int]], speed: Speed, left: float, free: float) -> list[Fit]:
-    """In the given order, whatever fits into the `left` seconds and `free` bytes.
-
-    `todo`: (attack, on how many models it is still to be run).
-    """
-    found = []
-    for attack, models in todo:
-        seconds = models * seconds_of(attack.cost, speed)
-        why = attack.missing or too_large(attack, free)
-        if not why and seconds > left:
-            why = f"needs about {duration(seconds)}, {duration(max(0.0, left))} are left"
-        if not why:
-            left -= seconds
-        found.append(Fit(attack, seconds, why))
-    return found
+def first_fit(seconds: Sequence[float], left: float) -> list[bool]:
+    """Which fit, one after the other, in the given order: whatever still does is taken."""
+    taken = []
+    for one in seconds:
+        taken.append(one <= left)
+        left -= one if taken[-1] else 0.0
+    return taken

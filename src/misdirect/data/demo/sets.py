@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import random
 import re
 from collections.abc import Callable, Iterable, Mapping
 from importlib import resources
@@ -122,6 +123,25 @@ def sciq(*wanted: str) -> list[str]:
     return [table[row]["support"] for topic in wanted for row in topics()["sciq"][topic] if table[row]["support"]]
 
 
+def sciq_questions(*wanted: str) -> list[Row]:
+    """SciQ's questions with their supporting passages, choices in an order drawn by the row's number.
+
+    The demo unlearns on most of the biology passages, so these serve an attack on them and not the demo's claim.
+    """
+    table = arrow_rows("sciq/none/validation/data-00000-of-00001.arrow")
+    found = []
+    for number in (row for topic in wanted for row in topics()["sciq"][topic]):
+        row = table[number]
+        choices = [row["correct_answer"], *(row[f"distractor{i}"] for i in (1, 2, 3))]
+        order = random.Random(number).sample(range(4), 4)
+        if row["support"] and len(set(choices)) == 4 and all(c.strip() for c in choices):
+            found.append(
+                {"id": f"sciq-{number}", "question": row["question"], "choices": [choices[i] for i in order],
+                 "answer": order.index(0), "support": row["support"]}
+            )  # fmt: skip
+    return found
+
+
 def boolq(topic: str) -> list[str]:
     table = arrow_rows("boolq/none/validation/data-00000-of-00001.arrow")
     return [table[row]["passage"] for row in topics()["boolq"][topic]]
@@ -196,6 +216,8 @@ SETS: Mapping[str, Callable[[], list[Row]]] = MappingProxyType(
         "demo-biology-dev": lambda: questions("dev", "biology"),
         "demo-science": lambda: questions("test", *OTHER_SCIENCE),
         "demo-science-dev": lambda: questions("dev", *OTHER_SCIENCE),
+        "demo-sciq-biology": lambda: sciq_questions("biology"),
+        "demo-sciq-science": lambda: sciq_questions(*OTHER_SCIENCE),
         "demo-mmlu": lambda: mmlu_questions("test"),
         "demo-mmlu-dev": lambda: mmlu_questions("dev"),
     }
