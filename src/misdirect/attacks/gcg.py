@@ -51,7 +51,7 @@ LEAST_STEPS = 20
 TRAINED = 8  # questions of the attacker's half that a universal text is searched on
 SCREENED = 2  # of them, on which every swap is tried
 SINGLE = 3  # tested questions with a text of their own
-POINTS = (10, 25, 50, 100, 250, 500, 1000)  # steps after which the tested questions are asked, with the last
+POINTS = (10, 30, 100, 300, 1000)  # steps after which the tested questions are asked, with the last
 FALL, NATS = 0.2, 0.5
 ANSWER_CHARS = 4.5  # of an answer to a token: names and terms are cut into more pieces than running text
 MARK = "\ue000"  # a private character: where the text goes
@@ -87,8 +87,8 @@ def missing(steps: int) -> str:
 def universal(case: Case, config: AuditConfig, where: Where, title: str) -> Attack:
     steps, sets = config.gcg_steps, len(case.forgotten)
     tokens = sum(
-        steps * step_tokens(case, config, where, halves.train, min(TRAINED, len(halves.train)))
-        for halves in case.forgotten.values()
+        steps * step_tokens(case, config, name, where, halves.train, min(TRAINED, len(halves.train)))
+        for name, halves in case.forgotten.items()
     )
     measured = (1 + len(points_of(steps))) * sitting_tokens(case, general=False)
     return Attack(
@@ -108,7 +108,7 @@ def single(case: Case, config: AuditConfig) -> Attack:
     asked = {name: min(SINGLE, len(halves.test)) for name, halves in case.forgotten.items()}
     steps = config.gcg_steps
     tokens = sum(
-        2 * asked[name] * steps * step_tokens(case, config, "suffix", halves.test, 1)
+        2 * asked[name] * steps * step_tokens(case, config, name, "suffix", halves.test, 1)
         for name, halves in case.forgotten.items()
     )
     return Attack(
@@ -125,12 +125,19 @@ def single(case: Case, config: AuditConfig) -> Attack:
     )
 
 
-def step_tokens(case: Case, config: AuditConfig, where: Where, asked: Sequence[Question], count: int) -> float:
-    """Tokens of one step through the blocks in the tree form, the LM head's work and the gradient's counted in tokens."""
+def step_tokens(
+    case: Case, config: AuditConfig, name: str, where: Where, asked: Sequence[Question], count: int
+) -> float:
+    """Tokens of one step through the blocks in the tree form, the LM head's work and the gradient's counted in tokens.
+
+    Counted against searches on the demo's questions: within a quarter.
+    """
     question = statistics.fmean(len(q.question) for q in asked) / CHARS_PER_TOKEN
-    target = 1 + statistics.fmean(len(q.choices[q.answer]) for q in asked) / ANSWER_CHARS
+    cloze = case.forms[name] == "cloze"
+    target = 1 + statistics.fmean(len(q.choices[q.answer]) for q in asked) / ANSWER_CHARS if cloze else 1
+    listed = 0 if cloze else statistics.fmean(sum(4 + len(c) / ANSWER_CHARS for c in q.choices) for q in asked)
     shape, room = case.shape, config.suffix_tokens
-    after = target + 2 + (question + 3 if where == "prefix" else 0)  # what follows the text in every candidate
+    after = target + 2 + listed + (question if where == "prefix" else 0)  # what follows the text in every candidate
     head = target * shape.vocabulary * shape.width / max(1, shape.num_parameters - shape.vocabulary * shape.width)
     swap, together = room / 2 + after + head, room + after + head
     few = min(SCREENED, count)
