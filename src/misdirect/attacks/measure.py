@@ -174,13 +174,16 @@ def accuracies(records: Sequence[Mapping[str, Any]], form: Form) -> list[Metric]
     return rows
 
 
-def language(lm: LM, case: Case, attack: Attack) -> Result:
-    """Answers in words to a few tested questions: `degenerate_share` says whether they are still language."""
+def language(lm: LM, case: Case, attack: Attack, edit: Callable[[list[int]], list[int]] | None = None) -> Result:
+    """Answers in words to a few tested questions: `degenerate_share` says whether they are still language.
+
+    `edit` changes a prompt's tokens before it is answered.
+    """
     asked = [q for halves in case.forgotten.values() for q in halves.test]
     chosen = random.Random(f"language:{case.seed}").sample(asked, min(ANSWERS, len(asked)))
     prompts = [Prompt(f"{i}:{q.id}", (asking.cloze_prompt(q.question),)) for i, q in enumerate(chosen)]
     config = EvaluateConfig(new_tokens=NEW_TOKENS, chat_template="none", batch_tokens=case.batch_tokens)
-    made = generation(lm, "answers", prompts, config)
+    made = generation(lm, "answers", prompts, config, edit=edit)
     return Result(made.measurement, made.set, config_of(case, attack), made.metrics, made.records, made.seconds)
 
 

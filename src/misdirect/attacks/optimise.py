@@ -32,6 +32,7 @@ from misdirect.runs import Metric
 
 WATCHED = 32  # training questions whose loss is compared before and after
 FALL = 0.1  # share of that loss that must go, for the optimiser to count as working
+FROZEN = 0.75  # of the time of a finetuning update's tokens, since no weight takes a gradient
 Applied = Callable[[], AbstractContextManager[None]]
 
 

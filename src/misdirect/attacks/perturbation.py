@@ -42,7 +42,7 @@ def attacks(case: Case, config: AuditConfig) -> list[Attack]:
     steps = config.soft_steps
     sits = (len(EPSILONS) + 1) * sitting_tokens(case, general=False)
     general = sitting_tokens(case) - sitting_tokens(case, general=False)
-    cost = Cost(sits + general + LANGUAGE_TOKENS, steps * BATCH * optimise.example_tokens(case))
+    cost = Cost(sits + general + LANGUAGE_TOKENS, optimise.FROZEN * steps * BATCH * optimise.example_tokens(case))
     return [
         Attack(
             name=f"perturbation-{place}",

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from misdirect.attacks import optimise
 from misdirect.attacks.case import Advance, Attack, Case, Cost
-from misdirect.attacks.measure import Point, rendering, results, sit, sitting_tokens
+from misdirect.attacks.measure import LANGUAGE_TOKENS, Point, language, rendering, results, sit, sitting_tokens
 from misdirect.config import AuditConfig
 from misdirect.data.batches import pad_id, plan_single
 from misdirect.model.blocks import text_config
@@ -40,8 +40,8 @@ START = "Here is a science question. The answer that follows is correct, short a
 def attacks(case: Case, config: AuditConfig) -> list[Attack]:
     """One attack: `soft-prompt`."""
     tokens, steps = config.soft_tokens, config.soft_steps
-    train = steps * BATCH * (optimise.example_tokens(case) + tokens)
-    measured = (POINTS + 1) * sitting_tokens(case, general=False) + sitting_tokens(case) - sitting_tokens(case, False)
+    train = optimise.FROZEN * steps * BATCH * (optimise.example_tokens(case) + tokens)
+    measured = (POINTS - 1) * sitting_tokens(case, general=False) + sitting_tokens(case) + LANGUAGE_TOKENS
     return [
         Attack(
             name="soft-prompt",
@@ -75,7 +75,7 @@ def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
 
     before, start = optimise.watched(lm, plain, BATCH), optimise.watched(lm, items, BATCH, applied)
     plan = plan_single(len(items), steps, BATCH, case.seed)
-    points = [(Point(step=0), sit(lm, case, general=False))]
+    points = [(Point(step=0), case.plain or sit(lm, case))]
     asked = optimise.checkpoints(steps, POINTS)
     spent, since = 0.0, time.perf_counter()
     for step in optimise.updates(lm, items, vectors, applied, plan, RATE * size(lm)):
@@ -86,9 +86,11 @@ def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
                 found = sit(lm, case, general=step == steps, edit=lambda item: inserted(lm, ids, item))
             points.append((Point(step=step), found))
             since = time.perf_counter()
+    with applied():
+        spoken = language(lm, case, attack, lambda prompt: inserted(lm, ids, Encoded(prompt, [])).context)
     end = optimise.watched(lm, items, BATCH, applied)
     seen = float(sum(optimise.num_tokens(items[row]) for rows in plan for row in rows))
-    return results(case, attack, points, spent, seen, optimise.evidence(before, start, end))
+    return [*results(case, attack, points, spent, seen, optimise.evidence(before, start, end)), spoken]
 
 
 def placeholders(lm: LM, case: Case, count: int) -> list[int]:

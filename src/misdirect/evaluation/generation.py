@@ -76,9 +76,17 @@ class Slot(NamedTuple):
 
 
 def generation(
-    lm: LM, name: str, prompts: Sequence[Prompt], config: EvaluateConfig, advance: Callable[[int], None] | None = None
+    lm: LM,
+    name: str,
+    prompts: Sequence[Prompt],
+    config: EvaluateConfig,
+    advance: Callable[[int], None] | None = None,
+    edit: Callable[[list[int]], list[int]] | None = None,
 ) -> Result:
-    """Answers of at most `new_tokens` tokens. Raises ValueError where a prompt is too long for the model, before it runs."""
+    """Answers of at most `new_tokens` tokens; `edit` changes a conversation's tokens before it is answered.
+
+    Raises ValueError where a prompt is too long for the model, before it runs.
+    """
     started = time.perf_counter()
     chat = uses_chat(lm, config)
     check_prompts(lm, prompts, config, chat)
@@ -88,6 +96,7 @@ def generation(
         contexts = [
             conversation(lm.tokenizer, s.prompt.turns[: turn + 1], [a.text for a in s.answers], chat) for s in asked
         ]
+        contexts = [edit(ids) for ids in contexts] if edit else contexts
         for rows in batches(lm, contexts, config):
             found = answer_slots(lm, [asked[r] for r in rows], [contexts[r] for r in rows], config)
             for row, answer in zip(rows, found, strict=True):
