@@ -320,6 +320,12 @@ def test_the_single_attack_searches_right_and_wrong_answers() -> None:
     assert [r["right"] for r in found.records] == [True, False] * gcg.SINGLE
     tested = {q.id: q for q in case.forgotten["biology"].test}
     assert all((tested[r["id"]].answer == r["choice"]) == r["right"] for r in found.records)
+    render = rendering("cloze", case.seed)
+    for r in found.records:
+        context, choices = render(tested[r["id"]])
+        for text, nll in (("", r["nll_before"]), (r["text"], r["nll"][-1])):
+            asked = context.replace(tested[r["id"]].question, tested[r["id"]].question + text)
+            assert nll == pytest.approx(obvious_loss(lm, split_frame(lm, asked, choices[r["choice"]]), ()), abs=1e-3)
     rows = {m.metric: m.value for m in found.metrics}
     assert rows["right_nll_end"] < rows["right_nll_before"] and rows["wrong_nll_end"] < rows["wrong_nll_before"]
     assert rows["easier_after"] == pytest.approx(rows["wrong_nll_end"] - rows["right_nll_end"])
