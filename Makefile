@@ -38,10 +38,12 @@ format: $(READY)  ## rewrite the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## the engine, the scorer and the plan against what they are measured by: ratios, each in one run
+bench: $(READY)  ## engine, scorer, plan, probes, GCG against what they are measured by: ratios, each in one run
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/harness.py
 	$(BIN)/python benchmarks/plan.py
+	$(BIN)/python benchmarks/probes.py
+	$(BIN)/python benchmarks/gcg.py
 
 clean:  ## remove .venv and caches; runs stay
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -246,7 +246,7 @@ class AuditConfig:
     max_tokens: int = knob(128, "Relearning: longest sample in tokens.")
     soft_tokens: int = knob(10, "Soft prompt: length in tokens.")
     soft_steps: int = knob(60, "Soft prompt and perturbation: updates.")
-    gcg_steps: int = knob(100, "GCG: steps of the search.")
+    gcg_steps: int = knob(50, "GCG: steps of the search.")
     gcg_candidates: int = knob(64, "GCG: candidates tried a step.")
     suffix_tokens: int = knob(12, "GCG: length of the adversarial text in tokens.")
     batch_tokens: int = knob(4096, "Tokens per forward pass: more is faster on a GPU, less needs less memory.")

@@ -120,7 +120,7 @@ def strongest(case: Case, points: Sequence[tuple[Point, Sat]]) -> int:
     return max(range(len(points)), key=lambda p: (right(points[p][1]), -p))
 
 
-# Matrices rewritten a second, in weights: measured on one core for rounding, the slowest; used for estimates alone.
+# Weights rewritten a second: a careful guess for one core, for estimates alone.
 WEIGHTS_PER_SECOND = 3e7
 
 
