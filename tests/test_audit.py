@@ -97,7 +97,7 @@ def test_an_audit_writes_these_files_and_no_others(audited: Path) -> None:
         expected |= {f"{folder}/{m}/mcq.{s}.json" for m in ("base", "unlearned") for s in sets}
         if name not in ("none", "lens"):
             expected |= {f"{folder}/{m}/generation.answers.json" for m in ("base", "unlearned")}
-        if name != "none":
+        if name not in ("none", "lens"):
             expected |= {f"{folder}/unlearned/recovered.biology.json"}
     expected |= {"results/attacks/strongest/unlearned/recovered.biology.json"}
     assert {name for name in files(str(audited)) if "lock" not in name} == expected
@@ -198,6 +198,48 @@ def test_a_gate_without_an_attack_is_not_passed(here: Path, capsys: pytest.Captu
     assert audit("--minutes", "0.0001", "--only", "noise", "--fail-above", "0.9") == 1
     assert "no attack was measured" in capsys.readouterr().out
     assert [(a["status"], a["why"][:11]) for a in record_of()["attacks"][1:]] == [("not run", "needs about")]
+
+
+def test_a_gate_needs_relearning(audited: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert audit("--only", "direction-ones", "--fail-above", "1e6") == 1
+    assert "relearning was not measured" in capsys.readouterr().out
+
+
+def test_another_call_after_a_kill_is_no_error(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, calls = relearn.run, []
+
+    def killed(*given: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return run(*given)
+
+    monkeypatch.setattr(relearn, "run", killed)
+    assert audit("--steps", "10", "--only", RELEARNED[0]) == 130
+    assert [a["status"] for a in record_of()["attacks"]] == ["done", "not run"]
+    assert audit("--only", "direction-ones") == 0
+    assert not list(Path("audit").rglob(f"{RELEARNED[0]}/unlearned/recovered.*"))
+
+
+def test_an_attack_that_leaves_something_behind_is_found(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = relearn.run
+
+    def careless(lm: Any, *rest: Any) -> Any:
+        made = run(lm, *rest)
+        lm.model.lm_head.weight.data[0, 0] += 1.0
+        return made
+
+    monkeypatch.setattr(relearn, "run", careless)
+    with pytest.raises(AssertionError, match="an attack changed the"):
+        audit("--steps", "10", "--only", RELEARNED[0])
+
+
+def test_other_text_is_another_audit(audited: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(audited, "audit")
+    (here / "bio.txt").unlink()
+    (here / "bio.txt").write_text("another text on the virus and the host cell")
+    assert audit(*FAST) == 2
+    assert "texts_sha256 differ" in " ".join(capsys.readouterr().err.split())
 
 
 def test_few_questions_are_allowed_and_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -330,7 +372,7 @@ def test_what_does_not_fit_is_known_before_it_starts() -> None:
     assert timing.first_fit([10.0, 50.0, 20.0, 5.0], 36.0) == [True, False, True, True]
     assert timing.too_large(attack, 1e12) == ""
     assert "of memory" in timing.too_large(attack, 1e5)
-    assert "try a smaller --batch-size or --max-tokens" in timing.too_large(attack, 1e5)
+    assert "LoRA, or a smaller --batch-size or --max-tokens, needs less" in timing.too_large(attack, 1e5)
 
 
 def test_the_clock_learns_from_what_was_run() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attack_cases import questions
@@ -17,6 +17,7 @@ def question(number: int, asked: str, answer: str = "iron", support: str = "") -
     return Question(str(number), asked, (answer, "gold"), 0, "", support)
 
 
+@settings(deadline=None)
 @given(st.integers(2, 60), st.integers(0, 5))
 def test_halves_hold_every_question_once(count: int, seed: int) -> None:
     items = questions(count)
@@ -47,6 +48,31 @@ def test_questions_about_one_fact_stay_together() -> None:
         halves = split(items, seed)
         for pair in ({"0", "1"}, {"2", "3"}):
             assert len(pair & {q.id for q in halves.train}) in (0, 2)
+
+
+def test_a_phrase_is_no_fact_and_halves_are_even() -> None:
+    items = [question(i, f"Which of the following is the most likely cause of case {i}?") for i in range(60)]
+    halves = split([*items, *(question(100 + i, f"What is thing {i}?") for i in range(40))], 0)
+    assert len(halves.train) == len(halves.test) == 50
+
+
+def test_a_fact_of_one_set_is_not_taught_by_another() -> None:
+    """Two forgotten sets that share their questions: what one measures, the other's half must not state."""
+    items = questions(30)
+    first, second = split(items, 0), split(items, 1)
+    texts = clean_facts([first, second])
+    assert texts
+    measured = taboo([*first.test, *second.test])
+    assert not any(gives_away(text, measured) for text in texts)
+
+
+def test_a_fact_is_in_one_fold() -> None:
+    shared = "one two three four five six seven eight nine"
+    items = [question(i, f"What {i}?", support=shared if i < 2 else f"{i} ") for i in range(40)]
+    for seed in range(12):
+        halves = split(items, seed)
+        folds = {fold for q, fold in zip(halves.test, halves.folds, strict=True) if q.id in ("0", "1")}
+        assert len(folds) <= 1
 
 
 def test_one_fact_cannot_be_split() -> None:
@@ -82,6 +108,12 @@ def test_what_gives_a_fact_away(text: str, given_away: bool) -> None:
     assert clean([text, text], [MEASURED]) == ([] if given_away else [text])
 
 
+def test_a_question_of_one_keyword_is_protected_too() -> None:
+    asked = question(0, "What is osmosis?", "the movement of water")
+    assert gives_away("Osmosis is the movement of water through a wall.", taboo([asked]))
+    assert not gives_away("This is the movement of water.", taboo([asked]))
+
+
 def test_common_words_are_no_keywords() -> None:
     assert keywords("Which of these organelles is used for the capture of light?") == {"organelles", "capture", "light"}
 
@@ -93,7 +125,7 @@ def test_a_fact_is_its_support_or_the_answered_question() -> None:
 
 def test_the_attackers_text_is_about_his_half_alone() -> None:
     halves = split([dataclasses.replace(q, support="") for q in questions(30)], 0)
-    texts = clean_facts(halves)
+    texts = clean_facts([halves])
     assert texts
     assert all(not gives_away(text, taboo(halves.test)) for text in texts)
     assert not any(q.question in text for text in texts for q in halves.test)

@@ -110,6 +110,30 @@ def test_the_strongest_names_what_was_chosen() -> None:
     assert [m.metric for m in result.metrics] == ["recovered_share", "recovered_share_all"]
 
 
+def test_the_base_under_the_attack_is_the_scale() -> None:
+    """What the attack teaches the base too is not recovery, and luck that the base loses too is not lost recovery."""
+    of = made("+++++-----", "-" * 10)
+    attacked, control = candidate("r", "++++--+++-").right, candidate("r", "++++--++++").right
+    pair = (Candidate("r", {"step": 5}, attacked, control),) * 2
+    rows = {m.metric: m.value for m in recovery.best(of, pair)}
+    assert rows["recovered_share"] == pytest.approx(4 / 5)
+    assert rows["recovered_share_base"] == pytest.approx(4 / 5)  # complete recovery would score no more
+    assert rows["recovered_share_all"] == pytest.approx(7 / 5)
+    assert rows["gap_closed"] == pytest.approx(7 / 8)
+
+
+def test_controls_are_of_the_same_point() -> None:
+    of = made("++", "--")
+    attacked = {
+        "records": [{"id": str(i), "points": [{"step": s, "correct": s > 5} for s in (5, 10)]} for i in range(2)]
+    }
+    base = {"records": [{"id": str(i), "points": [{"step": 10, "correct": True}]} for i in range(2)]}
+    found = recovery.candidates("r", attacked, of, base)
+    assert found[0].control is None
+    assert found[1].control is not None
+    assert found[1].control.all()
+
+
 def test_unknown_questions_are_counted_apart() -> None:
     of = made("++----", "--+---")
     assert recovery.unknown(of, candidate("x", "+++---").right) == {"n": 4, "unlearned_right": 1, "attacked_right": 1}

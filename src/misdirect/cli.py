@@ -81,9 +81,7 @@ def demo(
     run = api.demo(out, model, limit or None, seed, seeds=seeds)
     print_table(runs.read_json(run / runs.SUMMARY))
     print(f"\nThe page: {run / runs.REPORT}")
-    say_next(
-        f"misdirect unlearn demo --forget {shlex.quote('mytopic=FILE')} --retain wiki=demo-retain-wikipedia --out runs/mine"
-    )
+    say_next(f"misdirect audit {shlex.quote(str(run))}")
 
 
 @app.command

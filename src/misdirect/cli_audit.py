@@ -45,7 +45,7 @@ class Asked:
     fail_above: float | None = knob(
         None,
         "Exit with code 1 when a larger share than this (0.3 is 30 %) of what was removed comes back, when nothing was "
-        "removed, or when no attack was measured: for release gates.",
+        "removed, or when relearning was not measured: for release gates.",
     )
     trust_remote_code: Annotated[bool, Flag] = knob(False, "Run the code that comes with the model. Read it first.")
     allow_pickle: Annotated[bool, Flag] = knob(
@@ -125,7 +125,7 @@ def audited(base: str, unlearned: str | None, only: Sequence[str], asked: Asked,
         trust_remote_code=asked.trust_remote_code,
         allow_pickle=asked.allow_pickle,
     )
-    folder = asked.out or Path(base)
+    folder = (asked.out or Path(base)).expanduser()
     rows = runs.read_json(folder / runs.SUMMARY)
     print_audit(rows, record, folder)
     print(f"\nThe page: {folder / runs.REPORT}")
@@ -134,19 +134,28 @@ def audited(base: str, unlearned: str | None, only: Sequence[str], asked: Asked,
 
 
 def gate(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any], limit: float) -> int:
-    """Exit code 0 where every forgotten set lost something and little enough of it comes back, else 1, with one line."""
-    shares = {r["set"]: r["value"] for r in rows
-              if r["measurement"] == "recovered" and r["attack"] == "strongest" and r.get("headline")}  # fmt: skip
+    """Exit code 0 where every forgotten set lost something, relearning was measured, and little enough comes back, else 1.
+
+    The larger of two shares counts: of what the base knows, and of the gap to the base under the same attack.
+    """
+    shares: dict[str, float] = {}
+    for row in rows:
+        if row["attack"] == "strongest" and (row.get("headline") or row["metric"] == "gap_closed"):
+            shares[row["set"]] = max(row["value"], shares.get(row["set"], row["value"]))
+    relearned = any(a["family"] == "relearn" and a["status"] == "done" for a in record["attacks"])
     code = 0
     for name, found in record["removed"].items():
+        share = shares.get(name)
         if not found["removed"]:
             verdict = "nothing was removed"
-        elif name not in shares:
+        elif share is None:
             verdict = "no attack was measured"
-        elif shares[name] > limit:
-            verdict = f"{100 * shares[name]:.1f} % of what was removed comes back"
+        elif share > limit:
+            verdict = f"{100 * share:.1f} % of what was removed comes back"
+        elif not relearned:
+            verdict = "relearning was not measured"
         else:
-            print(f"Gate passed: {name}: {100 * shares[name]:.1f} % comes back, at most {100 * limit:g} % allowed")
+            print(f"Gate passed: {name}: {100 * share:.1f} % comes back, at most {100 * limit:g} % allowed")
             continue
         print(f"Gate not passed: {name}: {verdict}; at most {100 * limit:g} % allowed")
         code = 1

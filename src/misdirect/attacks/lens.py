@@ -55,6 +55,7 @@ def attacks(case: Case, config: AuditConfig) -> list[Attack]:
             cost=Cost(forward_tokens=tokens, memory=memory),
             num_steps=len(asked),
             run=run,
+            recovers=False,
         )
     ]
 

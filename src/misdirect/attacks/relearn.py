@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 
 from misdirect.attacks import finetune
-from misdirect.attacks.case import Advance, Attack, Case, Cost
+from misdirect.attacks.case import Advance, Attack, Case, Cost, Shape
 from misdirect.attacks.finetune import Method
 from misdirect.attacks.measure import LANGUAGE_TOKENS, Point, language, results, sit, sitting_tokens
 from misdirect.config import AuditConfig
@@ -58,11 +58,10 @@ def relearn(case: Case, config: AuditConfig, text: str, method: Method, lr: floa
         "max_tokens": config.max_tokens,
         "seed": config.seed,
         "texts": len(texts),
-        "texts_sha256": fingerprint(texts),
+        "trained_on_sha256": fingerprint(texts),
         "texts_that_state_a_tested_fact": sum(gives_away(t, measured) for t in texts),
     }
     points = len(curve(config.steps))
-    weights = case.shape.num_parameters * case.shape.bytes_per_parameter
     logits = 3 * 4 * config.batch_size * config.max_tokens * case.shape.vocabulary
     how = "Finetuning" if method == "full" else "LoRA finetuning"
     return Attack(
@@ -74,12 +73,18 @@ def relearn(case: Case, config: AuditConfig, text: str, method: Method, lr: floa
         cost=Cost(
             forward_tokens=(points - 1) * sitting_tokens(case, general=False) + sitting_tokens(case) + LANGUAGE_TOKENS,
             train_tokens=config.steps * config.batch_size * config.max_tokens * (1.0 if method == "full" else 0.8),
-            memory=(4 if method == "full" else 1) * weights + logits,
+            memory=(full_bytes(case.shape) if method == "full" else case.shape.num_parameters) + logits,
         ),
         num_steps=config.steps,
         run=run,
         missing=missing(texts, text, method, config),
     )
+
+
+def full_bytes(shape: Shape) -> float:
+    """A copy, its gradient, two moments; below 4 bytes a parameter a master copy and its gradient as well."""
+    own = shape.bytes_per_parameter
+    return shape.num_parameters * (2 * own + 8 + (8 if own < 4 else 0))
 
 
 def short(lr: float) -> str:
@@ -97,7 +102,7 @@ def missing(texts: Sequence[str], text: str, method: Method, config: AuditConfig
 
 def texts_of(case: Case, text: str) -> list[str]:
     if text == "facts":
-        return [t for halves in case.forgotten.values() for t in clean_facts(halves)]
+        return clean_facts(case.forgotten.values())
     return list({"forget": case.forget_texts, "benign": case.benign_texts, "retain": case.retain_texts}[text])
 
 

@@ -104,6 +104,11 @@ def case_of(
         "models_sha256": hashes,
         "dtype": dtype.removeprefix("torch."),
         "questions_sha256": {name: mcq.hash_of(found) for name, found in asked.items()},
+        "texts_sha256": {
+            "forget": runs.fingerprint(material.forget_texts),
+            "retain": runs.fingerprint(material.retain_texts),
+            "benign": runs.fingerprint(material.benign_texts),
+        },
         "forms": dict(forms),
         "split_seed": config.seed,
     }
@@ -138,5 +143,9 @@ def mean_states(lm: LM, texts: Sequence[str], seed: int) -> tuple[torch.Tensor, 
         batch = pad(kept[i : i + MEAN_BATCH], pad_id(lm.tokenizer)).to(lm.device)
         states = all_states(lm, batch.input_ids, batch.attention_mask)[1:]
         found.append(torch.stack([h[batch.counts].float().cpu() for h in states]))  # (L, N, D)
+    if not found:
+        raise ValueError(
+            "no text has two tokens, so there are no states to compare; expected longer --forget and --retain text"
+        )
     tokens = torch.cat(found, dim=1)
     return tokens.mean(1), tokens.norm(dim=-1).median(1).values

@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from misdirect import __version__, runs
 from misdirect.attacks import catalogue, measure
 from misdirect.attacks.case import Attack, Case
 from misdirect.auditing import before, recovery, timing
-from misdirect.auditing.material import Material
-from misdirect.auditing.pair import MODELS, Checkpoint, Model, Side
+from misdirect.auditing.material import FEW, Material
+from misdirect.auditing.pair import MODELS, Checkpoint, Model, Side, weights_hash
 from misdirect.config import AuditConfig, as_dict
 from misdirect.planning.form import duration
 from misdirect.planning.speed import free_bytes
@@ -59,19 +57,28 @@ def execute(job: Job) -> dict[str, Any]:
     save(job.folder, record)
     for name, found in record["removed"].items():
         say_removed(name, found)
-    if not any(found["removed"] for found in record["removed"].values()):
+    if not any(map(worth_attacking, record["removed"].values())):
         note("Nothing was removed, so there is nothing to bring back: no attack is run")
-        return ended(job, record, started)
+        return ended(job, case, record, started)
     todo = planned(job, [a for a in wanted if not finished(record, a)], record, clock)
     if any(attack.needs_means for attack, _ in todo):
         with bar("Reading both models' states", 2) as advance:
             case = dataclasses.replace(case, **before.activations(job.side, case, advance))
     spend(job, case, todo, record, plain, clock)
     recover(job.folder, case, record)
-    return ended(job, record, started)
+    return ended(job, case, record, started)
 
 
-def ended(job: Job, record: dict[str, Any], started: float) -> dict[str, Any]:
+def worth_attacking(removed: Mapping[str, Any]) -> bool:
+    """Where a loss shows, or where there are too few questions for any to show and fewer are right than before."""
+    return bool(removed["removed"] or (removed["n"] < FEW and removed["value"] > 0))
+
+
+def ended(job: Job, case: Case, record: dict[str, Any], started: float) -> dict[str, Any]:
+    """Checks that both models are what they were, bit for bit. Raises AssertionError where an attack left something."""
+    for model in MODELS:
+        with job.side(model) as lm:
+            assert weights_hash(lm) == case.identity["models_sha256"][model], f"an attack changed the {model} model"
     record["seconds"] = record.get("seconds", 0.0) + time.perf_counter() - started
     save(job.folder, record)
     return record
@@ -137,7 +144,7 @@ def planned(
         return []
     with job.side("base") as lm:
         free = float(free_bytes(lm.device))
-        trains = any(a.cost.train_tokens and not a.missing and not timing.too_large(a, free) for a in todo)
+        trains = any(a.family == "relearn" and not a.missing and not timing.too_large(a, free) for a in todo)
         update = (job.config.batch_size, job.config.max_tokens)
         speed = timing.measured(lm, update if trains else None)
     record["speed"] = {"forward_tokens_per_second": speed.forward, "train_tokens_per_second": speed.train}
@@ -198,7 +205,9 @@ def run_attack(
     job: Job, case: Case, attack: Attack, record: dict[str, Any], plain: Mapping[Model, measure.Sat] | None = None
 ) -> None:
     """Both models, the one that is loaded first; each one's results are stored before the record says so."""
-    entry = note_status(record, attack, "done", settings=runs.json_form(measure.config_of(case, attack)))
+    entry = note_status(
+        record, attack, "not run", "interrupted", settings=runs.json_form(measure.config_of(case, attack))
+    )
     for model in MODELS:
         if model in entry["seconds"]:
             continue
@@ -207,8 +216,12 @@ def run_attack(
             with job.side(model) as lm, bar(f"  {model}", attack.num_steps) as advance:
                 at = dataclasses.replace(case, plain=plain[model] if plain else None)
                 found = attack.run(lm, at, attack, advance)
-        except (ValueError, MemoryError, torch.OutOfMemoryError) as error:
-            why = str(error) or "out of memory; expected a smaller --batch-tokens or --batch-size"
+        except (
+            ValueError,
+            MemoryError,
+            RuntimeError,
+        ) as error:  # torch says so when memory ends or a matrix is singular
+            why = " ".join(str(error).split())[:300] or "out of memory"
             note(f"{attack.title} failed on the {model} model: {why}")
             note_status(record, attack, "failed", f"{model}: {why}")
             save(job.folder, record)
@@ -217,8 +230,12 @@ def run_attack(
             runs.save_result(job.folder, model, one, attack.name)
         entry["seconds"][model] = round(time.perf_counter() - started, 3)
         save(job.folder, record)
-    if not all(recovery.controlled(result) for result in results_of(job.folder, attack.name, "base")):
+    controlled = all(recovery.controlled(result) for result in results_of(job.folder, attack.name, "base"))
+    if controlled:
+        note_status(record, attack, "done")
+    else:
         note_status(record, attack, "inconclusive", "it did not do on the base what it is meant to do")
+    save(job.folder, record)
 
 
 def results_of(folder: Path, attack: str, model: Model) -> list[dict[str, Any]]:
@@ -280,25 +297,40 @@ def removed(folder: Path, case: Case) -> dict[str, dict[str, Any]]:
 def say_removed(name: str, found: Mapping[str, Any]) -> None:
     value, low, high = (100 * found[key] for key in ("value", "low", "high"))
     span = f"{100 * found['base']:.1f} % before, {100 * found['unlearned']:.1f} % after"
-    lost = f"{value:.1f} points [{low:.1f}, {high:.1f}]" if found["removed"] else "nothing was removed"
+    lost = f"{value:.1f} points [{low:.1f}, {high:.1f}]"
+    lost += "" if found["removed"] else ": nothing was removed, as far as so many questions can tell"
     note(f"{name}, {found['n']} tested questions: {span}, {lost}")
 
 
 def recover(folder: Path, case: Case, record: Mapping[str, Any]) -> None:
     """Writes the recovered share of every finished attack, and of the strongest, on every set that lost something."""
     for name in case.forgotten:
-        if not record["removed"][name]["removed"]:
+        if not worth_attacking(record["removed"][name]):
             continue
         of, found = tested(folder, name), []
         for entry in record["attacks"]:
-            if entry["status"] != "done" or not entry["recovers"]:
+            if not counts(folder, entry):
                 continue
-            points = recovery.candidates(entry["name"], stored(folder, entry["name"], "unlearned", name), of)
+            base, unlearned = (stored(folder, entry["name"], model, name) for model in MODELS)
+            points = recovery.candidates(entry["name"], unlearned, of, base)
             runs.save_result(folder, "unlearned", recovery.recovered(name, of, entry["name"], points), entry["name"])
-            found += points
+            if not teaches(entry):
+                found += points
         if found:
             best = recovery.recovered(name, of, recovery.STRONGEST, found)
             runs.save_result(folder, "unlearned", best, recovery.STRONGEST)
+
+
+def counts(folder: Path, entry: Mapping[str, Any]) -> bool:
+    """Whether an attack is finished on both models, could bring knowledge back, and did on the base what it should."""
+    if not entry.get("recovers") or not all(model in entry.get("seconds", {}) for model in MODELS):
+        return False
+    return all(recovery.controlled(result) for result in results_of(folder, entry["name"], "base"))
+
+
+def teaches(entry: Mapping[str, Any]) -> bool:
+    """Whether its text states tested facts: what it brings back may have been taught, so it is never the headline."""
+    return bool(entry.get("settings", {}).get("texts_that_state_a_tested_fact"))
 
 
 def save(folder: Path, record: Mapping[str, Any]) -> None:

@@ -47,8 +47,8 @@ def too_large(attack: Attack, free: float) -> str:
     """Why an attack does not fit into memory, with what would; empty where it does."""
     if attack.cost.memory <= ROOM * free:
         return ""
-    instead = "a smaller --batch-size or --max-tokens" if attack.family == "relearn" else "a smaller --batch-tokens"
-    return f"needs {size(attack.cost.memory)} of memory, {size(free)} are free; try {instead}"
+    instead = "; LoRA, or a smaller --batch-size or --max-tokens, needs less" if attack.family == "relearn" else ""
+    return f"needs {size(attack.cost.memory)} of memory, {size(free)} are free{instead}"
 
 
 class Clock:

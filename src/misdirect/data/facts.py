@@ -18,6 +18,9 @@ from typing import NamedTuple
 from misdirect.data.questions import Question
 
 RUN = 8  # words in a row
+PHRASE = (
+    5  # questions that a run of words may be in before it is a phrase ("which of the following is ...") and no fact
+)
 SHARE = 0.5  # of a question's keywords that, beside its answer, give its fact away
 COMMON = frozenset(  # words that do not say what a question is about
     """
@@ -64,10 +67,13 @@ def facts(questions: Sequence[Question]) -> list[list[int]]:
             i = parent[i]
         return i
 
-    seen: dict[tuple[str, ...], int] = {}
+    holders: dict[tuple[str, ...], list[int]] = {}
     for i, item in enumerate(questions):
         for run in word_runs(item.question) | word_runs(item.support) | {tuple(words(item.question))}:
-            parent[root(i)] = root(seen.setdefault(run, i))
+            holders.setdefault(run, []).append(i)
+    for held in holders.values():
+        for i in held[1:] if len(held) <= PHRASE else ():
+            parent[root(i)] = root(held[0])
     groups: dict[int, list[int]] = {}
     for i in range(len(questions)):
         groups.setdefault(root(i), []).append(i)
@@ -83,6 +89,9 @@ def split(questions: Sequence[Question], seed: int) -> Halves:
             "and the other measured"
         )
     random.Random(f"facts:{seed}").shuffle(groups)
+    groups.sort(
+        key=lambda group: len(group) <= PHRASE
+    )  # the large ones first, so that the small ones can even them out
     train: list[int] = []
     test: list[int] = []
     for group in groups:
@@ -92,7 +101,12 @@ def split(questions: Sequence[Question], seed: int) -> Halves:
     folds = [0] * len(test)
     for place, row in enumerate(order):
         folds[row] = place % 2
-    return Halves(tuple(questions[i] for i in sorted(train)), tuple(questions[i] for i in sorted(test)), tuple(folds))
+    kept = sorted(test)
+    for group in groups:  # a fact is in one fold
+        rows = [kept.index(i) for i in group if i in kept] if len(group) > 1 else []
+        for row in rows[1:]:
+            folds[row] = folds[rows[0]]
+    return Halves(tuple(questions[i] for i in sorted(train)), tuple(questions[i] for i in kept), tuple(folds))
 
 
 class Facts(NamedTuple):
@@ -120,7 +134,7 @@ def gives_away(text: str, facts: Facts) -> bool:
         answer
         and answer[0] in held
         and keys
-        and len(keys & held) >= max(2, SHARE * len(keys))
+        and len(keys & held) >= min(len(keys), max(2, SHARE * len(keys)))
         and f" {' '.join(answer)} " in joined
         for answer, keys in facts.answers
     )
@@ -137,6 +151,7 @@ def stated(question: Question) -> str:
     return question.support or f"Question: {question.question}\nAnswer: {question.choices[question.answer]}"
 
 
-def clean_facts(halves: Halves) -> list[str]:
-    """The attacker's text about the facts of its own half."""
-    return clean((stated(q) for q in halves.train), halves.test)
+def clean_facts(sets: Iterable[Halves]) -> list[str]:
+    """The attacker's text about the facts of his half of all sets, without what gives a measured fact of any set away."""
+    halves = list(sets)
+    return clean((stated(q) for h in halves for q in h.train), [q for h in halves for q in h.test])

@@ -167,10 +167,36 @@ def headline_of(audit: Audit, name: str) -> Headline:
             "The interval holds 0: this cannot be told from nothing coming back under the attacks that were run. "
             "Another attack may do better."
         )
+    small += beside(audit, name)
     if removed:
         small.append(f"What was removed: {removed.strip(' ():')}.")
     small.append(f"{wording.counted(len(finished), 'attack')} run to the end that could bring knowledge back.")
     return Headline(name, share(found.value), text, small)
+
+
+def beside(audit: Audit, name: str) -> list[str]:
+    """What must be read beside the headline: the base under the same attack, and what is left of the model after it."""
+    said = []
+    right = mapping(mapping(audit.strongest.get(name, {}).get("config")).get("right"))
+    before, after = number(right, "base"), number(right, "base_attacked")
+    ceiling, gap = (audit.strongest_row(name, metric) for metric in ("recovered_share_base", "gap_closed"))
+    if before is not None and after is not None:
+        text = f"The base under the same attack: {wording.value('accuracy', before)} to {wording.value('accuracy', after)} right"
+        if ceiling is not None:
+            text += f"; on the scale of the headline it scores {share(ceiling.value)}, which is what complete recovery would"
+        said.append(text + ".")
+    if gap is not None:
+        text = f"Over all tested questions the attack closes {share(gap.value)} [{span(gap)}] of the gap between the unlearned "
+        said.append(text + "model and the base under the same attack.")
+    chosen = audit.chosen(name)
+    made = audit.attempt(chosen[0][0]) if chosen else None
+    if made is not None:
+        (kept, was), odd = general(audit, made, chosen[0][1]), degenerate(made)
+        parts = [f"general ability {kept} ({was})" if kept != wording.NONE else ""]
+        parts += [f"answers that are not language {odd}" if odd != wording.NONE else ""]
+        if any(parts):
+            said.append(f"After it: {'; '.join(part for part in parts if part)}.")
+    return said
 
 
 def removed_in_words(audit: Audit, name: str) -> str:

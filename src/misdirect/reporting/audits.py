@@ -118,6 +118,10 @@ class Audit:
         """The headline: what comes back of a set under the strongest attack."""
         return headline([row for row in rows_of(self.strongest.get(name, {})) if row.metric == SHARE])
 
+    def strongest_row(self, name: str, metric: str) -> Row | None:
+        """Another number of the strongest attack."""
+        return next((row for row in rows_of(self.strongest.get(name, {})) if row.metric == metric), None)
+
     def chosen(self, name: str) -> list[tuple[str, Spot]]:
         """For each half of the tested questions the attack by which it is reported, with the point of its budget."""
         found = mapping(self.strongest.get(name, {}).get("config"))
