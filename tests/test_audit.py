@@ -230,7 +230,7 @@ def test_an_attack_that_leaves_something_behind_is_found(here: Path, monkeypatch
         return made
 
     monkeypatch.setattr(relearn, "run", careless)
-    with pytest.raises(AssertionError, match="an attack changed the"):
+    with pytest.raises(AssertionError, match="left the base model changed"):
         audit("--steps", "10", "--only", RELEARNED[0])
 
 
@@ -260,10 +260,10 @@ def other_models(folder: Path) -> None:
     ("unlearned", "expected"),
     [
         ("llama", "in knows and"),
-        ("qwen2", "in knows and"),
+        ("qwen2", "have different tokenizers"),
         ("tokens", "have different tokenizers"),
         ("nowhere", "nowhere is no model"),
-        ("biology.jsonl", "biology.jsonl is no model"),
+        ("biology.jsonl", "biology.jsonl holds no config.json"),
     ],
 )
 def test_a_pair_that_is_none_is_refused_in_one_line(

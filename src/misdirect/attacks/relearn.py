@@ -81,7 +81,7 @@ def relearn(case: Case, config: AuditConfig, text: str, method: Method, lr: floa
     )
 
 
-def full_bytes(shape: Shape) -> float:
+def full_bytes(shape: Shape) -> int:
     """A copy, its gradient, two moments; below 4 bytes a parameter a master copy and its gradient as well."""
     own = shape.bytes_per_parameter
     return shape.num_parameters * (2 * own + 8 + (8 if own < 4 else 0))

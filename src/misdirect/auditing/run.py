@@ -8,6 +8,7 @@ and the next call tries them again. A killed audit loses the attack that was und
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -59,14 +60,14 @@ def execute(job: Job) -> dict[str, Any]:
         say_removed(name, found)
     if not any(map(worth_attacking, record["removed"].values())):
         note("Nothing was removed, so there is nothing to bring back: no attack is run")
-        return ended(job, case, record, started)
+        return ended(job, record, started)
     todo = planned(job, [a for a in wanted if not finished(record, a)], record, clock)
     if any(attack.needs_means for attack, _ in todo):
         with bar("Reading both models' states", 2) as advance:
             case = dataclasses.replace(case, **before.activations(job.side, case, advance))
     spend(job, case, todo, record, plain, clock)
     recover(job.folder, case, record)
-    return ended(job, case, record, started)
+    return ended(job, record, started)
 
 
 def worth_attacking(removed: Mapping[str, Any]) -> bool:
@@ -74,11 +75,7 @@ def worth_attacking(removed: Mapping[str, Any]) -> bool:
     return bool(removed["removed"] or (removed["n"] < FEW and removed["value"] > 0))
 
 
-def ended(job: Job, case: Case, record: dict[str, Any], started: float) -> dict[str, Any]:
-    """Checks that both models are what they were, bit for bit. Raises AssertionError where an attack left something."""
-    for model in MODELS:
-        with job.side(model) as lm:
-            assert weights_hash(lm) == case.identity["models_sha256"][model], f"an attack changed the {model} model"
+def ended(job: Job, record: dict[str, Any], started: float) -> dict[str, Any]:
     record["seconds"] = record.get("seconds", 0.0) + time.perf_counter() - started
     save(job.folder, record)
     return record
@@ -216,6 +213,8 @@ def run_attack(
             with job.side(model) as lm, bar(f"  {model}", attack.num_steps) as advance:
                 at = dataclasses.replace(case, plain=plain[model] if plain else None)
                 found = attack.run(lm, at, attack, advance)
+                same = weights_hash(lm) == case.identity["models_sha256"][model]
+                assert same, f"{attack.name} left the {model} model changed"
         except (
             ValueError,
             MemoryError,
@@ -250,14 +249,15 @@ def plain_answers(folder: Path, case: Case, model: Model) -> measure.Sat:
     """What a model answers without attack, out of the stored records."""
     names = (*case.forgotten, *case.retained)
     found = {name: stored(folder, catalogue.NONE, model, name)["records"] for name in names}
-    return {name: [r["points"][0]["logprobs"] for r in records] for name, records in found.items()}
+    number = lambda x: math.nan if x is None else float(x)  # noqa: E731 - JSON has no NaN
+    return {name: [list(map(number, r["points"][0]["logprobs"])) for r in records] for name, records in found.items()}
 
 
 def refuse_silent(plain: Mapping[Model, measure.Sat]) -> None:
     """Raises ValueError where a model's answers are not numbers."""
     for model, sat in plain.items():
         for name, answers in sat.items():
-            bad = sum(any(x is None or x != x for x in row) for row in answers)
+            bad = sum(any(map(math.isnan, row)) for row in answers)
             if bad:
                 raise ValueError(
                     f"the {model} model gives no numbers (NaN) on {bad} of {len(answers)} questions of {name}; expected a "
