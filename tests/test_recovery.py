@@ -112,14 +112,16 @@ def test_the_strongest_names_what_was_chosen() -> None:
 
 def test_the_base_under_the_attack_is_the_scale() -> None:
     """What the attack teaches the base too is not recovery, and luck that the base loses too is not lost recovery."""
-    of = made("+++++-----", "-" * 10)
-    attacked, control = candidate("r", "++++--+++-").right, candidate("r", "++++--++++").right
+    of = made("+++++-----" * 3, "-" * 30)
+    attacked, control = candidate("r", "++++--+++-" * 3).right, candidate("r", "++++--++++" * 3).right
     pair = (Candidate("r", {"step": 5}, attacked, control),) * 2
     rows = {m.metric: m.value for m in recovery.best(of, pair)}
     assert rows["recovered_share"] == pytest.approx(4 / 5)
     assert rows["recovered_share_base"] == pytest.approx(4 / 5)  # complete recovery would score no more
     assert rows["recovered_share_all"] == pytest.approx(7 / 5)
     assert rows["gap_closed"] == pytest.approx(7 / 8)
+    ruined = (Candidate("r", {}, attacked, of.unlearned),) * 2
+    assert "gap_closed" not in {m.metric for m in recovery.best(of, ruined)}
 
 
 def test_controls_are_of_the_same_point() -> None:

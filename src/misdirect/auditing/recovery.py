@@ -156,7 +156,9 @@ def best(of: Removal, pair: tuple[Candidate, Candidate]) -> list[Metric]:
     control = controls(of, pair)
     if control is not None:
         out += metrics(of, control, of.base, "recovered_share_base", {})
-        out += metrics(dataclasses.replace(of, base=control), together, everyone, "gap_closed", {})
+        against = dataclasses.replace(of, base=control)
+        if against.anything_removed:  # an attack that ruins the base leaves no gap to close
+            out += metrics(against, together, everyone, "gap_closed", {})
     return out
 
 
