@@ -220,7 +220,8 @@ def test_another_base_is_refused(run: Path, tmp_path: Path) -> None:
 
 def test_a_real_terminal(run: Path) -> None:
     """Of its own process: prompt, answers side by side, Ctrl-C."""
-    code = f"from misdirect.chatting import chat; chat({str(run)!r}, new_tokens=4, device='cpu')"
+    heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell's background job is deaf to it
+    code = f"{heard}; from misdirect.chatting import chat; chat({str(run)!r}, new_tokens=4, device='cpu')"
     main, side = os.openpty()
     environment = os.environ | {"COLUMNS": "100", "TERM": "xterm", "NO_COLOR": "1"}
     with subprocess.Popen(
