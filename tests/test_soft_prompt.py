@@ -235,7 +235,7 @@ def test_every_format_and_several_sets(form: str) -> None:
         forms={**case.forms, "cyber": "cloze"},
     )
     attack = soft(two, AuditConfig(soft_tokens=2, soft_steps=10))
-    assert [r.set for r in attack.run(lm, two, attack, lambda n: None)] == ["biology", "cyber", "other"]
+    assert [r.set for r in attack.run(lm, two, attack, lambda n: None)] == ["biology", "cyber", "other", "answers"]
 
 
 # ---------------------------------------------------------------------------------------------------- perturbation
