@@ -158,8 +158,7 @@ def accuracies(records: Sequence[Mapping[str, Any]], form: Form) -> list[Metric]
     """A row a point, with Wilson's interval; the headline is the best on the first fold."""
     count, n = len(records[0]["points"]), len(records)
     chance = sum(1 / r["num_choices"] for r in records) / n
-    first = [r for r in records if r["fold"] == 0] or list(records)
-    best = max(range(count), key=lambda p: (sum(r["points"][p]["correct"] for r in first), -p))
+    best = best_point(records)
     rows = []
     for p in range(count):
         right = sum(r["points"][p]["correct"] for r in records)
@@ -172,6 +171,12 @@ def accuracies(records: Sequence[Mapping[str, Any]], form: Form) -> list[Metric]
             )
         )
     return rows
+
+
+def best_point(records: Sequence[Mapping[str, Any]]) -> int:
+    """The point that is best on the first fold, the earliest of equals."""
+    first = [r for r in records if r["fold"] == 0] or list(records)
+    return max(range(len(records[0]["points"])), key=lambda p: (sum(r["points"][p]["correct"] for r in first), -p))
 
 
 def language(lm: LM, case: Case, attack: Attack, edit: Callable[[list[int]], list[int]] | None = None) -> Result:

@@ -32,7 +32,7 @@ from torch import Tensor
 from misdirect import stats
 from misdirect.attacks import probe_fit
 from misdirect.attacks.case import Advance, Attack, Case, Cost
-from misdirect.attacks.measure import config_of, rendering
+from misdirect.attacks.measure import best_point, config_of, rendering
 from misdirect.attacks.states import last_states
 from misdirect.config import AuditConfig
 from misdirect.data.asking import cloze_prompt
@@ -239,10 +239,9 @@ def records(halves: Halves, probed: Probed) -> list[dict[str, Any]]:
 
 def metrics(found: Sequence[Mapping[str, Any]]) -> list[Metric]:
     """Three rows a place; the headline is the place that is best on the first fold, the earliest of equals."""
-    n, places = len(found), range(len(found[0]["points"]))
-    chance = sum(1 / r["num_choices"] for r in found) / n
-    first = [r for r in found if r["fold"] == 0] or list(found)
-    best = max(places, key=lambda p: (sum(r["points"][p]["correct"] for r in first), -p))
+    places = range(len(found[0]["points"]))
+    chance = sum(1 / r["num_choices"] for r in found) / len(found)
+    best = best_point(found)
     return [row for p in places for row in place_metrics(found, p, chance, p == best)]
 
 

@@ -59,6 +59,10 @@ class Packed(NamedTuple):
     num_continuations: int
 
 
+# What a forward pass raises that does not take a mask or cache of our own
+UNTAKEN = (TypeError, ValueError, RuntimeError, IndexError, AttributeError, KeyError)
+
+
 def length(item: Encoded) -> int:
     """Tokens that an item runs through the blocks: its context, and every continuation less its last token."""
     return len(item.context) + sum(len(tail) - 1 for tail in item.continuations)
@@ -223,14 +227,7 @@ def agrees(lm: LM, other: Callable[[LM, Sequence[Encoded]], list[Scored]]) -> bo
     items = [Encoded(tokens(n), [tokens(1), tokens(4), tokens(3)]) for n in (longest, max(1, longest // 2))]
     try:
         mine = score_packed(lm, items, ROW)
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-        IndexError,
-        AttributeError,
-        KeyError,
-    ):  # a forward without such arguments
+    except UNTAKEN:
         return False
     theirs = [scored.logprobs for scored in other(lm, items)]
     flat = [torch.tensor([x for row in rows for x in row]) for rows in (mine, theirs)]
