@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 COMMAND_LINE = DOCS / "command-line.md"
 PAGES = {path.stem: path for path in (ROOT / "README.md", *sorted(DOCS.glob("*.md")))}
+EXAMPLE = "audited-example"  # the page of an audit, as it was written
 OTHERS_FLAGS = {"--include"}  # of hf upload
 
 
@@ -278,7 +279,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_site_has_every_page_and_asks_for_nothing_outside(site: Path) -> None:
     pages = {path.stem: Loads(path.read_text(encoding="utf-8")) for path in site.glob("*.html")}
-    assert pages.keys() == (PAGES.keys() - {"README"}) | {"404"}
+    assert pages.keys() == (PAGES.keys() - {"README"}) | {"404", EXAMPLE}
     assert {page: outside(found.addresses) for page, found in pages.items()} == {page: [] for page in pages}
     assert all(len(found.addresses) > 3 for found in pages.values())  # the parser sees what is loaded
     styles = [in_style(path.read_text(encoding="utf-8")) for path in site.rglob("*.css")]
