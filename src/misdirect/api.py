@@ -281,7 +281,7 @@ def audit(
         topics = list(forgotten | forget)
         forget = forget or material.readable(forgotten, "forget")
         retain = retain or material.readable(kept, "retain")
-        if is_demo(run):
+        if runs.of_the_demo(runs.read_json(run / runs.CONFIG)):
             settings = DemoSettings()
             questions, texts = questions or dict(settings.questions), texts or dict(settings.benign)
     found = material.read(questions, forget, retain, texts, topics, config)
@@ -316,11 +316,6 @@ def audited(base: str, unlearned: str | None, out: str | Path | None) -> tuple[P
     second = checkpoint(unlearned, first.source)
     made_by = Path(unlearned).expanduser()
     return folder, made_by if runs.is_run(made_by) else None, {"base": first, "unlearned": second}
-
-
-def is_demo(run: Path) -> bool:
-    config = runs.read_json(run / runs.CONFIG)
-    return config["model"] == "demo" and all(str(t.get("source", "")).startswith("demo-") for t in config["topics"])
 
 
 def chat(run: str | Path, **settings: Any) -> None:

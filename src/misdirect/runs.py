@@ -214,6 +214,13 @@ def is_run(path: Path) -> bool:
     return True
 
 
+def of_the_demo(config: Mapping[str, Any]) -> bool:
+    """Whether a run's `config.json` names the demo's model and built-in topics alone; there, text may be shown."""
+    topics = config.get("topics")
+    rows = [row for row in topics if isinstance(row, Mapping)] if isinstance(topics, list) else []
+    return config.get("model") == "demo" and all(str(row.get("source")).startswith("demo-") for row in rows)
+
+
 def refuse_damaged(path: Path, config: Mapping[str, Any], complete: bool) -> None:
     wrong = wrong_in_config(config, complete)
     if wrong:

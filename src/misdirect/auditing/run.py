@@ -117,8 +117,7 @@ def entry_of(record: Mapping[str, Any], name: str) -> dict[str, Any] | None:
 
 
 def finished(record: Mapping[str, Any], attack: Attack) -> bool:
-    entry = entry_of(record, attack.name)
-    return entry is not None and all(model in entry["seconds"] for model in MODELS)
+    return all(model in seconds_on(record, attack) for model in MODELS)
 
 
 def note_status(record: dict[str, Any], attack: Attack, status: str, why: str = "", **more: Any) -> dict[str, Any]:
@@ -193,7 +192,7 @@ def spend(
         started = time.perf_counter()
         run_attack(job, case, attack, record, plain)
         clock.ran(seconds, time.perf_counter() - started)
-        recover(job.folder, case, record)
+        recover(job.folder, case, record, attack.name)
     for attack, seconds in waiting:
         note_status(record, attack, "not run", clock.why_not(seconds))
 
@@ -302,8 +301,11 @@ def say_removed(name: str, found: Mapping[str, Any]) -> None:
     note(f"{name}, {found['n']} tested questions: {span}, {lost}")
 
 
-def recover(folder: Path, case: Case, record: Mapping[str, Any]) -> None:
-    """Writes the recovered share of every finished attack, and of the strongest, on every set that lost something."""
+def recover(folder: Path, case: Case, record: Mapping[str, Any], fresh: str | None = None) -> None:
+    """Writes the recovered share of every finished attack, and of the strongest, on every set that lost something.
+
+    `fresh`: of the attacks' own shares only this one's, the others standing as they are.
+    """
     for name in case.forgotten:
         if not worth_attacking(record["removed"][name]):
             continue
@@ -313,7 +315,10 @@ def recover(folder: Path, case: Case, record: Mapping[str, Any]) -> None:
                 continue
             base, unlearned = (stored(folder, entry["name"], model, name) for model in MODELS)
             points = recovery.candidates(entry["name"], unlearned, of, base)
-            runs.save_result(folder, "unlearned", recovery.recovered(name, of, entry["name"], points), entry["name"])
+            if fresh in (None, entry["name"]):
+                runs.save_result(
+                    folder, "unlearned", recovery.recovered(name, of, entry["name"], points), entry["name"]
+                )
             if not teaches(entry):
                 found += points
         if found:

@@ -89,8 +89,7 @@ class Run:
     @property
     def is_demo(self) -> bool:
         """The demo's model and built-in topics: there, prompts and answers may be shown."""
-        sources = [str(topic.get("source")) for topic in mappings(self.config.get("topics"))]
-        return self.config.get("model") == "demo" and all(source.startswith("demo-") for source in sources)
+        return runs.of_the_demo(self.config)
 
     @property
     def updates(self) -> int | None:
