@@ -22,7 +22,7 @@ from misdirect.config import AuditConfig
 from misdirect.data.questions import Question
 
 FAST = ["--steps", "10", "--only", "direction-ones", "--only", "relearn-facts-full", "--only", "lens"]
-RELEARNED = [f"relearn-facts-full-lr{lr}-steps10" for lr in ("2e-5", "0.0001")]
+RELEARNED = [f"relearn-facts-full-lr{lr}-steps10" for lr in ("2e-5", "1e-4")]
 
 
 def write(path: Path, items: list[Question]) -> None:
@@ -91,13 +91,13 @@ def audited(shelf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_audit_writes_these_files_and_no_others(audited: Path) -> None:
     expected = {"audit.json", "summary.json", "report.html"}
     expected |= {f"results/{m}/mcq.{s}.json" for m in ("base", "unlearned") for s in ("biology", "other")}
-    for name in ["none", "direction-ones-all", "lens", *RELEARNED]:
+    for name in ["none", "direction-ones-all", "lens-cloze", "lens-letter", *RELEARNED]:
         folder = f"results/attacks/{name}"
         sets = ("biology", "other")
         expected |= {f"{folder}/{m}/mcq.{s}.json" for m in ("base", "unlearned") for s in sets}
-        if name not in ("none", "lens"):
+        if name not in ("none", "lens-cloze", "lens-letter"):
             expected |= {f"{folder}/{m}/generation.answers.json" for m in ("base", "unlearned")}
-        if name not in ("none", "lens"):
+        if name not in ("none", "lens-cloze", "lens-letter"):
             expected |= {f"{folder}/unlearned/recovered.biology.json"}
     expected |= {"results/attacks/strongest/unlearned/recovered.biology.json"}
     assert {name for name in files(str(audited)) if "lock" not in name} == expected
@@ -120,7 +120,7 @@ def test_the_record_says_what_was_removed_and_how_the_questions_were_split(audit
     removed = record["removed"]["biology"]
     assert removed["removed"]
     assert removed["value"] == pytest.approx(removed["base"] - removed["unlearned"])
-    done = ["none", "direction-ones-all", "lens", *RELEARNED]
+    done = ["none", "direction-ones-all", "lens-cloze", "lens-letter", *RELEARNED]
     assert {a["name"]: a["status"] for a in record["attacks"]} == dict.fromkeys(done, "done")
 
 
@@ -391,6 +391,6 @@ def test_attacks_are_chosen_by_family_name_and_beginning() -> None:
     assert len({a.name for a in made}) == len(made)
     assert all(a.name.replace("-", "").replace("_", "").replace(".", "").isalnum() for a in made)
     assert {a.family for a in catalogue.selected(made, ["direction"], [])} == {"direction"}
-    assert [a.name for a in catalogue.selected(made, ["lens"], [])] == ["lens"]
+    assert [a.name for a in catalogue.selected(made, ["lens"], [])] == ["lens-cloze", "lens-letter"]
     assert not [a for a in catalogue.selected(made, [], ["relearn"]) if a.family == "relearn"]
-    assert [a.name for a in made][:2] == ["relearn-facts-full-lr2e-5-steps60", "relearn-facts-full-lr0.0001-steps60"]
+    assert [a.name for a in made][:2] == ["relearn-facts-full-lr2e-5-steps60", "relearn-facts-full-lr1e-4-steps60"]

@@ -111,7 +111,8 @@ def test_a_tail_that_is_not_the_models_own_is_refused() -> None:
 @pytest.mark.parametrize("form", ["cloze", "letter", "letter_permuted"])
 def test_an_attack_gives_a_point_a_block_and_leaves_the_model_alone(form: str) -> None:
     lm, case = tiny_case(form=form)  # type: ignore[arg-type]
-    (attack,) = lens.attacks(case, AuditConfig())
+    attack, other = lens.attacks(case, AuditConfig())
+    assert (attack.name, other.name) == (("lens-cloze", "lens-letter") if form == "cloze" else ("lens-letter", "lens-cloze"))
     before, steps = state_hash(lm), []
     found = {result.set: result for result in attack.run(lm, case, attack, steps.append)}
     assert state_hash(lm) == before
@@ -123,13 +124,18 @@ def test_an_attack_gives_a_point_a_block_and_leaves_the_model_alone(form: str) -
     for record, own in zip(found["biology"].records, unattacked["biology"], strict=True):
         assert record["points"][-1]["logprobs"] == pytest.approx(own, abs=1e-4)
         assert record["points"][0]["logprobs"] != pytest.approx(own, abs=1e-2)
+    asked_otherwise = {result.set: result for result in other.run(lm, case, other, lambda count: None)}
+    name = "cloze_accuracy" if form != "cloze" else "letter_accuracy"
+    assert [m.block for m in asked_otherwise["biology"].metrics if m.metric == name] == list(range(tiny.LAYERS))
+    found_otherwise = [record["points"][-1]["logprobs"] for record in asked_otherwise["biology"].records]
+    assert found_otherwise != [record["points"][-1]["logprobs"] for record in found["biology"].records]
 
 
 def test_a_model_that_says_nan_is_never_right() -> None:
     lm, case = tiny_case(count=8)
     with torch.no_grad():
         lm.model.model.norm.weight.fill_(torch.nan)
-    (attack,) = lens.attacks(case, AuditConfig())
+    attack, _ = lens.attacks(case, AuditConfig())
     assert all(
         m.value == 0 for r in attack.run(lm, case, attack, lambda k: None) for m in r.metrics if m.block is not None
     )
@@ -137,7 +143,7 @@ def test_a_model_that_says_nan_is_never_right() -> None:
 
 def test_the_model_is_whole_after_an_error() -> None:
     lm, case = tiny_case(count=8)
-    (attack,) = lens.attacks(case, AuditConfig())
+    attack, _ = lens.attacks(case, AuditConfig())
     before = state_hash(lm)
 
     def stop(count: int) -> None:

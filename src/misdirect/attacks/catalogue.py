@@ -44,7 +44,16 @@ def as_it_is(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Resul
 
 # The rest: what is cheap before what is dear.
 ORDER = (direction, lens, probes, soft_prompt, gcg, quantise, prompts, brittleness, perturbation, prune, noise)
-LATER = ("probe-letters", "gcg-prefix-universal", "gcg-suffix-single")  # dear, or beyond small models
+LATER = (  # dear, beyond small models, or nearly the same as another
+    "direction-unlearned-base-folded",
+    "direction-forget-retain-folded",
+    "direction-pc1-folded",
+    "direction-ones-folded",
+    "direction-ones-block",
+    "probe-letters",
+    "gcg-prefix-universal",
+    "gcg-suffix-single",
+)
 
 
 def attacks(case: Case, config: AuditConfig) -> list[Attack]:

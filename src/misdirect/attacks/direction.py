@@ -52,7 +52,9 @@ class Kind(NamedTuple):
 KINDS = (
     Kind("control", "block"), Kind("control", "all"), Kind("control", "written"), Kind("control", "folded"),
     Kind("unlearned-base", "subtract"), Kind("unlearned-base", "block"), Kind("unlearned-base", "all"),
-    Kind("forget-retain", "block"), Kind("forget-retain", "all"), Kind("pc1", "block"), Kind("pc1", "all"), Kind("ones", "all"),
+    Kind("forget-retain", "block"), Kind("forget-retain", "all"), Kind("pc1", "block"), Kind("pc1", "all"),
+    Kind("ones", "block"), Kind("ones", "all"),
+    Kind("unlearned-base", "folded"), Kind("forget-retain", "folded"), Kind("pc1", "folded"), Kind("ones", "folded"),
 )  # fmt: skip
 SOURCES = {
     "control": "stored control vector", "ones": "all-ones direction", "forget-retain": "mean forget - mean retain",
@@ -66,7 +68,7 @@ PLACES = {
 
 
 def attacks(case: Case, config: AuditConfig) -> list[Attack]:
-    """Twelve attacks of one point each, named `direction-SOURCE-PLACE`; cheap, and none needs more than forward passes."""
+    """An attack of one point for every kind, named `direction-SOURCE-PLACE`; cheap, and none needs more than forward passes."""
     cost = Cost(forward_tokens=sitting_tokens(case) + LANGUAGE_TOKENS)
     shape = case.shape
     copied = shape.num_parameters * shape.bytes_per_parameter / 2  # the matrices that write: under half of a model

@@ -10,6 +10,7 @@ read from the state of the same block; one forward pass a question gives the sta
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from misdirect.attacks import measure
-from misdirect.attacks.case import Advance, Attack, Case, Cost
+from misdirect.attacks.case import Advance, Attack, Case, Cost, Form
 from misdirect.attacks.states import read, states_at
 from misdirect.config import AuditConfig
 from misdirect.data.batches import pad_id
@@ -37,27 +38,29 @@ DIGITS = 5  # of a log-probability in the records: a question has one for every 
 
 
 def attacks(case: Case, config: AuditConfig) -> list[Attack]:
-    """One attack, `lens`: a point a block."""
+    """`lens-cloze` and `lens-letter`, a point a block; first the form in which the base knows the first forgotten set."""
+    found = [attack(case, config, "cloze"), attack(case, config, "letter")]
+    return found if case.forms[next(iter(case.forgotten))] == "cloze" else found[::-1]
+
+
+def attack(case: Case, config: AuditConfig, form: Form) -> Attack:
     shape = case.shape
-    asked = [(q, case.forms[name]) for name, found in questions(case).items() for q in found]
-    states = sum(predictions(q, form == "cloze") for q, form in asked) * shape.num_blocks
+    asked = [q for found in questions(case).values() for q in found]
+    states = sum(predictions(q, form == "cloze") for q in asked) * shape.num_blocks
     # reading a state out costs the unembedding's share of a token's pass, and a pass of one token for each part
     share = shape.vocabulary * shape.width / shape.num_parameters
-    tokens = measure.sitting_tokens(case) + states * share
     memory = 3 * 4 * MAX_LOGITS + config.batch_tokens * shape.num_blocks * shape.width * shape.bytes_per_parameter / 2
-    return [
-        Attack(
-            name="lens",
-            family="lens",
-            title="Logit lens: the answer read out of every block",
-            access="weights",
-            settings={"digits": DIGITS},
-            cost=Cost(forward_tokens=tokens, memory=memory),
-            num_steps=len(asked),
-            run=run,
-            recovers=False,
-        )
-    ]
+    return Attack(
+        name=f"lens-{form}",
+        family="lens",
+        title=f"Logit lens: {'the answer' if form == 'cloze' else 'its letter'} read out of every block",
+        access="weights",
+        settings={"form": form, "digits": DIGITS},
+        cost=Cost(forward_tokens=measure.sitting_tokens(case) + states * share, memory=memory),
+        num_steps=len(asked),
+        run=run,
+        recovers=False,
+    )
 
 
 def questions(case: Case) -> dict[str, Sequence[Question]]:
@@ -72,6 +75,9 @@ def predictions(question: Question, cloze: bool) -> float:
 def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
     """Accuracy read out of every block, on the tested half of each forgotten set and on the other sets."""
     started = time.perf_counter()
+    form = attack.settings["form"]
+    kept = {name: known if known.startswith(form) else form for name, known in case.forms.items()}  # permuted letters are letters
+    case = dataclasses.replace(case, forms=kept)
     sats: list[dict[str, list[list[float]]]] = [{} for _ in lm.blocks]
     for name, asked in questions(case).items():
         render = measure.rendering(case.forms[name], case.seed)

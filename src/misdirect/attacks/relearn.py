@@ -7,6 +7,7 @@ stand the forget corpus as it is, benign text and the retain text. Curves are ov
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 
@@ -20,6 +21,7 @@ from misdirect.model.load import LM
 from misdirect.runs import Result, fingerprint
 
 CURVE = (5, 10, 20, 50, 100, 200, 500)
+LONG = 100  # updates of the last curve of a long audit
 LEAST_STEPS = 10  # below, no curve says anything
 LORA_LR = 10.0  # LoRA is trained at this many times the rate of full finetuning, as is usual
 TITLES = {
@@ -37,12 +39,16 @@ def first(case: Case, config: AuditConfig) -> list[Attack]:
 
 
 def rest(case: Case, config: AuditConfig) -> list[Attack]:
+    """LoRA, other texts, further rates, and the first rate for `LONG` updates where the steps are the default's."""
     rates = config.learning_rates
     plan: list[tuple[str, Method, float]] = [("facts", "lora", LORA_LR * rates[0])]
-    plan += [(text, "full", lr) for lr in rates[:2] for text in ("forget", "benign", "retain")]
-    plan += [("facts", "full", lr) for lr in rates[2:]]
-    plan += [("facts", "lora", LORA_LR * lr) for lr in rates[1:2]]
-    return [relearn(case, config, *one) for one in plan]
+    plan += [(text, "full", rates[0]) for text in ("forget", "benign", "retain")]
+    later: list[tuple[str, Method, float]] = [("facts", "full", lr) for lr in rates[2:]]
+    later += [(text, "full", lr) for lr in rates[1:2] for text in ("forget", "benign", "retain")]
+    later += [("facts", "lora", LORA_LR * lr) for lr in rates[1:2]]
+    longer = dataclasses.replace(config, steps=LONG)
+    long = [relearn(case, longer, "facts", "full", rates[0])] if config.steps == AuditConfig.steps else []
+    return [*(relearn(case, config, *one) for one in plan), *long, *(relearn(case, config, *one) for one in later)]
 
 
 def relearn(case: Case, config: AuditConfig, text: str, method: Method, lr: float) -> Attack:
@@ -88,8 +94,9 @@ def full_bytes(shape: Shape) -> int:
 
 
 def short(lr: float) -> str:
-    """`2e-5`, where Python says 2e-05."""
-    return f"{lr:g}".replace("e-0", "e-")
+    """`2e-5` and `1e-4`, where Python says 2e-05 and 0.0001."""
+    digits, exponent = f"{lr:.6e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}" if int(exponent) < -3 else f"{lr:g}"
 
 
 def missing(texts: Sequence[str], text: str, method: Method, config: AuditConfig) -> str:
