@@ -17,11 +17,13 @@ from attack_cases import questions, tiny_case, tiny_lm
 from misdirect import runs
 from misdirect.attacks import catalogue, finetune, measure, relearn
 from misdirect.auditing import material, pair, timing
+from misdirect.auditing.run import refuse_silent
 from misdirect.cli import main
 from misdirect.config import AuditConfig
 from misdirect.data.questions import Question
+from misdirect.model.load import load_lm
 
-FAST = ["--steps", "10", "--only", "direction-ones", "--only", "relearn-facts-full", "--only", "lens"]
+FAST = ["--steps", "10", "--only", "direction-ones-all", "--only", "relearn-facts-full", "--only", "lens"]
 RELEARNED = [f"relearn-facts-full-lr{lr}-steps10" for lr in ("2e-5", "1e-4")]
 
 
@@ -234,6 +236,42 @@ def test_an_attack_that_leaves_something_behind_is_found(here: Path, monkeypatch
         audit("--steps", "10", "--only", RELEARNED[0])
 
 
+def test_the_base_under_attack_is_taken_over_from_another_audit(
+    audited: Path, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another model unlearned from the same base: what the base does is measured once."""
+    lm = load_lm("forgot")
+    with torch.no_grad():
+        lm.model.model.layers[1].mlp.down_proj.weight.mul_(0.9)
+    lm.model.save_pretrained("second")
+    lm.tokenizer.save_pretrained("second")
+    assert audit(*FAST, unlearned="second", out="whole") == 0
+    assert audit(*FAST, "--controls", str(audited), unlearned="second", out="shared") == 0
+    assert "The base under 5 of 6 attacks is taken over" in " ".join(capsys.readouterr().err.split())
+    of_whole, of_shared, of_other = (record_of(str(folder)) for folder in ("whole", "shared", audited))
+    seconds = lambda record: {a["name"]: a["seconds"]["base"] for a in record["attacks"]}  # noqa: E731
+    mine = "direction-ones-all"  # what a direction does to the base may hang on the unlearned model
+    taken = {name: value for name, value in seconds(of_shared).items() if name != mine}
+    assert taken == {name: value for name, value in seconds(of_other).items() if name != mine}
+    assert all(a["status"] == "done" for a in of_shared["attacks"])
+    assert of_shared["removed"] == of_whole["removed"]
+    same = [path for path in files("whole") if path.startswith("results/attacks")]
+    assert len(same) > 20
+    for path in same:
+        found, expected = (runs.read_json(Path(folder) / path) for folder in ("shared", "whole"))
+        assert (found["config"], found["records"]) == (expected["config"], expected["records"]), path
+
+
+def test_controls_of_another_attack_are_not_taken_over(
+    audited: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--steps", "10", "--only", RELEARNED[0], "--controls", str(audited)]
+    assert audit(*more, "--batch-size", "3") == 0
+    assert "The base under 1 of 2 attacks is taken over" in " ".join(capsys.readouterr().err.split())
+    assert audit(*more[:-1], "forgot", out="else") == 2
+    assert "--controls forgot is no audit (no audit.json)" in " ".join(capsys.readouterr().err.split())
+
+
 def test_other_text_is_another_audit(audited: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(audited, "audit")
     (here / "bio.txt").unlink()
@@ -283,7 +321,17 @@ def test_a_model_without_numbers_is_refused(here: Path, capsys: pytest.CaptureFi
     lm.model.save_pretrained("broken")
     lm.tokenizer.save_pretrained("broken")
     assert audit(unlearned="broken") == 2
-    assert "the unlearned model gives no numbers (NaN) on 30 of 30 questions of biology" in capsys.readouterr().err
+    assert "the unlearned model gives no numbers (NaN or infinity) on a line of text" in capsys.readouterr().err
+    assert not Path("audit/results").exists(), "before any question is asked"
+
+
+def test_answers_that_are_no_numbers_are_refused() -> None:
+    good, bad = {"biology": [[-1.0, -2.0]]}, {"biology": [[-1.0, -2.0], [float("nan"), -1.0]]}
+    refuse_silent({"base": good, "unlearned": good})
+    with pytest.raises(
+        ValueError, match=r"the unlearned model gives no numbers \(NaN\) on 1 of 2 questions of biology"
+    ):
+        refuse_silent({"base": good, "unlearned": bad})
 
 
 @pytest.mark.parametrize(
@@ -394,3 +442,13 @@ def test_attacks_are_chosen_by_family_name_and_beginning() -> None:
     assert [a.name for a in catalogue.selected(made, ["lens"], [])] == ["lens-cloze", "lens-letter"]
     assert not [a for a in catalogue.selected(made, [], ["relearn"]) if a.family == "relearn"]
     assert [a.name for a in made][:2] == ["relearn-facts-full-lr2e-5-steps60", "relearn-facts-full-lr1e-4-steps60"]
+    families = list(dict.fromkeys(a.family for a in made))
+    assert families[:7] == ["relearn", "direction", "lens", "probe", "soft-prompt", "gcg", "quantise"]
+    late = [a.late for a in made]
+    assert late == sorted(late) and {a.name for a in made if a.late} >= {
+        "lens-letter",
+        "probe-letters",
+        "direction-ones-block",
+    }
+    assert "relearn-facts-full-lr2e-5-steps100" in [a.name for a in made if not a.late]
+    assert not any("steps100" in a.name for a in catalogue.attacks(case, AuditConfig(steps=20)))

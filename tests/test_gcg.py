@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from attack_cases import state_hash, tiny_case, tiny_lm
-from misdirect.attacks import gcg, gcg_loss, gcg_search
+from misdirect.attacks import gcg, gcg_loss, gcg_search, unfinished
 from misdirect.attacks.gcg_loss import Frame, Ids, gradient, job_of, losses, slopes
 from misdirect.attacks.gcg_search import (
     Place,
@@ -344,6 +345,42 @@ def test_an_interrupted_attack_leaves_the_model_as_it_was(name: str) -> None:
     with pytest.raises(KeyboardInterrupt):
         attack.run(lm, case, attack, stop)
     assert state_hash(lm) == before
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", ["gcg-suffix-universal", "gcg-suffix-single"])
+def test_a_killed_attack_goes_on_where_it_was(name: str, tmp_path: Path) -> None:
+    lm, case = tiny_case()
+    attack = next(a for a in gcg.attacks(case, CONFIG) if a.name == name)
+    (whole,) = attack.run(lm, case, attack, lambda count: None)
+    case = dataclasses.replace(case, unfinished=tmp_path / "base.unfinished")
+    done: list[int] = []
+
+    def killed_at(step: int) -> Any:
+        def advance(count: int) -> None:
+            done.append(count)
+            if sum(done) >= step:
+                raise Killed
+
+        return advance
+
+    for step in (7, 13, 65):  # within the first points, between two of them, and in another question's search
+        done.clear()
+        if step < attack.num_steps:
+            with pytest.raises(Killed):
+                attack.run(lm, case, attack, killed_at(step))
+    done.clear()
+    (found,) = attack.run(lm, case, attack, done.append)
+    assert sum(done) == attack.num_steps
+    assert done[0] == (13 if name == "gcg-suffix-universal" else 60), "what was done before is not done again"
+    assert found.records == whole.records
+    told = lambda result: [m for m in result.metrics if m.metric != "attack_seconds"]  # noqa: E731
+    assert told(found) == told(whole)
+    other = dataclasses.replace(attack, settings=attack.settings | {"gcg_candidates": 9})
+    assert unfinished.read(case, attack) and not unfinished.read(case, other)
 
 
 def test_a_small_budget_is_no_attack() -> None:

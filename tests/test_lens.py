@@ -112,7 +112,9 @@ def test_a_tail_that_is_not_the_models_own_is_refused() -> None:
 def test_an_attack_gives_a_point_a_block_and_leaves_the_model_alone(form: str) -> None:
     lm, case = tiny_case(form=form)  # type: ignore[arg-type]
     attack, other = lens.attacks(case, AuditConfig())
-    assert (attack.name, other.name) == (("lens-cloze", "lens-letter") if form == "cloze" else ("lens-letter", "lens-cloze"))
+    assert (attack.name, other.name) == (
+        ("lens-cloze", "lens-letter") if form == "cloze" else ("lens-letter", "lens-cloze")
+    )
     before, steps = state_hash(lm), []
     found = {result.set: result for result in attack.run(lm, case, attack, steps.append)}
     assert state_hash(lm) == before

@@ -232,6 +232,10 @@ def test_letters_are_found_where_they_are_told() -> None:
     accuracy, control = (rows(found["biology"], name) for name in ("probe_accuracy", "probe_shuffled_accuracy"))
     assert max(row.value for row in accuracy.values()) > 0.8  # a random model hands it on as well
     assert accuracy[-1].value < 0.45  # `:` alone says nothing
+    again = rows(found["biology"], "probe_resplit_accuracy")
+    assert max(row.value for row in again.values()) > 0.8 and again[-1].value < 0.45
+    assert all(row.n == probes.SPLITS and row.low <= row.value <= row.high for row in again.values())
+    assert any(row.low < row.high for row in again.values()), "the splits differ"
     assert sum(row.value for row in control.values()) / len(control) == pytest.approx(0.25, abs=0.08)
     assert all(len(p["scores"]) == 4 and "floor" not in p for r in found["biology"].records for p in r["points"])
 

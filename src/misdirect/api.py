@@ -256,6 +256,7 @@ def audit(
     *,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
+    controls: str | Path | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> dict[str, Any]:
@@ -264,7 +265,8 @@ def audit(
     `base` alone is a run directory, which holds both; otherwise `base` and `unlearned` are any two checkpoints (folders, hub
     ids, run directories, delta files) and `out` is needed. `questions`: set -> SOURCE; those named like a topic of
     `forget` are what was to be forgotten, the others the general ability. A run of the demo needs none of them. `only` and
-    `skip` take families or names of attacks. Finished attacks are not repeated. Raises ValueError for bad input.
+    `skip` take families or names of attacks. `controls`: the folder of an audit of another model unlearned from the same base,
+    whose results on the base are taken over. Finished attacks are not repeated. Raises ValueError for bad input.
     """
     from misdirect.auditing import material, pair
     from misdirect.auditing import run as running
@@ -288,7 +290,8 @@ def audit(
     loading = pair.Loading(config.device, config.dtype, trust_remote_code, allow_pickle)
     side = pair.opened(both["base"], both["unlearned"], loading)
     with runs.writing(folder):
-        record = running.execute(running.Job(folder, run, both, side, found, config, only, skip))
+        other = None if controls is None else Path(controls).expanduser()
+        record = running.execute(running.Job(folder, run, both, side, found, config, only, skip, other))
         runs.write_summary(folder, over_seeds(folder))
     report(folder)  # the page, and the card of a run
     return record

@@ -42,6 +42,10 @@ class Asked:
     text: Annotated[list[str], Repeated] = listed("NAME=SOURCE: text that has nothing to do with the topic.")
     out: Path | None = knob(None, "Where the audit of two checkpoints goes.")
     skip: Annotated[list[str], Repeated] = listed("A family or name of attacks to leave out; repeat for several.")
+    controls: Path | None = knob(
+        None,
+        "The folder of an audit of another model unlearned from the same BASE: what was measured on the base is taken over.",
+    )
     fail_above: float | None = knob(
         None,
         "Exit with code 1 when a larger share than this (0.3 is 30 %) of what was removed comes back, when nothing was "
@@ -122,6 +126,7 @@ def audited(base: str, unlearned: str | None, only: Sequence[str], asked: Asked,
         asked.out,
         only=only,
         skip=asked.skip,
+        controls=asked.controls,
         trust_remote_code=asked.trust_remote_code,
         allow_pickle=asked.allow_pickle,
     )

@@ -229,9 +229,7 @@ class AuditConfig:
     """Settings of an audit: how long it may take, on how many questions, and how hard each attack tries."""
 
     minutes: float = knob(45.0, "Time to spend, in minutes; what does not fit is said before it starts.")
-    limit: int | None = knob(
-        None, "Questions per forgotten set, half of them for the attacker; 0 is all. [default: all]"
-    )
+    limit: int | None = knob(400, "Questions per forgotten set, half of them for the attacker; 0 is all.")
     general: int = knob(
         100, "Questions per other set that are asked again after each attack: the general ability left."
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from jaxtyping import Float
@@ -34,6 +35,11 @@ class Shape(NamedTuple):
     vocabulary: int
     bytes_per_parameter: int
 
+    def activation_bytes(self, num_tokens: float) -> float:
+        """Of the numbers that a backward pass keeps of so many tokens: some 17 of the width in every block, attention scores
+        left out (Korthikanti et al. 2022, arXiv 2205.05198)."""
+        return 17.0 * num_tokens * self.num_blocks * self.width * self.bytes_per_parameter
+
 
 class Means(NamedTuple):
     """Mean residual states after every block, over the tokens of each kind of text (first tokens and padding left out)."""
@@ -48,7 +54,8 @@ class Case:
 
     `identity`: hashes and seeds of all of it; part of every result's config, so that results of other material are not
     mixed. `means` and `medians` (of the token norm after every block, on forget text, of the base) are there for attacks
-    with `needs_means`. `plain`: what the model at hand answers without any attack, where that is known already.
+    with `needs_means`. `plain`: what the model at hand answers without any attack, where that is known already. `unfinished`:
+    where an attack on it may keep how far it is (`misdirect.attacks.unfinished`).
     """
 
     forgotten: Mapping[str, Halves]
@@ -66,6 +73,7 @@ class Case:
     means: Mapping[str, Means] = field(default_factory=dict)  # "base", "unlearned"
     medians: Float[Tensor, " L"] | None = None
     plain: Mapping[str, list[list[float]]] | None = None
+    unfinished: Path | None = None
 
     @property
     def num_tested(self) -> int:
@@ -95,4 +103,7 @@ class Attack:
     run: Callable[[LM, Case, Attack, Advance], list[Result]]
     recovers: bool = True  # False: it says what is inside, and is not counted as bringing knowledge back
     needs_means: bool = False
+    holds: str = ""  # what the attacker needs beside the access: "the control vectors", "the base model", ...
+    late: bool = False  # dear, beyond small models, or nearly another: an audit's time goes to the rest before
+    base_alone: bool = True  # what it does to the base depends on nothing of the unlearned model
     missing: str = ""  # why it cannot be run here, in words ("needs --forget text"); empty where it can

@@ -44,24 +44,12 @@ def as_it_is(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Resul
 
 # The rest: what is cheap before what is dear.
 ORDER = (direction, lens, probes, soft_prompt, gcg, quantise, prompts, brittleness, perturbation, prune, noise)
-LATER = (  # dear, beyond small models, or nearly the same as another
-    "direction-unlearned-base-folded",
-    "direction-forget-retain-folded",
-    "direction-pc1-folded",
-    "direction-ones-folded",
-    "direction-ones-block",
-    "probe-letters",
-    "gcg-prefix-universal",
-    "gcg-suffix-single",
-)
 
 
 def attacks(case: Case, config: AuditConfig) -> list[Attack]:
     """All of them, whether or not they can be run here, in the order in which time is spent."""
-    between = [attack for module in ORDER for attack in module.attacks(case, config)]
-    later = [attack for attack in between if attack.name in LATER]
-    between = [attack for attack in between if attack.name not in LATER]
-    made = [*relearn.first(case, config), *between, *later, *relearn.rest(case, config)]
+    others = [attack for module in ORDER for attack in module.attacks(case, config)] + relearn.rest(case, config)
+    made = [*relearn.first(case, config), *sorted(others, key=lambda attack: attack.late)]
     assert len({attack.name for attack in made}) == len(made)
     return made
 

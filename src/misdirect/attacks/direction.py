@@ -49,16 +49,22 @@ class Kind(NamedTuple):
     place: Place
 
 
-KINDS = (
-    Kind("control", "block"), Kind("control", "all"), Kind("control", "written"), Kind("control", "folded"),
-    Kind("unlearned-base", "subtract"), Kind("unlearned-base", "block"), Kind("unlearned-base", "all"),
-    Kind("forget-retain", "block"), Kind("forget-retain", "all"), Kind("pc1", "block"), Kind("pc1", "all"),
-    Kind("ones", "block"), Kind("ones", "all"),
-    Kind("unlearned-base", "folded"), Kind("forget-retain", "folded"), Kind("pc1", "folded"), Kind("ones", "folded"),
+FIRST = (  # each direction at one place, and the one that only its maker knows folded as well
+    Kind("control", "block"), Kind("control", "folded"), Kind("forget-retain", "block"), Kind("unlearned-base", "block"),
+    Kind("pc1", "block"), Kind("ones", "all"),
+)  # fmt: skip
+LATE = (
+    Kind("control", "all"), Kind("control", "written"), Kind("forget-retain", "all"), Kind("forget-retain", "folded"),
+    Kind("unlearned-base", "all"), Kind("unlearned-base", "folded"), Kind("unlearned-base", "subtract"),
+    Kind("pc1", "all"), Kind("pc1", "folded"), Kind("ones", "block"), Kind("ones", "folded"),
 )  # fmt: skip
 SOURCES = {
     "control": "stored control vector", "ones": "all-ones direction", "forget-retain": "mean forget - mean retain",
     "unlearned-base": "mean unlearned - mean base", "pc1": "first principal component",
+}  # fmt: skip
+HOLDS = {
+    "control": "the control vectors", "ones": "", "forget-retain": "text on the topic", "unlearned-base": "the base model",
+    "pc1": "text on the topic",
 }  # fmt: skip
 PLACES = {
     "block": "ablated after the steered block", "all": "ablated after every block",
@@ -83,11 +89,14 @@ def attacks(case: Case, config: AuditConfig) -> list[Attack]:
             num_steps=1,
             run=run,
             needs_means=kind.source in ("forget-retain", "unlearned-base") or (case.block is None),
+            holds=HOLDS[kind.source] if case.block is not None or kind.place in ("all", "folded") else "the base model",
+            late=kind in LATE,
+            base_alone=False,
             missing="needs a run's control.safetensors"
             if kind.source == "control" and not case.control_vectors
             else "",
         )
-        for kind in KINDS
+        for kind in (*FIRST, *LATE)
     ]
 
 

@@ -19,6 +19,7 @@ harm, and undoing that is no success.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import random
 import statistics
@@ -26,6 +27,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from misdirect.attacks import unfinished
 from misdirect.attacks.case import Advance, Attack, Case, Cost, Form
 from misdirect.attacks.gcg_loss import Job, job_of
 from misdirect.attacks.gcg_search import Place, Settings, State, framed, search, start, text_of
@@ -99,6 +101,8 @@ def universal(case: Case, config: AuditConfig, where: Where, title: str) -> Atta
         settings=settings_of(config, where, train_questions=TRAINED, screened=SCREENED, trained_on="attacker's half"),
         cost=Cost(forward_tokens=measured + tokens),
         num_steps=steps * sets,
+        holds="answered questions",
+        late=where == "prefix",
         run=run_universal,
         missing=missing(steps),
     )
@@ -121,6 +125,7 @@ def single(case: Case, config: AuditConfig) -> Attack:
         num_steps=2 * steps * sum(asked.values()),
         run=run_single,
         recovers=False,
+        late=True,
         missing=missing(steps),
     )
 
@@ -188,9 +193,12 @@ def search_settings(case: Case, settings: Mapping[str, Any]) -> Settings:
 
 
 def run_universal(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
-    """One text a set. Point 0 is the questions without any text; then the best text after so many steps."""
+    """One text a set. Point 0 is the questions without any text; then the best text after so many steps.
+
+    Every step is kept: a killed attack goes on where it was.
+    """
     chosen, where = attack.settings, attack.settings["place"]
-    began = time.perf_counter()
+    began, kept = time.perf_counter(), unfinished.read(case, attack)
     jobs: dict[str, Job] = {}
     states: dict[str, State] = {}
     before: dict[str, float] = {}
@@ -200,18 +208,32 @@ def run_universal(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[
         form = case.forms[name]
         jobs[name], states[name], losses = job_on(lm, case, form, where, chosen["suffix_tokens"], asked)
         before[name] = statistics.fmean(losses)
-    spent = time.perf_counter() - began
-    points: list[tuple[Point, Sat]] = [(Point(step=0), sit(lm, case, general=False))]
-    texts: list[dict[str, str]] = [dict.fromkeys(case.forgotten, "")]
-    for until in points_of(chosen["gcg_steps"]):
+    if kept:
+        states |= {name: State.from_json(state) for name, state in kept["states"].items()}
+        advance(sum(state.step for state in states.values()))
+    points: list[tuple[Point, Sat]] = [(Point(step=step), sat) for step, sat in kept.get("points", ())]
+    points = points or [(Point(step=0), sit(lm, case, general=False))]
+    texts: list[dict[str, str]] = kept.get("texts") or [dict.fromkeys(case.forgotten, "")]
+    spent = time.perf_counter() - began + kept.get("seconds", 0.0)
+
+    def keep(name: str, state: State) -> None:
+        states[name] = state
+        stood = {each: dataclasses.asdict(found) for each, found in states.items()}
+        asked = [(point.step, sat) for point, sat in points]
+        seconds = spent + time.perf_counter() - began
+        far = {"states": stood, "points": asked, "texts": texts, "seconds": seconds}
+        unfinished.write(case, attack, far)
+
+    for until in points_of(chosen["gcg_steps"])[len(points) - 1 :]:
         began = time.perf_counter()
         for name, job in jobs.items():
-            states[name] = search(job, states[name], until, search_settings(case, chosen), advance=advance)
+            save = functools.partial(keep, name)
+            states[name] = search(job, states[name], until, search_settings(case, chosen), save, advance)
         spent += time.perf_counter() - began
         now = {name: text_of(lm.tokenizer, jobs[name].frames[0], states[name].ids) for name in jobs}
-        texts.append(now)
         change = lambda name, render, now=now: with_text(render, where, now[name])  # noqa: E731
         points.append((Point(step=until), sit(lm, case, general=False, change=change)))
+        texts.append(now)
     tokens = chosen["gcg_steps"] * sum(tokens_of(job, chosen) for job in jobs.values())
     found = results(case, attack, points, spent, tokens)
     return [with_search(result, before[result.set], states[result.set], texts) for result in found]
@@ -247,32 +269,43 @@ def tokens_of(job: Job, settings: Mapping[str, Any]) -> float:
 
 
 def run_single(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
-    """A text for each of a few tested questions and each of two of its answers: the right one and a wrong one."""
-    return [single_result(lm, case, attack, name, advance) for name in case.forgotten]
+    """A text for each of a few tested questions and each of two of its answers: the right one and a wrong one.
+
+    Every text that is found is kept: a killed attack goes on behind it.
+    """
+    kept = unfinished.read(case, attack)  # of each set its records, and the seconds and tokens they took
+    out = []
+    for name in case.forgotten:
+        kept.setdefault(name, {"records": [], "seconds": 0.0, "tokens": 0.0})
+        out.append(single_result(lm, case, attack, name, kept, advance))
+    return out
 
 
-def single_result(lm: LM, case: Case, attack: Attack, name: str, advance: Advance) -> Result:
-    began, settings, tokens = time.perf_counter(), attack.settings, 0.0
-    asked = case.forgotten[name].test
+def single_result(lm: LM, case: Case, attack: Attack, name: str, kept: dict[str, Any], advance: Advance) -> Result:
+    settings, asked, mine = attack.settings, case.forgotten[name].test, kept[name]
     draw = random.Random(f"gcg-single:{case.seed}:{name}")
-    records: list[dict[str, Any]] = []
-    for item in draw.sample(asked, min(settings["questions"], len(asked))):
+    records: list[dict[str, Any]] = mine["records"]
+    if records:
+        advance(len(records) * settings["gcg_steps"])
+    for row, item in enumerate(draw.sample(asked, min(settings["questions"], len(asked)))):
         wrong = draw.choice([i for i in range(len(item.choices)) if i != item.answer])
-        for choice in (item.answer, wrong):
+        for choice in (item.answer, wrong)[max(0, len(records) - 2 * row) :]:
+            began = time.perf_counter()
             job, state, before = job_on(
                 lm, case, case.forms[name], "suffix", settings["suffix_tokens"], [(item, choice)]
             )
             state = search(job, state, settings["gcg_steps"], search_settings(case, settings), advance=advance)
-            tokens += settings["gcg_steps"] * tokens_of(job, settings)
+            mine["tokens"] += settings["gcg_steps"] * tokens_of(job, settings)
             count = len(job.frames[0].target)
             records.append({
                 "id": item.id, "choice": choice, "right": choice == item.answer, "num_tokens": count, "nll_before": before[0],
                 "nll": list(state.log), "steps_to_say": steps_to_say(state.log, count),
                 "text": text_of(lm.tokenizer, job.frames[0], state.ids),
             })  # fmt: skip
-    seconds = time.perf_counter() - began
-    rows = (*single_rows(records), Metric("attack_tokens", tokens), Metric("attack_seconds", seconds))
-    return Result("gcg", name, config_of(case, attack), rows, tuple(records), seconds)
+            mine["seconds"] += time.perf_counter() - began
+            unfinished.write(case, attack, kept)
+    rows = (*single_rows(records), Metric("attack_tokens", mine["tokens"]), Metric("attack_seconds", mine["seconds"]))
+    return Result("gcg", name, config_of(case, attack), rows, tuple(records), mine["seconds"])
 
 
 def steps_to_say(log: Sequence[float], num_tokens: int) -> int | None:

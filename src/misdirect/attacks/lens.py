@@ -39,11 +39,12 @@ DIGITS = 5  # of a log-probability in the records: a question has one for every 
 
 def attacks(case: Case, config: AuditConfig) -> list[Attack]:
     """`lens-cloze` and `lens-letter`, a point a block; first the form in which the base knows the first forgotten set."""
-    found = [attack(case, config, "cloze"), attack(case, config, "letter")]
-    return found if case.forms[next(iter(case.forgotten))] == "cloze" else found[::-1]
+    cloze = case.forms[next(iter(case.forgotten))] == "cloze"
+    found = [attack(case, config, "cloze", late=not cloze), attack(case, config, "letter", late=cloze)]
+    return sorted(found, key=lambda each: each.late)
 
 
-def attack(case: Case, config: AuditConfig, form: Form) -> Attack:
+def attack(case: Case, config: AuditConfig, form: Form, late: bool) -> Attack:
     shape = case.shape
     asked = [q for found in questions(case).values() for q in found]
     states = sum(predictions(q, form == "cloze") for q in asked) * shape.num_blocks
@@ -60,6 +61,7 @@ def attack(case: Case, config: AuditConfig, form: Form) -> Attack:
         num_steps=len(asked),
         run=run,
         recovers=False,
+        late=late,
     )
 
 
@@ -76,7 +78,9 @@ def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
     """Accuracy read out of every block, on the tested half of each forgotten set and on the other sets."""
     started = time.perf_counter()
     form = attack.settings["form"]
-    kept = {name: known if known.startswith(form) else form for name, known in case.forms.items()}  # permuted letters are letters
+    kept = {
+        name: known if known.startswith(form) else form for name, known in case.forms.items()
+    }  # permuted letters are letters
     case = dataclasses.replace(case, forms=kept)
     sats: list[dict[str, list[list[float]]]] = [{} for _ in lm.blocks]
     for name, asked in questions(case).items():

@@ -53,6 +53,12 @@ def example_tokens(case: Case) -> float:
     return sum(len(q.question) + len(q.choices[q.answer]) + 20 for q in asked) / max(1, len(asked)) / CHARS_PER_TOKEN
 
 
+def update_bytes(case: Case, batch_size: int, more: int = 0) -> float:
+    """Memory of an update on so many training questions with `more` tokens each, the longest thrice the mean."""
+    tokens = batch_size * (3 * example_tokens(case) + more)
+    return case.shape.activation_bytes(tokens) + 3 * 4 * tokens * case.shape.vocabulary
+
+
 def num_tokens(item: Encoded) -> int:
     return len(item.context) + len(item.continuations[0])
 

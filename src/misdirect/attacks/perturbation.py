@@ -42,7 +42,11 @@ def attacks(case: Case, config: AuditConfig) -> list[Attack]:
     steps = config.soft_steps
     sits = (len(EPSILONS) + 1) * sitting_tokens(case, general=False)
     general = sitting_tokens(case) - sitting_tokens(case, general=False)
-    cost = Cost(sits + general + LANGUAGE_TOKENS, optimise.FROZEN * steps * BATCH * optimise.example_tokens(case))
+    cost = Cost(
+        forward_tokens=sits + general + LANGUAGE_TOKENS,
+        train_tokens=optimise.FROZEN * steps * BATCH * optimise.example_tokens(case),
+        memory=optimise.update_bytes(case, BATCH),
+    )
     return [
         Attack(
             name=f"perturbation-{place}",
@@ -56,6 +60,8 @@ def attacks(case: Case, config: AuditConfig) -> list[Attack]:
             num_steps=steps,
             run=run,
             needs_means=True,
+            holds="answered questions",
+            base_alone=False,
             missing="" if steps >= LEAST_STEPS else f"needs --soft-steps {LEAST_STEPS} or more",
         )
         for place, words in [("block", "after the steered block"), ("late", "half-way above the steered block")]

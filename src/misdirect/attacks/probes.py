@@ -4,9 +4,10 @@
 every block; a probe learns from the attacker's half which choices are right, and answers a tested question with the choice
 that it scores highest. Its floor is a probe of the same choices without the question: what their wording gives away.
 `probe-letters`: the WMDP paper's probe (Li et al. 2024, arXiv 2403.03218), the state at the last token of the lettered
-question, one class a letter. Controls: the same probe on labels shuffled within each question (across questions for
-letters) in both halves, whose accuracy taken off gives the selectivity (Hewitt and Liang 2019, arXiv 1909.03368); other
-sets, split in halves the same way; the base, which the caller probes too.
+question, one class a letter; its accuracy on `SPLITS` other splits in halves as well. Controls: the same probe on
+labels shuffled within each question (across questions for letters) in both halves, whose accuracy taken off gives the
+selectivity (Hewitt and Liang 2019, arXiv 1909.03368); other sets, split in halves the same way; the base, which the
+caller probes too.
 
 Shuffled probes are asked for their own shuffled answers. Asked for the true ones they are no control: where one direction
 outweighs all others, such a probe takes it up with one sign or the other, and is right always or never.
@@ -20,6 +21,7 @@ A probe says what is inside, not what an attacker without labels could get out: 
 from __future__ import annotations
 
 import random
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +49,7 @@ from misdirect.runs import Metric, Result
 
 MEASUREMENT = "probe"
 SHUFFLES = 5  # label shuffles of the control
+SPLITS = 5  # other splits in halves, of the probe of letters: its states are read once for all
 LEAST = {"true-false": 20, "letters": 40}  # questions to learn from: below, a probe is a matter of luck
 MOST = 500  # questions to learn from: the fit grows with the cube of the texts
 DIGITS = 4  # of a score in the records: a question has one for every block and choice
@@ -60,6 +63,7 @@ class Probed(NamedTuple):
     floors: list[Float[Tensor, "P C"]] | None  # the same without the question
     shuffled: list[tuple[int, ...]]  # of each tested question: what each shuffle calls right
     num_tokens: int  # read in the attacker's half
+    resplit: Float[Tensor, "P S"] | None = None  # accuracy on the tested half of other splits of the same questions
 
 
 Probe = Callable[[LM, Case, str, Halves, Advance], Probed]
@@ -83,11 +87,13 @@ def attack(case: Case, kind: str, title: str, run: Callable[..., list[Result]]) 
         family="probe",
         title=title,
         access="weights",
-        settings={"shuffles": SHUFFLES, "strength": probe_fit.STRENGTH, "most": MOST, "digits": DIGITS},
+        settings={"shuffles": SHUFFLES, "strength": probe_fit.STRENGTH, "most": MOST, "digits": DIGITS}
+        | ({"splits": SPLITS} if kind == "letters" else {}),
         cost=cost(case, kind, list(sets.values())),
         num_steps=len(found) * (2 if kind == "true-false" else 1),
         run=run,
         recovers=False,
+        late=kind == "letters",
         missing=""
         if known
         else f"needs {2 * LEAST[kind]} questions{alike} in a forgotten set, half of them to learn from",
@@ -132,7 +138,7 @@ def cost(case: Case, kind: str, sets: Sequence[Halves]) -> Cost:
         answers = sum(len(choice) for q in asked for choice in q.choices)
         stems = sum(len(q.question) + 20 for q in asked)
         chars += stems + answers + (answers + 8 * len(asked) if kind == "true-false" else 0)
-        fits = 2 if kind == "true-false" else 1
+        fits = 2 if kind == "true-false" else 1 + SPLITS
         each = len(asked[0].choices) if kind == "true-false" else 1
         texts = len(halves.train) * each
         flops = 2 * texts**2 * shape.width + 2 * texts**3 + 80 * texts**2 * (1 + SHUFFLES)
@@ -158,7 +164,7 @@ def run(lm: LM, case: Case, attack: Attack, advance: Advance, kind: str, probe: 
         probed = probe(lm, case, name, halves, advance)
         found = records(halves, probed)
         seconds = time.perf_counter() - started
-        rows = metrics(found)
+        rows = metrics(found) + (resplit_rows(probed.resplit) if probed.resplit is not None else [])
         if name in case.forgotten:
             rows += [Metric("attack_tokens", float(probed.num_tokens)), Metric("attack_seconds", seconds)]
         out.append(Result(MEASUREMENT, name, config_of(case, attack), tuple(rows), tuple(found), seconds))
@@ -190,16 +196,30 @@ def true_false(lm: LM, case: Case, name: str, halves: Halves, advance: Advance) 
 
 def letters(lm: LM, case: Case, name: str, halves: Halves, advance: Advance) -> Probed:
     """Text = the lettered question up to `Answer:`; class = the right letter."""
+    asked = (*halves.train, *halves.test)
     train, test = ([q.answer for q in half] for half in (halves.train, halves.test))
     shuffles = [(g.sample(train, len(train)), g.sample(test, len(test))) for g in generators(case, name)]
     answers = torch.tensor([train, *(half for half, _ in shuffles)])
     targets = torch.nn.functional.one_hot(answers.T, len(halves.test[0].choices)).float()  # (N, T, K)
     render = rendering("letter", case.seed)
-    items = [Encoded(encode(lm.tokenizer, *render(q)).context, [[]]) for q in (*halves.train, *halves.test)]
-    found = learned(last_states(lm, items, case.batch_tokens, advance), targets)  # (P, M, T, K)
+    items = [Encoded(encode(lm.tokenizer, *render(q)).context, [[]]) for q in asked]
+    states = last_states(lm, items, case.batch_tokens, advance)
+    found = learned(states, targets)  # (P, M, T, K)
     tokens = sum(len(item.context) for item in items[: len(halves.train)])
     shuffled = list(zip(*(half for _, half in shuffles), strict=True))
-    return Probed(list(found.unbind(1)), None, shuffled, tokens)
+    others = torch.stack([resplit(states, asked, case.seed + 1 + i) for i in range(SPLITS)], dim=-1)
+    return Probed(list(found.unbind(1)), None, shuffled, tokens, others)
+
+
+def resplit(states: Float[Tensor, "P N D"], asked: Sequence[Question], seed: int) -> Float[Tensor, " P"]:
+    """Accuracy of every place's probe of letters when the same questions are split in halves by another seed."""
+    rows = {id(q): row for row, q in enumerate(asked)}
+    train, test = ([rows[id(q)] for q in half] for half in split(asked, seed)[:2])
+    answers = torch.tensor([q.answer for q in asked])
+    targets = torch.nn.functional.one_hot(answers[train], len(asked[0].choices)).float().unsqueeze(1)
+    said = learned(states[:, [*train, *test]], targets)[:, :, 0]  # (P, M, K)
+    right = (said.argmax(-1) == answers[test]) & said.isfinite().all(-1)
+    return right.float().mean(-1)
 
 
 def generators(case: Case, name: str) -> list[random.Random]:
@@ -243,6 +263,22 @@ def metrics(found: Sequence[Mapping[str, Any]]) -> list[Metric]:
     chance = sum(1 / r["num_choices"] for r in found) / len(found)
     best = best_point(found)
     return [row for p in places for row in place_metrics(found, p, chance, p == best)]
+
+
+def resplit_rows(found: Float[Tensor, "P S"]) -> list[Metric]:
+    """The mean over other splits with the smallest and the largest, a row a place."""
+    return [
+        Metric(
+            "probe_resplit_accuracy",
+            statistics.fmean(row),
+            statistics.stdev(row),
+            len(row),
+            min(row),
+            max(row),
+            block=place - 1,
+        )
+        for place, row in enumerate(found.tolist())
+    ]
 
 
 def place_metrics(found: Sequence[Mapping[str, Any]], place: int, chance: float, headline: bool) -> list[Metric]:

@@ -115,10 +115,10 @@ def input_norms(lm: LM, samples: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     return {name: (total / max(1, counts[name])).sqrt() for name, total in sums.items()}
 
 
-def norms_over(lm: LM, case: Case, texts: Sequence[str], what: str) -> dict[str, Tensor]:
-    """The norms over the beginnings of `NUM_TEXTS` texts, drawn with the seed."""
+def samples_of(lm: LM, case: Case, texts: Sequence[str], what: str) -> list[list[int]]:
+    """The beginnings of `NUM_TEXTS` texts, drawn with the seed."""
     chosen = random.Random(f"prune:{what}:{case.seed}").sample(list(texts), min(NUM_TEXTS, len(texts)))
-    return input_norms(lm, [sample for text in chosen for sample in tokenise(lm.tokenizer, [text], MAX_TOKENS)[:1]])
+    return [sample for text in chosen for sample in tokenise(lm.tokenizer, [text], MAX_TOKENS)[:1]]
 
 
 def attacks(case: Case, config: AuditConfig) -> list[Attack]:
@@ -138,19 +138,23 @@ def attack_of(case: Case, name: str, missing: str) -> Attack:
         settings |= {"texts": NUM_TEXTS, "max_tokens": MAX_TOKENS, "seed": case.seed}
     plain = weights.cost(case, len(shares))
     cost = Cost(plain.forward_tokens + reads * NUM_TEXTS * MAX_TOKENS, 0, plain.seconds, plain.memory)
-    return Attack(name, "prune", TITLES[name], "weights", settings, cost, len(shares) + 1, run, missing=missing)
+    holds = "text on the topic" if name == "prune-forget" else "other text" if reads else ""
+    return Attack(
+        name, "prune", TITLES[name], "weights", settings, cost, len(shares) + 1, run, holds=holds, missing=missing
+    )
 
 
 def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
-    rewrite: Callable[..., Tensor]
-    if attack.name == "prune-magnitude":
-        rewrite = by_magnitude
-    elif attack.name == "prune-wanda":
-        rewrite = partial(by_use, retain=norms_over(lm, case, case.retain_texts, "retain"))
-    else:
-        retain = norms_over(lm, case, case.retain_texts, "retain")
-        rewrite = partial(by_forget_use, forget=norms_over(lm, case, case.forget_texts, "forget"), retain=retain)
+    rewrite: Callable[..., Tensor] = by_magnitude
+    texts = {"prune-magnitude": {}, "prune-wanda": {"retain": case.retain_texts}}.get(
+        attack.name, {"forget": case.forget_texts, "retain": case.retain_texts}
+    )
+    samples = {what: samples_of(lm, case, found, what) for what, found in texts.items()}
+    if samples:
+        rule = by_use if attack.name == "prune-wanda" else by_forget_use
+        rewrite = partial(rule, **{what: input_norms(lm, found) for what, found in samples.items()})
     levels: list[tuple[Point, Rewrite]] = [
         (Point(budget=share), partial(rewrite, share=share)) for share in attack.settings["shares"]
     ]
-    return weights.run_levels(lm, case, attack, advance, levels)
+    tokens = sum(len(sample) for found in samples.values() for sample in found)
+    return weights.run_levels(lm, case, attack, advance, levels, tokens)

@@ -30,6 +30,7 @@ TITLES = {
     "benign": "benign text",
     "retain": "the retain text",
 }
+HOLDS = {"facts": "answered questions", "forget": "the forget corpus", "benign": "", "retain": "the retain text"}
 FLAGS = {"facts": "--questions", "forget": "--forget", "benign": "--text", "retain": "--retain"}
 
 
@@ -48,7 +49,8 @@ def rest(case: Case, config: AuditConfig) -> list[Attack]:
     later += [("facts", "lora", LORA_LR * lr) for lr in rates[1:2]]
     longer = dataclasses.replace(config, steps=LONG)
     long = [relearn(case, longer, "facts", "full", rates[0])] if config.steps == AuditConfig.steps else []
-    return [*(relearn(case, config, *one) for one in plan), *long, *(relearn(case, config, *one) for one in later)]
+    soon = [*(relearn(case, config, *one) for one in plan), *long]
+    return [*soon, *(dataclasses.replace(relearn(case, config, *one), late=True) for one in later)]
 
 
 def relearn(case: Case, config: AuditConfig, text: str, method: Method, lr: float) -> Attack:
@@ -68,7 +70,8 @@ def relearn(case: Case, config: AuditConfig, text: str, method: Method, lr: floa
         "texts_that_state_a_tested_fact": sum(gives_away(t, measured) for t in texts),
     }
     points = len(curve(config.steps))
-    logits = 3 * 4 * config.batch_size * config.max_tokens * case.shape.vocabulary
+    tokens = float(config.batch_size * config.max_tokens)
+    kept = 3 * 4 * tokens * case.shape.vocabulary + case.shape.activation_bytes(tokens)
     how = "Finetuning" if method == "full" else "LoRA finetuning"
     return Attack(
         name=f"relearn-{text}-{method}-lr{short(lr)}-steps{config.steps}",
@@ -78,11 +81,12 @@ def relearn(case: Case, config: AuditConfig, text: str, method: Method, lr: floa
         settings=settings,
         cost=Cost(
             forward_tokens=(points - 1) * sitting_tokens(case, general=False) + sitting_tokens(case) + LANGUAGE_TOKENS,
-            train_tokens=config.steps * config.batch_size * config.max_tokens * (1.0 if method == "full" else 0.8),
-            memory=(full_bytes(case.shape) if method == "full" else case.shape.num_parameters) + logits,
+            train_tokens=config.steps * tokens * (1.0 if method == "full" else 0.8),
+            memory=(full_bytes(case.shape) if method == "full" else case.shape.num_parameters) + kept,
         ),
         num_steps=config.steps,
         run=run,
+        holds=HOLDS[text],
         missing=missing(texts, text, method, config),
     )
 

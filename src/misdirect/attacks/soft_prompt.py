@@ -51,8 +51,9 @@ def attacks(case: Case, config: AuditConfig) -> list[Attack]:
             settings=optimise.settings_of(
                 soft_tokens=tokens, soft_steps=steps, batch_size=BATCH, rate=RATE, start=START
             ),
-            cost=Cost(forward_tokens=measured, train_tokens=train),
+            cost=Cost(forward_tokens=measured, train_tokens=train, memory=optimise.update_bytes(case, BATCH, tokens)),
             num_steps=steps,
+            holds="answered questions",
             run=run,
             missing="" if steps >= LEAST_STEPS else f"needs --soft-steps {LEAST_STEPS} or more",
         )

@@ -91,19 +91,28 @@ def weights_changed(lm: LM, rewrite: Rewrite) -> Iterator[None]:
 
 
 def run_levels(
-    lm: LM, case: Case, attack: Attack, advance: Advance, levels: Sequence[tuple[Point, Rewrite]]
+    lm: LM,
+    case: Case,
+    attack: Attack,
+    advance: Advance,
+    levels: Sequence[tuple[Point, Rewrite]],
+    tokens: int = 0,
 ) -> list[Result]:
-    """Everything is asked at each level of the change, and the model speaks at the one where most came back."""
-    started = time.perf_counter()
-    points: list[tuple[Point, Sat]] = []
+    """Everything is asked at each level of the change, and the model speaks at the one where most came back.
+
+    `tokens`: that were read to find out what to change.
+    """
+    seconds, points = 0.0, []
     for point, rewrite in levels:
+        started = time.perf_counter()
         with weights_changed(lm, rewrite):
+            seconds += time.perf_counter() - started
             points.append((point, measure.sit(lm, case)))
         advance(1)
     with weights_changed(lm, levels[strongest(case, points)][1]):
         spoken = measure.language(lm, case, attack)
     advance(1)
-    return [*measure.results(case, attack, points, time.perf_counter() - started, 0.0), spoken]
+    return [*measure.results(case, attack, points, seconds, tokens), spoken]
 
 
 def strongest(case: Case, points: Sequence[tuple[Point, Sat]]) -> int:

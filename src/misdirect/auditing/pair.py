@@ -10,7 +10,7 @@ import gc
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -20,6 +20,7 @@ import torch
 from misdirect import runs
 from misdirect.model.delta import Delta, load_delta, swapped_in
 from misdirect.model.load import LM, load_lm
+from misdirect.model.score import forward
 
 Model = Literal["base", "unlearned"]
 MODELS: tuple[Model, Model] = ("base", "unlearned")
@@ -61,11 +62,13 @@ def checkpoint(target: str, base: str | None = None) -> Checkpoint:
 def opened(base: Checkpoint, unlearned: Checkpoint, loading: Loading) -> Side:
     """A function that gives the one model or the other: `with side("base") as lm: ...`. Loading is left to the first use.
 
-    Raises ValueError, at that moment, where the two do not fit each other: other tokenizers, other shapes.
+    Raises ValueError, at that moment, where the two do not fit each other (other tokenizers, other shapes), or where one
+    gives no numbers.
     """
     held: dict[str, LM] = {}  # one at most
     deltas: dict[Path, Delta] = {}
     seen: dict[str, Likeness] = {}
+    sound: set[Model] = set()
 
     def model_of(source: str) -> LM:
         if source not in held:
@@ -81,15 +84,27 @@ def opened(base: Checkpoint, unlearned: Checkpoint, loading: Loading) -> Side:
     def side(model: Model) -> Iterator[LM]:
         point = base if model == "base" else unlearned
         lm = model_of(point.source)
-        if point.delta is None:
-            yield lm
-            return
-        if point.delta not in deltas:
+        if point.delta is not None and point.delta not in deltas:
             deltas[point.delta] = load_delta(point.delta)
-        with swapped_in(deltas[point.delta], lm.model):
+        with swapped_in(deltas[point.delta], lm.model) if point.delta is not None else nullcontext():
+            if model not in sound:
+                refuse_unsound(lm, model)
+                sound.add(model)
             yield lm
 
     return side
+
+
+@torch.inference_mode()
+def refuse_unsound(lm: LM, model: Model) -> None:
+    """Raises ValueError where a line of text gives logits that are not finite: everything that follows would be for nothing."""
+    ids = torch.tensor([lm.tokenizer(PROBE, verbose=False)["input_ids"]], device=lm.device)
+    logits = forward(lm, ids, torch.ones_like(ids), keep=ids.shape[1]).logits
+    if not logits.isfinite().all():
+        raise ValueError(
+            f"the {model} model gives no numbers (NaN or infinity) on a line of text; expected a model that computes, or "
+            "--dtype float32"
+        )
 
 
 class Likeness(NamedTuple):

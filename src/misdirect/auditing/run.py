@@ -2,7 +2,8 @@
 
 `audit.json` is the record: what is compared, how the questions were split, and each attack with its status. `done` and
 `inconclusive` (it failed on the base, so it says nothing) are finished and never repeated; `not run` and `failed` say why,
-and the next call tries them again. A killed audit loses the attack that was under way.
+and the next call tries them again. A killed audit loses the attack that was under way, save what a GCG search has
+kept of itself.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 from misdirect import __version__, runs
 from misdirect.attacks import catalogue, measure
 from misdirect.attacks.case import Attack, Case
-from misdirect.auditing import before, recovery, timing
+from misdirect.auditing import before, controls, recovery, timing
 from misdirect.auditing.material import FEW, Material
 from misdirect.auditing.pair import MODELS, Checkpoint, Model, Side, weights_hash
 from misdirect.config import AuditConfig, as_dict
@@ -26,7 +27,7 @@ from misdirect.planning.form import duration
 from misdirect.planning.speed import free_bytes
 from misdirect.progress import bar, note
 
-AUDIT = "audit.json"
+AUDIT = controls.AUDIT
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,21 @@ class Job:
     config: AuditConfig
     only: Sequence[str] = ()
     skip: Sequence[str] = ()
+    controls: Path | None = None  # another audit, whose results on the base are taken over
 
 
 def execute(job: Job) -> dict[str, Any]:
     """Runs what is missing and fits into the time; returns the record. Raises ValueError for other settings than stored."""
     started = time.perf_counter()
     clock = timing.Clock(job.config.minutes, started)
+    for model in MODELS:  # whatever is wrong with one of them is said before anything is asked
+        with job.side(model):
+            pass
     forms = before.evaluated(job.folder, job.side, job.material, job.config)
     case = before.case_of(job.folder, job.run, job.side, job.material, job.config, forms)
     wanted = catalogue.selected(catalogue.attacks(case, job.config), job.only, job.skip)
     record = begun(job, case, wanted)
+    take_over_controls(job, case, (catalogue.unattacked(case), *wanted), record)
     run_attack(job, case, catalogue.unattacked(case), record)
     plain = {model: plain_answers(job.folder, case, model) for model in MODELS}
     refuse_silent(plain)
@@ -108,6 +114,24 @@ def begun(job: Job, case: Case, wanted: Sequence[Attack]) -> dict[str, Any]:
     return record
 
 
+def take_over_controls(job: Job, case: Case, wanted: Sequence[Attack], record: dict[str, Any]) -> None:
+    """What another audit of the same base has measured on it is not measured again."""
+    if job.controls is None:
+        return
+    there, taken = controls.entries(job.controls), 0
+    for attack in wanted:
+        config = runs.json_form(measure.config_of(case, attack))
+        found = there.get(attack.name)
+        if found is None or not attack.base_alone or seconds_on(record, attack) or not controls.same(found, config):
+            continue
+        controls.take_over(job.controls, job.folder, attack.name, config)
+        entry = note_status(record, attack, "not run", "interrupted", settings=config, control_from=job.controls.name)
+        entry["seconds"]["base"] = found["seconds"]["base"]
+        taken += 1
+    note(f"The base under {taken} of {len(wanted)} attacks is taken over from {job.controls}")
+    save(job.folder, record)
+
+
 def attack_folder(folder: Path, name: str) -> Path:
     return folder / "results" / "attacks" / name
 
@@ -126,7 +150,7 @@ def note_status(record: dict[str, Any], attack: Attack, status: str, why: str = 
     if entry is None:
         entry = {"name": attack.name, "seconds": {}}
         record["attacks"].append(entry)
-    about = {key: getattr(attack, key) for key in ("family", "title", "access", "recovers")}
+    about = {key: getattr(attack, key) for key in ("family", "title", "access", "holds", "recovers")}
     entry |= about | {"status": status, "why": why} | more
     return entry
 
@@ -208,9 +232,10 @@ def run_attack(
         if model in entry["seconds"]:
             continue
         started = time.perf_counter()
+        kept = attack_folder(job.folder, attack.name) / f"{model}.unfinished"
         try:
             with job.side(model) as lm, bar(f"  {model}", attack.num_steps) as advance:
-                at = dataclasses.replace(case, plain=plain[model] if plain else None)
+                at = dataclasses.replace(case, plain=plain[model] if plain else None, unfinished=kept)
                 found = attack.run(lm, at, attack, advance)
                 same = weights_hash(lm) == case.identity["models_sha256"][model]
                 assert same, f"{attack.name} left the {model} model changed"
@@ -226,6 +251,7 @@ def run_attack(
             return
         for one in found:
             runs.save_result(job.folder, model, one, attack.name)
+        kept.unlink(missing_ok=True)
         entry["seconds"][model] = round(time.perf_counter() - started, 3)
         save(job.folder, record)
     controlled = all(recovery.controlled(result) for result in results_of(job.folder, attack.name, "base"))

@@ -253,7 +253,9 @@ def price(made: Attempt | None, name: str) -> str:
 
 
 def access_word(made: Attempt) -> str:
-    return ACCESS[made.access][0] if made.access in ACCESS else made.access or wording.NONE
+    """`the weights, with the base model`."""
+    word = ACCESS[made.access][0] if made.access in ACCESS else made.access or wording.NONE
+    return f"{word}, with {made.holds}" if made.holds else word
 
 
 def finished_attacks(audit: Audit, name: str) -> list[Attempt]:

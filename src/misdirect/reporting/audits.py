@@ -50,6 +50,7 @@ class Attempt:
     family: str
     title: str
     access: str
+    holds: str
     status: str
     why: str
     recovers: bool
@@ -187,6 +188,7 @@ def attempt_of(name: str, row: Record, results: Mapping[tuple[str, str, str], Re
         str(row.get("family") or name.split("-")[0]),
         str(row.get("title") or name),
         str(row.get("access") or ""),
+        str(row.get("holds") or ""),
         str(row.get("status") or (DONE if results else NOT_RUN)),
         " ".join(public_name(word) for word in str(row.get("why") or "").split()),
         row.get("recovers") is not False,

@@ -16,6 +16,7 @@ LABELS: Mapping[str, str] = {
     "cloze_per_token_accuracy": "cloze accuracy per token",
     "letter_accuracy": "letter accuracy",
     "letter_permuted_accuracy": "letter accuracy, choices moved",
+    "probe_resplit_accuracy": "mean over other splits in halves, smallest to largest",
     "acc": "accuracy",
     "acc_norm": "accuracy per character",
     "acc_bytes": "accuracy per byte",

@@ -1,0 +1,40 @@
+"""What the base does under attack, out of another audit: several models unlearned from one base share their controls.
+
+A result is taken over when base, questions, texts, split and the attack's settings are the same, and when what the attack
+does to the base does not hang on the unlearned model (`Attack.base_alone`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from misdirect import runs
+
+AUDIT = "audit.json"
+
+
+def entries(other: Path) -> dict[str, Mapping[str, Any]]:
+    """The attacks of another audit whose results on the base are stored, by name. Raises ValueError where it is none."""
+    path = other / AUDIT
+    if not path.exists():
+        raise ValueError(f"--controls {other} is no audit (no {AUDIT}); expected the folder of one")
+    record = runs.read_json(path)
+    found = record.get("attacks") if isinstance(record, dict) else None
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise ValueError(f"{path} is no audit of misdirect; expected the folder of one")
+    return {entry["name"]: entry for entry in found if "base" in (entry.get("seconds") or {})}
+
+
+def same(entry: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether a stored attack differs from `config` in nothing but the unlearned model."""
+    stored, asked = (dict(x) | {"models_sha256": x["models_sha256"]["base"]} for x in (entry["settings"], config))
+    return not runs.differing(stored, asked)
+
+
+def take_over(other: Path, folder: Path, name: str, config: Mapping[str, Any]) -> None:
+    """Copies an attack's results on the base into an audit's folder, under that audit's own settings."""
+    for path in sorted((other / "results" / "attacks" / name / "base").glob("*.json")):
+        own = folder / "results" / "attacks" / name / "base" / path.name
+        runs.write_json(own, runs.read_result(path) | {"config": dict(config)})
