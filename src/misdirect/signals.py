@@ -157,6 +157,9 @@ def entry(argv: Sequence[str] | None = None) -> None:
     """The program: from here on no signal is a traceback, not even while modules are imported."""
 
     def verb() -> int:
+        from misdirect.allocator import keep_freed_memory
+
+        keep_freed_memory()
         from misdirect.cli import main
 
         for stream in (sys.stdout, sys.stderr):

@@ -27,7 +27,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from misdirect.attacks import unfinished
+from misdirect.attacks import optimise, unfinished
 from misdirect.attacks.case import Advance, Attack, Case, Cost, Form
 from misdirect.attacks.gcg_loss import Job, job_of
 from misdirect.attacks.gcg_search import Place, Settings, State, framed, search, start, text_of
@@ -99,7 +99,7 @@ def universal(case: Case, config: AuditConfig, where: Where, title: str) -> Atta
         title=f"{title} ({config.suffix_tokens} tokens, {steps} steps)",
         access="gradients",
         settings=settings_of(config, where, train_questions=TRAINED, screened=SCREENED, trained_on="attacker's half"),
-        cost=Cost(forward_tokens=measured + tokens),
+        cost=Cost(forward_tokens=measured + tokens, memory=optimise.update_bytes(case, TRAINED, config.suffix_tokens)),
         num_steps=steps * sets,
         holds="answered questions",
         late=where == "prefix",
@@ -121,7 +121,7 @@ def single(case: Case, config: AuditConfig) -> Attack:
         title=f"Searched text for one question at a time, towards right and wrong answers ({steps} steps)",
         access="gradients",
         settings=settings_of(config, "suffix", questions=SINGLE, control="a wrong answer of the same question"),
-        cost=Cost(forward_tokens=tokens),
+        cost=Cost(forward_tokens=tokens, memory=optimise.update_bytes(case, 1, config.suffix_tokens)),
         num_steps=2 * steps * sum(asked.values()),
         run=run_single,
         recovers=False,

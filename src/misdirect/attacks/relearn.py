@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from typing import NamedTuple
 
 from misdirect.attacks import finetune
 from misdirect.attacks.case import Advance, Attack, Case, Cost, Shape
@@ -34,49 +34,65 @@ HOLDS = {"facts": "answered questions", "forget": "the forget corpus", "benign":
 FLAGS = {"facts": "--questions", "forget": "--forget", "benign": "--text", "retain": "--retain"}
 
 
+class Text(NamedTuple):
+    """What is trained on. `stating`: how many of the texts state a tested fact."""
+
+    name: str
+    count: int
+    sha256: str
+    stating: int
+
+
 def first(case: Case, config: AuditConfig) -> list[Attack]:
     """What comes before everything else: full finetuning on other facts, at the first two learning rates."""
-    return [relearn(case, config, "facts", "full", lr) for lr in config.learning_rates[:2]]
+    text = text_of(case, "facts")
+    return [relearn(case, config, text, "full", lr) for lr in config.learning_rates[:2]]
 
 
 def rest(case: Case, config: AuditConfig) -> list[Attack]:
     """LoRA, other texts, further rates, and the first rate for `LONG` updates where the steps are the default's."""
     rates = config.learning_rates
-    plan: list[tuple[str, Method, float]] = [("facts", "lora", LORA_LR * rates[0])]
-    plan += [(text, "full", rates[0]) for text in ("forget", "benign", "retain")]
-    later: list[tuple[str, Method, float]] = [("facts", "full", lr) for lr in rates[2:]]
-    later += [(text, "full", lr) for lr in rates[1:2] for text in ("forget", "benign", "retain")]
-    later += [("facts", "lora", LORA_LR * lr) for lr in rates[1:2]]
+    facts, *others = (text_of(case, name) for name in TITLES)
+    plan: list[tuple[Text, Method, float]] = [(facts, "lora", LORA_LR * rates[0])]
+    plan += [(text, "full", rates[0]) for text in others]
+    later: list[tuple[Text, Method, float]] = [(facts, "full", lr) for lr in rates[2:]]
+    later += [(text, "full", lr) for lr in rates[1:2] for text in others]
+    later += [(facts, "lora", LORA_LR * lr) for lr in rates[1:2]]
+    later += [(text, "lora", LORA_LR * rates[0]) for text in others]
     longer = dataclasses.replace(config, steps=LONG)
-    long = [relearn(case, longer, "facts", "full", rates[0])] if config.steps == AuditConfig.steps else []
+    long = [relearn(case, longer, facts, "full", rates[0])] if config.steps == AuditConfig.steps else []
     soon = [*(relearn(case, config, *one) for one in plan), *long]
     return [*soon, *(dataclasses.replace(relearn(case, config, *one), late=True) for one in later)]
 
 
-def relearn(case: Case, config: AuditConfig, text: str, method: Method, lr: float) -> Attack:
-    texts = texts_of(case, text)
+def text_of(case: Case, name: str) -> Text:
+    texts = texts_of(case, name)
     measured = taboo(q for halves in case.forgotten.values() for q in halves.test)
+    return Text(name, len(texts), fingerprint(texts), sum(gives_away(t, measured) for t in texts))
+
+
+def relearn(case: Case, config: AuditConfig, text: Text, method: Method, lr: float) -> Attack:
     settings = {
         "attack": "relearn",
-        "text": text,
+        "text": text.name,
         "method": method,
         "lr": lr,
         "steps": config.steps,
         "batch_size": config.batch_size,
         "max_tokens": config.max_tokens,
         "seed": config.seed,
-        "texts": len(texts),
-        "trained_on_sha256": fingerprint(texts),
-        "texts_that_state_a_tested_fact": sum(gives_away(t, measured) for t in texts),
+        "texts": text.count,
+        "trained_on_sha256": text.sha256,
+        "texts_that_state_a_tested_fact": text.stating,
     }
     points = len(curve(config.steps))
     tokens = float(config.batch_size * config.max_tokens)
     kept = 3 * 4 * tokens * case.shape.vocabulary + case.shape.activation_bytes(tokens)
     how = "Finetuning" if method == "full" else "LoRA finetuning"
     return Attack(
-        name=f"relearn-{text}-{method}-lr{short(lr)}-steps{config.steps}",
+        name=f"relearn-{text.name}-{method}-lr{short(lr)}-steps{config.steps}",
         family="relearn",
-        title=f"{how} on {TITLES[text]}, lr {short(lr)}, {config.steps} steps",
+        title=f"{how} on {TITLES[text.name]}, lr {short(lr)}, {config.steps} steps",
         access="weights",
         settings=settings,
         cost=Cost(
@@ -86,8 +102,8 @@ def relearn(case: Case, config: AuditConfig, text: str, method: Method, lr: floa
         ),
         num_steps=config.steps,
         run=run,
-        holds=HOLDS[text],
-        missing=missing(texts, text, method, config),
+        holds=HOLDS[text.name],
+        missing=missing(text, method, config),
     )
 
 
@@ -103,18 +119,18 @@ def short(lr: float) -> str:
     return f"{float(digits):g}e{int(exponent)}" if int(exponent) < -3 else f"{lr:g}"
 
 
-def missing(texts: Sequence[str], text: str, method: Method, config: AuditConfig) -> str:
-    if not texts:
-        return f"needs {FLAGS[text]} text"
+def missing(text: Text, method: Method, config: AuditConfig) -> str:
+    if not text.count:
+        return f"needs {FLAGS[text.name]} text"
     if method == "lora" and not finetune.has_peft():
         return "needs misdirect[lora]"
     return "" if config.steps >= LEAST_STEPS else f"needs --steps {LEAST_STEPS} or more"
 
 
-def texts_of(case: Case, text: str) -> list[str]:
-    if text == "facts":
+def texts_of(case: Case, name: str) -> list[str]:
+    if name == "facts":
         return clean_facts(case.forgotten.values())
-    return list({"forget": case.forget_texts, "benign": case.benign_texts, "retain": case.retain_texts}[text])
+    return list({"forget": case.forget_texts, "benign": case.benign_texts, "retain": case.retain_texts}[name])
 
 
 def curve(steps: int) -> list[int]:
