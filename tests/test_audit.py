@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import shutil
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,10 @@ import tiny
 from attack_cases import questions, tiny_case, tiny_lm
 from misdirect import runs
 from misdirect.attacks import catalogue, finetune, measure, relearn
-from misdirect.auditing import material, pair, timing
+from misdirect.auditing import before, material, pair, timing
 from misdirect.auditing.run import refuse_silent
 from misdirect.cli import main
+from misdirect.cli_audit import gate
 from misdirect.config import AuditConfig
 from misdirect.data.questions import Question
 from misdirect.model.load import load_lm
@@ -205,6 +208,32 @@ def test_a_gate_without_an_attack_is_not_passed(here: Path, capsys: pytest.Captu
 def test_a_gate_needs_relearning(audited: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert audit("--only", "direction-ones", "--fail-above", "1e6") == 1
     assert "relearning was not measured" in capsys.readouterr().out
+
+
+def test_relearning_that_may_teach_is_no_relearning_for_the_gate(capsys: pytest.CaptureFixture[str]) -> None:
+    share = {"attack": "strongest", "metric": "recovered_share", "set": "biology", "value": 0.1, "headline": True}
+    record = {"removed": {"biology": {"removed": True}}}
+    for text, code in (("forget", 1), ("benign", 1), ("facts", 0)):
+        done = {"family": "relearn", "status": "done", "settings": {"attack": "relearn", "text": text}}
+        assert gate([share], record | {"attacks": [done]}, 0.3) == code, text
+    assert "relearning was not measured" in capsys.readouterr().out
+
+
+def test_a_result_that_was_removed_is_measured_again_and_nothing_else(audited: Path, here: Path) -> None:
+    shutil.copytree(audited, "audit")
+    before = {path: (Path("audit") / path).stat().st_mtime_ns for path in files()}
+    shutil.rmtree("audit/results/attacks/lens-letter")
+    Path("audit/results/unlearned/mcq.other.json").unlink()
+    assert audit() == 0
+    again = {path for path in files() if (Path("audit") / path).stat().st_mtime_ns != before[path]}
+    made = {path for path in again if path.startswith("results/") and "recovered" not in path}
+    assert files() == set(before)
+    asked = {"results/unlearned/mcq.other.json"}
+    judged = {
+        f"results/unlearned/mcq.{name}.json" for name in ("biology", "other")
+    }  # the format of judging is written anew
+    lens = {f"results/attacks/lens-letter/{m}/mcq.{name}.json" for m in pair.MODELS for name in ("biology", "other")}
+    assert lens | asked <= made <= lens | asked | judged | {p.replace("unlearned/", "base/") for p in judged}
 
 
 def test_another_call_after_a_kill_is_no_error(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,6 +435,21 @@ def test_one_model_is_held_at_a_time(here: Path) -> None:
     assert pair.weights_hash(third) == pair.weights_hash(first) != pair.weights_hash(second)
 
 
+def test_an_audit_holds_one_model_at_a_time(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, held = pair.load_lm, []
+
+    def loaded(*given: Any) -> Any:
+        gc.collect()
+        assert not [model for model in held if model() is not None], "another model is still there"
+        lm = load(*given)
+        held.append(weakref.ref(lm.model))
+        return lm
+
+    monkeypatch.setattr(pair, "load_lm", loaded)
+    assert audit("--only", "direction-unlearned-base-block", "--only", "direction-ones-all") == 0
+    assert len(held) > 6
+
+
 def test_a_run_called_demo_does_not_stand_for_the_model(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "demo").mkdir()
     (here / "demo" / "config.json").write_text('{"misdirect": "0.1.0", "model": "demo"}')
@@ -417,10 +461,24 @@ def test_what_does_not_fit_is_known_before_it_starts() -> None:
     attack = relearn.first(case, AuditConfig())[0]
     seconds = timing.seconds_of(attack.cost, timing.Speed(1000.0, 100.0))
     assert seconds == pytest.approx(attack.cost.forward_tokens / 1000 + 60 * 4 * 128 / 100)
-    assert timing.first_fit([10.0, 50.0, 20.0, 5.0], 36.0) == [True, False, True, True]
+    fits = timing.first_fit([10.0, 50.0, 20.0, 5.0], 36.0)
+    assert fits == [True, False, True, True]
+    assert timing.fitting_first(["a", "b", "c", "d"], fits) == ["a", "c", "d", "b"]
     assert timing.too_large(attack, 1e12) == ""
     assert "of memory" in timing.too_large(attack, 1e5)
-    assert "LoRA, or a smaller --batch-size or --max-tokens, needs less" in timing.too_large(attack, 1e5)
+    assert "LoRA, --dtype bfloat16, or a smaller --batch-size" in timing.too_large(attack, 1e5)
+    lora = next(a for a in relearn.rest(case, AuditConfig()) if a.settings["method"] == "lora")
+    assert timing.too_large(lora, 1e5).endswith("with a smaller --batch-size or --max-tokens")
+    for other in catalogue.attacks(case, AuditConfig()):
+        if other.cost.memory:
+            assert "less is needed with" in timing.too_large(other, 1.0), other.name
+
+
+def test_a_rival_steers_nowhere(tmp_path: Path) -> None:
+    for method, block in (("rmu", 7), ("npo", None)):
+        runs.write_json(tmp_path / method / runs.CONFIG, {"method": method, "chosen": {"block": 7}})
+        assert before.steered_block(tmp_path / method) == block
+    assert before.steered_block(None) is None
 
 
 def test_the_clock_learns_from_what_was_run() -> None:

@@ -9,7 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attack_cases import questions
-from misdirect.data.facts import clean, clean_facts, facts, gives_away, keywords, split, stated, taboo
+from misdirect.data.facts import (
+    Halves,
+    clean,
+    clean_facts,
+    facts,
+    gives_away,
+    keywords,
+    split,
+    stated,
+    taboo,
+    without_tested,
+)
 from misdirect.data.questions import Question, read_questions
 
 
@@ -136,3 +147,18 @@ def test_support_is_read_and_never_asked(tmp_path: object) -> None:
     with open(path, "w") as file:
         file.write('{"question": "Which?", "choices": ["a", "b"], "answer": 0, "support": " It is a. "}\n')
     assert read_questions(path)[0].support == "It is a."
+
+
+def test_the_attackers_half_gives_no_tested_fact_of_any_set_away() -> None:
+    def item(name: str, question: str, answer: str, support: str = "") -> Question:
+        return Question(name, question, (answer, "nothing at all"), 0, "", support)
+
+    tested = item("t", "Which organ pumps the blood through vessels?", "the heart")
+    told = item("a", "What pumps blood through an organ with vessels?", "it is the heart")
+    by_support = item("b", "What is red?", "a rose", "The organ that pumps blood through vessels is the heart.")
+    other = item("c", "Which planet is largest?", "Jupiter")
+    sets = {"one": Halves((other,), (tested,), (0,)), "two": Halves((told, by_support, other), (other,), (0,))}
+    assert without_tested({"one": sets["one"]})["one"] == sets["one"]
+    cleaned = without_tested(sets)
+    assert cleaned["two"].train == () and cleaned["one"].train == (), "the other set tests Jupiter, too"
+    assert [halves.test for halves in cleaned.values()] == [halves.test for halves in sets.values()]

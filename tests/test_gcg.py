@@ -383,6 +383,11 @@ def test_a_killed_attack_goes_on_where_it_was(name: str, tmp_path: Path) -> None
     assert unfinished.read(case, attack) and not unfinished.read(case, other)
 
 
+def test_a_search_has_worked_when_a_fifth_of_the_loss_is_gone() -> None:
+    assert gcg.worked(14.5, 11.5) and gcg.worked(2.0, 1.4)
+    assert not gcg.worked(14.47, 11.95) and not gcg.worked(2.0, 1.7) and not gcg.worked(1.0, 0.7)
+
+
 def test_a_small_budget_is_no_attack() -> None:
     _, case = tiny_case()
     for attack in gcg.attacks(case, dataclasses.replace(CONFIG, gcg_steps=19)):

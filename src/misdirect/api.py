@@ -290,6 +290,10 @@ def audit(
     loading = pair.Loading(config.device, config.dtype, trust_remote_code, allow_pickle)
     side = pair.opened(both["base"], both["unlearned"], loading)
     with runs.writing(folder):
+        if unlearned is None:  # a run is audited against the model that it was made from
+            with side("base") as lm:
+                refuse_other_base(lm, folder)
+                del lm
         other = None if controls is None else Path(controls).expanduser()
         record = running.execute(running.Job(folder, run, both, side, found, config, only, skip, other))
         runs.write_summary(folder, over_seeds(folder))

@@ -139,7 +139,8 @@ def audited(base: str, unlearned: str | None, only: Sequence[str], asked: Asked,
 
 
 def gate(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any], limit: float) -> int:
-    """Exit code 0 where every forgotten set lost something, relearning was measured, and little enough comes back, else 1.
+    """Exit code 0 where every forgotten set lost something, relearning on other facts was measured, and little enough comes
+    back, else 1.
 
     The larger of two shares counts: of what the base knows, and of the gap to the base under the same attack.
     """
@@ -147,7 +148,8 @@ def gate(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any], limit: fl
     for row in rows:
         if row["attack"] == "strongest" and (row.get("headline") or row["metric"] == "gap_closed"):
             shares[row["set"]] = max(row["value"], shares.get(row["set"], row["value"]))
-    relearned = any(a["family"] == "relearn" and a["status"] == "done" for a in record["attacks"])
+    done = [a["settings"] for a in record["attacks"] if a["status"] == "done"]
+    relearned = any(settings.get("attack") == "relearn" and settings.get("text") == "facts" for settings in done)
     code = 0
     for name, found in record["removed"].items():
         share = shares.get(name)

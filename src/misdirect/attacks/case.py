@@ -21,8 +21,8 @@ from misdirect.model.load import LM
 from misdirect.runs import Result
 
 Form = Literal["cloze", "letter", "letter_permuted"]
-# What the attacker must have in hand: say what he likes; see log-probabilities; compute gradients; change the weights.
-Access = Literal["prompt", "logits", "gradients", "weights"]
+# What the attacker must have in hand: say what he likes; compute gradients; change the weights.
+Access = Literal["prompt", "gradients", "weights"]
 Advance = Callable[[int], None]
 
 

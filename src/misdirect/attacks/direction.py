@@ -148,9 +148,9 @@ def orthonormal(vectors: Float[Tensor, "N D"]) -> Float[Tensor, "K D"]:
 
 
 def forget_samples(lm: LM, case: Case) -> list[list[int]]:
-    """Pieces of forget text, or of the attacker's half of the facts where there is none."""
+    """The beginnings of forget texts, or the attacker's half of the facts where there are none."""
     texts = case.forget_texts or [stated(q) for halves in case.forgotten.values() for q in halves.train]
-    return tokenise(lm.tokenizer, texts[:TEXTS], TEXT_TOKENS)[:TEXTS]
+    return [sample for text in texts[:TEXTS] for sample in tokenise(lm.tokenizer, [text], TEXT_TOKENS)[:1]]
 
 
 def forget_states(lm: LM, case: Case, block: int) -> Float[Tensor, "N D"]:

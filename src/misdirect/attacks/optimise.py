@@ -47,6 +47,12 @@ def examples(lm: LM, case: Case) -> list[Encoded]:
     return items
 
 
+def lacking(case: Case) -> str:
+    """Why there is nothing to train on, or nothing."""
+    bare = [name for name, halves in case.forgotten.items() if not halves.train]
+    return f"needs questions in {', '.join(bare)} that give no tested fact away" if bare else ""
+
+
 def example_tokens(case: Case) -> float:
     """Tokens of the mean training question, for estimates."""
     asked = [q for halves in case.forgotten.values() for q in halves.train]

@@ -62,7 +62,7 @@ def attacks(case: Case, config: AuditConfig) -> list[Attack]:
             needs_means=True,
             holds="answered questions",
             base_alone=False,
-            missing="" if steps >= LEAST_STEPS else f"needs --soft-steps {LEAST_STEPS} or more",
+            missing=optimise.lacking(case) if steps >= LEAST_STEPS else f"needs --soft-steps {LEAST_STEPS} or more",
         )
         for place, words in [("block", "after the steered block"), ("late", "half-way above the steered block")]
     ]

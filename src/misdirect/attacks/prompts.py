@@ -275,12 +275,15 @@ def attacks(case: Case, config: AuditConfig) -> list[Attack]:
 
 def attack_of(case: Case, name: str, title: str, settings: Mapping[str, Any]) -> Attack:
     (values,) = settings.values()
-    tokens, missing = len(values) * measure.sitting_tokens(case, general=False), ""
+    tokens, missing, holds = len(values) * measure.sitting_tokens(case, general=False), "", ""
     if "shots" in settings:
         tokens += sum(values) * example_tokens(case)
+        holds = "answered questions"
         missing = lacking(case, other=name.endswith("other"))
     settings = {**settings, "seed": case.seed}
-    return Attack(name, "prompt", title, "prompt", settings, Cost(tokens), len(values), run, missing=missing)
+    return Attack(
+        name, "prompt", title, "prompt", settings, Cost(tokens), len(values), run, holds=holds, missing=missing
+    )
 
 
 def lacking(case: Case, other: bool) -> str:

@@ -16,7 +16,7 @@ from misdirect.attacks.case import Advance, Attack, Case, Cost, Shape
 from misdirect.attacks.finetune import Method
 from misdirect.attacks.measure import LANGUAGE_TOKENS, Point, language, results, sit, sitting_tokens
 from misdirect.config import AuditConfig
-from misdirect.data.facts import clean_facts, gives_away, taboo
+from misdirect.data.facts import clean, clean_facts, gives_away, taboo
 from misdirect.model.load import LM
 from misdirect.runs import Result, fingerprint
 
@@ -128,9 +128,13 @@ def missing(text: Text, method: Method, config: AuditConfig) -> str:
 
 
 def texts_of(case: Case, name: str) -> list[str]:
+    """Of benign and retain text what states no tested fact; the forget corpus as it is."""
     if name == "facts":
         return clean_facts(case.forgotten.values())
-    return list({"forget": case.forget_texts, "benign": case.benign_texts, "retain": case.retain_texts}[name])
+    if name == "forget":
+        return list(case.forget_texts)
+    measured = [q for halves in case.forgotten.values() for q in halves.test]
+    return clean({"benign": case.benign_texts, "retain": case.retain_texts}[name], measured)
 
 
 def curve(steps: int) -> list[int]:

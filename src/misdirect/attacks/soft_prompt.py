@@ -1,7 +1,7 @@
 """Soft prompt: vectors in embedding space before the question, trained on the attacker's half, tested on the other.
 
 Source: Lester et al. 2021, arXiv 2104.08691; as an attack on unlearning: Schwinn et al. 2024, arXiv 2402.09063. No prompt
-of as many tokens can do better on the training questions than the best soft prompt, so it is an upper bound for prompts.
+of as many tokens does better on the training questions than the best vectors; what a short training finds is less than these.
 The vectors take the places of token ids that no question uses; a hook on the embedding table's output puts them in, after
 whatever scaling the table itself does, so that every scorer works unchanged. They start as the embeddings of a plain
 sentence.
@@ -55,7 +55,7 @@ def attacks(case: Case, config: AuditConfig) -> list[Attack]:
             num_steps=steps,
             holds="answered questions",
             run=run,
-            missing="" if steps >= LEAST_STEPS else f"needs --soft-steps {LEAST_STEPS} or more",
+            missing=optimise.lacking(case) if steps >= LEAST_STEPS else f"needs --soft-steps {LEAST_STEPS} or more",
         )
     ]
 

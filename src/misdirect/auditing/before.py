@@ -32,20 +32,25 @@ def evaluated(folder: Path, side: Side, material: Material, config: AuditConfig)
 
     A stored evaluation counts, whatever its limit, when it is of the same questions.
     """
-    missing = {name: found for name, found in material.questions.items() if not stored(folder, name, found)}
+    missing = {
+        model: [name for name, found in material.questions.items() if not stored(folder, model, name, found)]
+        for model in MODELS
+    }
     tasks = {}
-    for name, found in missing.items():
+    for name, found in material.questions.items():
         limit = config.limit if name in material.forgotten else config.general
         asked = EvaluateConfig(limit=limit, formats=config.formats, seed=config.seed, dtype=config.dtype,
                                batch_tokens=config.batch_tokens)  # fmt: skip
         tasks[name] = task_of(mcq, mcq.mcq, name, found, asked)
-    if tasks:
-        with bar("Asking both models as they are", 2 * sum(task.num_items for task in tasks.values())) as advance:
+    items = sum(tasks[name].num_items for names in missing.values() for name in names)
+    if items:
+        with bar("Asking both models as they are", items) as advance:
             for model in MODELS:
                 with side(model) as lm:
-                    for name, task in tasks.items():
+                    for name in missing[model]:
                         step = functools.partial(advance, text=f"{model}: {name}")
-                        runs.save_result(folder, model, task.measure(lm, step))
+                        runs.save_result(folder, model, tasks[name].measure(lm, step))
+                    del lm
         for name in tasks:
             for model in MODELS:
                 path = runs.result_path(folder, model, mcq.MEASUREMENT, name)
@@ -58,16 +63,13 @@ def evaluated(folder: Path, side: Side, material: Material, config: AuditConfig)
     return forms
 
 
-def stored(folder: Path, name: str, questions: Sequence[Any]) -> bool:
-    """Whether both models' answers are there. Raises ValueError where those of this name are to other questions."""
-    paths = [runs.result_path(folder, model, mcq.MEASUREMENT, name) for model in MODELS]
-    if not all(path.exists() for path in paths):
+def stored(folder: Path, model: str, name: str, questions: Sequence[Any]) -> bool:
+    """Whether a model's answers are there. Raises ValueError where those of this name are to other questions."""
+    path = runs.result_path(folder, model, mcq.MEASUREMENT, name)
+    if not path.exists():
         return False
-    found = runs.read_result(paths[0])
-    if found["config"].get("sha256") != mcq.hash_of(questions):
-        raise ValueError(
-            f"{paths[0]} holds answers to other questions; expected the same SOURCE, or another NAME for it"
-        )
+    if runs.read_result(path)["config"].get("sha256") != mcq.hash_of(questions):
+        raise ValueError(f"{path} holds answers to other questions; expected the same SOURCE, or another NAME for it")
     return True
 
 
@@ -89,6 +91,13 @@ def control_vectors(run: Path | None) -> dict[str, torch.Tensor]:
     return {name: v.flatten().float() / v.float().norm() for name, v in tensors.items()}
 
 
+def steered_block(run: Path | None) -> int | None:
+    """Where the run steered; None where that is not known, and for a rival, which steers nowhere."""
+    made = runs.read_json(run / runs.CONFIG) if run else {}
+    found: int | None = made["chosen"]["block"] if made.get("method") == "rmu" else None
+    return found
+
+
 def case_of(
     folder: Path, run: Path | None, side: Side, material: Material, config: AuditConfig, forms: Mapping[str, Form]
 ) -> Case:
@@ -98,7 +107,8 @@ def case_of(
         with side(model) as lm:
             hashes[model] = weights_hash(lm)
             shape, dtype = shape_of(lm), str(next(lm.model.parameters()).dtype)
-    block = runs.read_json(run / runs.CONFIG)["chosen"]["block"] if run else None
+            del lm  # or two models would be held while the next is loaded
+    block = steered_block(run)
     asked = {n: [*h.train, *h.test] for n, h in material.forgotten.items()} | dict(material.retained)
     identity = {
         "models_sha256": hashes,
@@ -129,6 +139,7 @@ def activations(side: Side, case: Case, advance: Callable[[int], None]) -> dict[
             kept = mean_states(lm, retain, case.seed)[0] if retain else torch.zeros_like(forgotten)
             means[model] = Means(forgotten, kept)
             medians = norms if model == "base" else medians
+            del lm
             advance(1)
     return {"means": means, "medians": medians}
 

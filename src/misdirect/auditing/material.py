@@ -10,7 +10,7 @@ from misdirect import runs
 from misdirect.config import AuditConfig, kind_of
 from misdirect.data.asking import check_letters, sample
 from misdirect.data.corpora import read_texts
-from misdirect.data.facts import Halves, split
+from misdirect.data.facts import Halves, split, without_tested
 from misdirect.data.questions import Question, read_questions
 from misdirect.progress import note
 
@@ -45,7 +45,9 @@ def read(
         if config.formats != "cloze":
             check_letters(items)
     wanted = forgotten_names(list(asked), topics)
-    halves = {name: split(sample(asked[name], config.limit, config.seed), config.seed) for name in wanted}
+    halves = without_tested(
+        {name: split(sample(asked[name], config.limit, config.seed), config.seed) for name in wanted}
+    )
     for name, found in halves.items():
         if len(found.train) + len(found.test) < FEW:
             note(f"{name} has {len(found.train) + len(found.test)} questions, of which {len(found.test)} are measured: "

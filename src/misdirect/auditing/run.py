@@ -47,8 +47,7 @@ class Job:
 
 def execute(job: Job) -> dict[str, Any]:
     """Runs what is missing and fits into the time; returns the record. Raises ValueError for other settings than stored."""
-    started = time.perf_counter()
-    clock = timing.Clock(job.config.minutes, started)
+    clock = timing.Clock(job.config.minutes, time.perf_counter())
     for model in MODELS:  # whatever is wrong with one of them is said before anything is asked
         with job.side(model):
             pass
@@ -56,6 +55,7 @@ def execute(job: Job) -> dict[str, Any]:
     case = before.case_of(job.folder, job.run, job.side, job.material, job.config, forms)
     wanted = catalogue.selected(catalogue.attacks(case, job.config), job.only, job.skip)
     record = begun(job, case, wanted)
+    clock.earlier = record.get("seconds", 0.0)
     take_over_controls(job, case, (catalogue.unattacked(case), *wanted), record)
     run_attack(job, case, catalogue.unattacked(case), record)
     plain = {model: plain_answers(job.folder, case, model) for model in MODELS}
@@ -64,31 +64,29 @@ def execute(job: Job) -> dict[str, Any]:
     save(job.folder, record)
     for name, found in record["removed"].items():
         say_removed(name, found)
-    if not any(map(worth_attacking, record["removed"].values())):
+    if not any(found["attacked"] for found in record["removed"].values()):
         note("Nothing was removed, so there is nothing to bring back: no attack is run")
-        return ended(job, record, started)
+        return ended(job, record, clock)
     todo = planned(job, [a for a in wanted if not finished(record, a)], record, clock)
     if any(attack.needs_means for attack, _ in todo):
         with bar("Reading both models' states", 2) as advance:
             case = dataclasses.replace(case, **before.activations(job.side, case, advance))
     spend(job, case, todo, record, plain, clock)
     recover(job.folder, case, record)
-    return ended(job, record, started)
+    return ended(job, record, clock)
 
 
-def worth_attacking(removed: Mapping[str, Any]) -> bool:
-    """Where a loss shows, or where there are too few questions for any to show and fewer are right than before."""
-    return bool(removed["removed"] or (removed["n"] < FEW and removed["value"] > 0))
-
-
-def ended(job: Job, record: dict[str, Any], started: float) -> dict[str, Any]:
-    record["seconds"] = record.get("seconds", 0.0) + time.perf_counter() - started
+def ended(job: Job, record: dict[str, Any], clock: timing.Clock) -> dict[str, Any]:
+    record["seconds"] = clock.spent
     save(job.folder, record)
     return record
 
 
 def begun(job: Job, case: Case, wanted: Sequence[Attack]) -> dict[str, Any]:
-    """The stored record, or a new one. Raises ValueError where a finished attack had other settings."""
+    """The stored record, or a new one; an attack whose results were removed is as if never run.
+
+    Raises ValueError where a finished attack had other settings.
+    """
     path = job.folder / AUDIT
     record = runs.read_json(path) if path.exists() else {}
     if not isinstance(record, dict) or not isinstance(record.get("attacks", []), list):
@@ -103,13 +101,16 @@ def begun(job: Job, case: Case, wanted: Sequence[Attack]) -> dict[str, Any]:
     record.setdefault("attacks", [])
     for attack in (catalogue.unattacked(case), *wanted):
         entry = entry_of(record, attack.name)
-        if entry and entry.get("seconds"):
+        if entry:
+            there = {model for model in MODELS if results_of(job.folder, attack.name, model)}
+            entry["seconds"] = {model: x for model, x in entry.get("seconds", {}).items() if model in there}
+        if entry and entry["seconds"]:
             asked = runs.json_form(measure.config_of(case, attack))
             names = runs.differing(entry["settings"], asked)
             if names:
                 raise ValueError(
                     f"{attack.name} was run with other settings ({', '.join(names)} differ); expected the same, another "
-                    f"--out, or {path} and {attack_folder(job.folder, attack.name)} removed"
+                    f"--out, or {attack_folder(job.folder, attack.name)} removed"
                 )
     return record
 
@@ -158,13 +159,14 @@ def note_status(record: dict[str, Any], attack: Attack, status: str, why: str = 
 def planned(
     job: Job, todo: Sequence[Attack], record: dict[str, Any], clock: timing.Clock
 ) -> list[tuple[Attack, float]]:
-    """The attacks that can be run here, each with its estimated seconds; says before it starts which will fit."""
+    """The attacks that can be run here with their estimated seconds, those that are announced as fitting first."""
     if not todo:
         note("Every attack that was asked for is finished already")
         return []
     with job.side("base") as lm:
         free = float(free_bytes(lm.device))
-        trains = any(a.family == "relearn" and not a.missing and not timing.too_large(a, free) for a in todo)
+        full = [a for a in todo if a.settings.get("method") == "full" and not a.missing]
+        trains = any(not timing.too_large(a, free) for a in full)
         update = (job.config.batch_size, job.config.max_tokens)
         speed = timing.measured(lm, update if trains else None)
     record["speed"] = {"forward_tokens_per_second": speed.forward, "train_tokens_per_second": speed.train}
@@ -180,7 +182,7 @@ def planned(
         if blocked[attack.name]:
             note_status(record, attack, "not run", blocked[attack.name])
     save(job.folder, record)
-    return able
+    return timing.fitting_first(able, fits)
 
 
 def say_plan(job: Job, able: Sequence[tuple[Attack, float]], fits: Sequence[bool], blocked: Mapping[str, str]) -> None:
@@ -217,6 +219,8 @@ def spend(
         run_attack(job, case, attack, record, plain)
         clock.ran(seconds, time.perf_counter() - started)
         recover(job.folder, case, record, attack.name)
+        record["seconds"] = clock.spent
+        save(job.folder, record)
     for attack, seconds in waiting:
         note_status(record, attack, "not run", clock.why_not(seconds))
 
@@ -224,7 +228,7 @@ def spend(
 def run_attack(
     job: Job, case: Case, attack: Attack, record: dict[str, Any], plain: Mapping[Model, measure.Sat] | None = None
 ) -> None:
-    """Both models, the one that is loaded first; each one's results are stored before the record says so."""
+    """The base, then the unlearned model; each one's results are stored before the record says so."""
     entry = note_status(
         record, attack, "not run", "interrupted", settings=runs.json_form(measure.config_of(case, attack))
     )
@@ -242,8 +246,9 @@ def run_attack(
         except (
             ValueError,
             MemoryError,
-            RuntimeError,
-        ) as error:  # torch says so when memory ends or a matrix is singular
+            RuntimeError,  # torch says so when memory ends or a matrix is singular
+            ImportError,  # an extra that is there and does not work
+        ) as error:
             why = " ".join(str(error).split())[:300] or "out of memory"
             note(f"{attack.title} failed on the {model} model: {why}")
             note_status(record, attack, "failed", f"{model}: {why}")
@@ -251,6 +256,7 @@ def run_attack(
             return
         for one in found:
             runs.save_result(job.folder, model, one, attack.name)
+        del lm  # or two models would be held while the next is loaded
         kept.unlink(missing_ok=True)
         entry["seconds"][model] = round(time.perf_counter() - started, 3)
         save(job.folder, record)
@@ -307,14 +313,19 @@ def split_of(folder: Path, case: Case) -> dict[str, dict[str, int]]:
 
 
 def removed(folder: Path, case: Case) -> dict[str, dict[str, Any]]:
-    """What unlearning took away on the tested questions: a positive share of all, and whether it is more than chance."""
+    """What unlearning took away on the tested questions: a positive share of all, and whether it is more than chance.
+
+    `attacked`: where a loss shows, or where there are too few questions for any to show and fewer are right than before.
+    """
     out = {}
     for name in case.forgotten:
         found = tested(folder, name)
         change = found.removed
         out[name] = {
             "value": -change.difference, "stderr": change.stderr, "low": -change.high, "high": -change.low, "n": change.n,
-            "removed": found.anything_removed, "base": float(found.base.mean()), "unlearned": float(found.unlearned.mean()),
+            "removed": found.anything_removed,
+            "attacked": found.anything_removed or bool(change.n < FEW and change.difference < 0),
+            "base": float(found.base.mean()), "unlearned": float(found.unlearned.mean()),
         }  # fmt: skip
     return out
 
@@ -333,7 +344,7 @@ def recover(folder: Path, case: Case, record: Mapping[str, Any], fresh: str | No
     `fresh`: of the attacks' own shares only this one's, the others standing as they are.
     """
     for name in case.forgotten:
-        if not worth_attacking(record["removed"][name]):
+        if not record["removed"][name]["attacked"]:
             continue
         of, found = tested(folder, name), []
         for entry in record["attacks"]:

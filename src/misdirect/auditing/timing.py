@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from misdirect.attacks import finetune
 from misdirect.attacks.case import Attack, Cost
@@ -14,6 +14,16 @@ from misdirect.planning.form import duration, size
 
 ROOM = 0.9  # of the free memory, that an attack may take
 WARM = 3  # updates that make the optimizer's state and take memory for the first time, and are slower
+
+
+LESS = {  # family -> what makes an attack need less memory
+    "relearn-full": "LoRA, --dtype bfloat16, or a smaller --batch-size or --max-tokens",
+    "relearn-lora": "a smaller --batch-size or --max-tokens",
+    "lens": "a smaller --batch-tokens",
+    "probe": "a smaller --limit",
+    "gcg": "a smaller --suffix-tokens, or --dtype bfloat16",
+    "soft-prompt": "a smaller --soft-tokens, or --dtype bfloat16",
+}
 
 
 class Speed(NamedTuple):
@@ -49,16 +59,23 @@ def too_large(attack: Attack, free: float) -> str:
     """Why an attack does not fit into memory, with what would; empty where it does."""
     if attack.cost.memory <= ROOM * free:
         return ""
-    instead = "; LoRA, or a smaller --batch-size or --max-tokens, needs less" if attack.family == "relearn" else ""
-    return f"needs {size(attack.cost.memory)} of memory, {size(free)} are free{instead}"
+    family = f"{attack.family}-{attack.settings['method']}" if "method" in attack.settings else attack.family
+    instead = LESS.get(family, "--dtype bfloat16 where the weights are float32")
+    return f"needs {size(attack.cost.memory)} of memory, {size(free)} are free; less is needed with {instead}"
 
 
 class Clock:
     """What is left of the time, and how far off the estimates have been so far."""
 
     def __init__(self, minutes: float, started: float) -> None:
-        self.end = started + 60 * minutes
+        self.started, self.end = started, started + 60 * minutes
+        self.earlier = 0.0  # seconds of the calls before this one
         self.estimated = self.taken = 0.0
+
+    @property
+    def spent(self) -> float:
+        """Seconds, with those of earlier calls."""
+        return self.earlier + time.perf_counter() - self.started
 
     @property
     def left(self) -> float:
@@ -78,6 +95,11 @@ class Clock:
         """Why an attack of so many estimated seconds does not fit; empty where it does."""
         needed = self.factor * seconds
         return "" if needed <= self.left else f"needs about {duration(needed)}, {duration(self.left)} are left"
+
+
+def fitting_first(todo: Sequence[Any], fits: Sequence[bool]) -> list[Any]:
+    """What was announced as fitting comes before what waits for time that is left; else the order stays."""
+    return [one for wanted in (True, False) for one, fit in zip(todo, fits, strict=True) if fit is wanted]
 
 
 def first_fit(seconds: Sequence[float], left: float) -> list[bool]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from misdirect.data.questions import Question
@@ -149,6 +149,17 @@ def clean(texts: Iterable[str], measured: Sequence[Question]) -> list[str]:
 def stated(question: Question) -> str:
     """A fact as text: the question's support where it has one, else the question with its right answer."""
     return question.support or f"Question: {question.question}\nAnswer: {question.choices[question.answer]}"
+
+
+def without_tested(sets: Mapping[str, Halves]) -> dict[str, Halves]:
+    """The halves with only such questions for the attacker as give no measured fact of any set away."""
+    facts = taboo(q for halves in sets.values() for q in halves.test)
+
+    def own(question: Question) -> bool:
+        shown = f"{question.question} {question.choices[question.answer]}"
+        return not any(gives_away(text, facts) for text in (shown, question.support))
+
+    return {name: halves._replace(train=tuple(filter(own, halves.train))) for name, halves in sets.items()}
 
 
 def clean_facts(sets: Iterable[Halves]) -> list[str]:

@@ -146,7 +146,14 @@ def setting_words(each: Attempt) -> str:
     return ", ".join(f"{name} {value[:16] if name.endswith('sha256') else value}" for name, value in wording.flat(own))
 
 
-SHARED = ("models_sha256", "dtype", "questions_sha256", "forms", "split_seed")  # the same for all attacks of an audit
+SHARED = (
+    "models_sha256",
+    "dtype",
+    "questions_sha256",
+    "texts_sha256",
+    "forms",
+    "split_seed",
+)  # the same for all attacks of an audit
 
 
 def texts_table(audit: Audit, most: int = 60) -> Table:

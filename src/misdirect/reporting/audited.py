@@ -26,10 +26,6 @@ from misdirect.reporting.reading import mapping, number
 # access -> what an attacker must have, in a word or two, and who has it
 ACCESS: Mapping[str, tuple[str, str]] = {
     "prompt": ("a prompt", "Types text and reads the answer: every user of a chat page or an API has this."),
-    "logits": (
-        "log-probabilities",
-        "Sees how likely each token is, as some APIs tell: enough for searches over prompts that need no gradient.",
-    ),
     "gradients": (
         "gradients",
         "Holds a copy of the weights to compute with, and attacks through what is fed in; the model stays as it is. "
@@ -152,10 +148,12 @@ def headline_of(audit: Audit, name: str) -> Headline:
         return Headline(name, "nothing was removed", text, [])
     found, finished = audit.share(name), finished_attacks(audit, name)
     if found is None:
-        known = "" if not finished else " that was chosen on one half of the questions and measured on the other"
-        text = (
-            f"{name}: no attack has been run that could bring knowledge back{known}. This says nothing about the model."
-        )
+        text = f"{name}: no attack has been run that could bring knowledge back. This says nothing about the model."
+        if finished and all(number(each.settings, GIVEN_AWAY) for each in finished):
+            text = (
+                f"{name}: the attacks that were run train on text that states tested facts, so what comes back under them may "
+                "have been taught. No other attack has been run."
+            )
         return Headline(name, "not attacked", text, [])
     interval = f" [{span(found)}]" if span(found) else ""
     names, prices = strongest_in_words(audit, name)

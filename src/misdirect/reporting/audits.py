@@ -112,8 +112,9 @@ class Audit:
         return mapping(mapping(self.about.get(key)).get(name))
 
     def removed(self, name: str) -> bool:
-        """False only where the audit says that nothing was."""
-        return self.part("removed", name).get("removed") is not False
+        """False only where the audit says that nothing was, and that so nothing was attacked."""
+        found = self.part("removed", name)
+        return found.get("attacked", found.get("removed")) is not False
 
     def share(self, name: str) -> Row | None:
         """The headline: what comes back of a set under the strongest attack."""
