@@ -422,6 +422,33 @@ def test_a_run_is_audited_like_its_delta_and_its_export(here: Path) -> None:
     ]
     assert results[0]["records"] == results[1]["records"] == results[2]["records"]
     assert (Path("run") / "README.md").is_file()
+    asked_of = lambda: runs.read_json(Path("run/results/base/mcq.biology.json"))["records"]  # noqa: E731
+    assert len(asked_of()) == 60
+    assert main(["evaluate", "run", *asked, "--limit", "8"]) == 0  # what the audit asked for itself is in nobody's way
+    assert len(asked_of()) == 8
+    assert main(["audit", "run", *asked, *more]) == 0
+    assert len(asked_of()) == 8
+
+
+def test_a_run_is_audited_against_the_base_it_was_made_from(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = [
+        "--forget",
+        "biology=bio.txt",
+        "--retain",
+        "w=bio.txt",
+        "--updates",
+        "1",
+        "--steering",
+        "2x",
+        "--alpha",
+        "1",
+    ]
+    shutil.copytree(here / "knows", "mine")
+    assert main(["unlearn", "mine", *made, "--out", "run"]) == 0
+    lm = load_lm("forgot")
+    lm.model.save_pretrained("mine")
+    assert main(["audit", "run", "--questions", "biology=biology.jsonl", "--only", "direction-ones-all"]) == 2
+    assert "mine has other weights than run was made from" in " ".join(capsys.readouterr().err.split())
 
 
 def test_one_model_is_held_at_a_time(here: Path) -> None:

@@ -15,10 +15,10 @@ from attack_cases import state_hash, tiny_case, tiny_lm
 from misdirect.attacks import direction
 from misdirect.attacks.case import Attack, Case, Means
 from misdirect.attacks.measure import sit
+from misdirect.attacks.states import states_at
 from misdirect.attacks.writers import anonymous, folded, without, writers
 from misdirect.config import AuditConfig
 from misdirect.model.activations import first_output, hooked
-from misdirect.model.interventions import all_states
 from misdirect.model.load import LM
 
 FAMILIES = ["llama", "gpt2", "gemma2", "mixtral", "qwen2"]
@@ -54,6 +54,12 @@ WRITERS = {
         "bert.encoder.layer.*.output.dense.bias",
     },
 }  # fmt: skip
+
+
+def all_states(lm: LM, ids: Tensor, mask: Tensor) -> list[Tensor]:
+    """The residual stream before block 0 and after every block, (B, T, D) each."""
+    found = states_at(lm, {"input_ids": ids, "attention_mask": mask}, torch.arange(ids.numel()))
+    return [states.unflatten(0, ids.shape) for states in found]
 
 
 def basis(width: int = tiny.WIDTH, count: int = 2) -> Tensor:

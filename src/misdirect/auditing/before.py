@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from misdirect import runs
 from misdirect.attacks.case import Case, Form, Means, Shape
+from misdirect.attacks.states import states_at
 from misdirect.auditing.material import Material
 from misdirect.auditing.pair import MODELS, Side, weights_hash
 from misdirect.config import AuditConfig, EvaluateConfig
@@ -20,7 +22,6 @@ from misdirect.evaluation import mcq
 from misdirect.evaluation.run import task_of
 from misdirect.model.blocks import count_parameters, residual_width, text_config
 from misdirect.model.delta import load_tensors
-from misdirect.model.interventions import all_states
 from misdirect.model.load import LM
 from misdirect.progress import bar
 
@@ -49,7 +50,9 @@ def evaluated(folder: Path, side: Side, material: Material, config: AuditConfig)
                 with side(model) as lm:
                     for name in missing[model]:
                         step = functools.partial(advance, text=f"{model}: {name}")
-                        runs.save_result(folder, model, tasks[name].measure(lm, step))
+                        made = tasks[name].measure(lm, step)
+                        config = {**made.config, "asked_by": "audit"}
+                        runs.save_result(folder, model, dataclasses.replace(made, config=config))
                     del lm
         for name in tasks:
             for model in MODELS:
@@ -152,8 +155,9 @@ def mean_states(lm: LM, texts: Sequence[str], seed: int) -> tuple[torch.Tensor, 
     found: list[torch.Tensor] = []
     for i in range(0, len(kept), MEAN_BATCH):
         batch = pad(kept[i : i + MEAN_BATCH], pad_id(lm.tokenizer)).to(lm.device)
-        states = all_states(lm, batch.input_ids, batch.attention_mask)[1:]
-        found.append(torch.stack([h[batch.counts].float().cpu() for h in states]))  # (L, N, D)
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        states = states_at(lm, inputs, batch.counts.flatten().nonzero().flatten())[1:]
+        found.append(torch.stack([h.float().cpu() for h in states]))  # (L, N, D)
     if not found:
         raise ValueError(
             "no text has two tokens, so there are no states to compare; expected longer --forget and --retain text"

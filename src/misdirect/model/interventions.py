@@ -1,8 +1,7 @@
-"""Changes to what flows through a model while it runs, and every block's states out of one pass.
+"""Changes to what flows through a model while it runs.
 
     with blocks_changed(lm, {7: lambda h: h - (h @ r).unsqueeze(-1) * r}):    # ablate the unit direction r after block 7
         ...                                                                   # score, generate, anything
-    states = all_states(lm, ids, mask)                                        # [(B, T, D)] * (L + 1)
 
 Inside the block the model is another one; its weights are not touched, and outside it is itself again.
 """
@@ -13,13 +12,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from misdirect.model.activations import first_output, hooked
 from misdirect.model.load import LM
-from misdirect.model.score import forward
 
 Change = Callable[[Tensor], Tensor]  # (B, T, D) -> (B, T, D)
 
@@ -53,22 +50,3 @@ def embeddings_changed(
 
     with hooked([lambda: table.register_forward_hook(hook)]):
         yield
-
-
-@torch.inference_mode()
-def all_states(lm: LM, input_ids: Int[Tensor, "B T"], mask: Int[Tensor, "B T"]) -> list[Float[Tensor, "B T D"]]:
-    """The residual stream before block 0 and after every block, of one pass without the LM head's work."""
-    states: list[Tensor] = []
-    blocks = lm.blocks
-
-    def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        states.append(args[0] if args else kwargs["hidden_states"])
-
-    def after(module: Any, args: Any, output: Any) -> None:
-        states.append(first_output(output))
-
-    places: list[Callable[[], Any]] = [lambda: blocks[0].register_forward_pre_hook(before, with_kwargs=True)]
-    places += [lambda b=b: b.register_forward_hook(after) for b in blocks]  # type: ignore[misc]
-    with hooked(places):
-        forward(lm, input_ids, mask, keep=1)
-    return states
