@@ -19,6 +19,7 @@ from attack_cases import questions, tiny_case, tiny_lm
 from misdirect import runs
 from misdirect.attacks import catalogue, finetune, measure, relearn
 from misdirect.auditing import before, material, pair, timing
+from misdirect.auditing import run as running
 from misdirect.auditing.run import refuse_silent
 from misdirect.cli import main
 from misdirect.cli_audit import gate
@@ -481,6 +482,18 @@ def test_a_run_called_demo_does_not_stand_for_the_model(here: Path, monkeypatch:
     (here / "demo").mkdir()
     (here / "demo" / "config.json").write_text('{"misdirect": "0.1.0", "model": "demo"}')
     assert pair.checkpoint("demo") == pair.Checkpoint("demo")
+
+
+def test_the_plan_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, case = tiny_case()
+    job = running.Job(here, None, {}, None, None, AuditConfig(minutes=5.0))  # type: ignore[arg-type]
+    todo = [(attack, 60.0) for attack in catalogue.attacks(case, AuditConfig())[:4]]
+    running.say_plan(job, todo, [True, False, False, True], {"Rounding": "needs a package"})
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("2 of 4 attacks fit into 5 minutes by estimate")
+    assert [line.split("  ")[-1] for line in said[1:3]] == [todo[0][0].title, todo[3][0].title]
+    assert said[3] == "Only if time is left: 1 of relearn (60 s), 1 of direction (60 s)"
+    assert "not run  Rounding (needs a package)" in said[4]
 
 
 def test_what_does_not_fit_is_known_before_it_starts() -> None:

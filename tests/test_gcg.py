@@ -330,7 +330,7 @@ def test_the_single_attack_searches_right_and_wrong_answers() -> None:
     rows = {m.metric: m.value for m in found.metrics}
     assert rows["right_nll_end"] < rows["right_nll_before"] and rows["wrong_nll_end"] < rows["wrong_nll_before"]
     assert rows["easier_after"] == pytest.approx(rows["wrong_nll_end"] - rows["right_nll_end"])
-    assert rows["positive_control"] == 1.0
+    assert rows["positive_control"] == float(gcg.worked(rows["right_nll_before"], rows["right_nll_end"]))
 
 
 @pytest.mark.parametrize("name", ["gcg-suffix-universal", "gcg-suffix-single"])
@@ -404,6 +404,8 @@ def test_a_search_that_climbs_fails_its_control(monkeypatch: pytest.MonkeyPatch)
         sum(-score(lm, [encode(lm.tokenizer, p.before + p.after, [p.target])])[0].logprobs[0] for p in PLACES[:2]) / 2
     )
     right = search(job, start(job, ids), 20, settings).loss
+    monkeypatch.setattr(gcg, "FALL", 0.0)  # a model of random weights is moved by little
+    monkeypatch.setattr(gcg, "NATS", 0.5)
     true = gcg_search.descent
     monkeypatch.setattr(gcg_search, "descent", lambda job, ids: -true(job, ids))
     wrong = search(job, start(job, ids), 20, settings).loss

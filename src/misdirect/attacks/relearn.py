@@ -38,7 +38,7 @@ class Text(NamedTuple):
     """What is trained on. `stating`: how many of the texts state a tested fact."""
 
     name: str
-    count: int
+    num_texts: int
     sha256: str
     stating: int
 
@@ -81,7 +81,7 @@ def relearn(case: Case, config: AuditConfig, text: Text, method: Method, lr: flo
         "batch_size": config.batch_size,
         "max_tokens": config.max_tokens,
         "seed": config.seed,
-        "texts": text.count,
+        "texts": text.num_texts,
         "trained_on_sha256": text.sha256,
         "texts_that_state_a_tested_fact": text.stating,
     }
@@ -120,7 +120,7 @@ def short(lr: float) -> str:
 
 
 def missing(text: Text, method: Method, config: AuditConfig) -> str:
-    if not text.count:
+    if not text.num_texts:
         return f"needs {FLAGS[text.name]} text"
     if method == "lora" and not finetune.has_peft():
         return "needs misdirect[lora]"

@@ -112,7 +112,7 @@ def run_levels(
     with weights_changed(lm, levels[strongest(case, points)][1]):
         spoken = measure.language(lm, case, attack)
     advance(1)
-    return [*measure.results(case, attack, points, seconds, tokens), spoken]
+    return [*measure.results(case, attack, points, seconds, float(tokens)), spoken]
 
 
 def strongest(case: Case, points: Sequence[tuple[Point, Sat]]) -> int:

@@ -51,8 +51,8 @@ def evaluated(folder: Path, side: Side, material: Material, config: AuditConfig)
                     for name in missing[model]:
                         step = functools.partial(advance, text=f"{model}: {name}")
                         made = tasks[name].measure(lm, step)
-                        config = {**made.config, "asked_by": "audit"}
-                        runs.save_result(folder, model, dataclasses.replace(made, config=config))
+                        marked = {**made.config, "asked_by": "audit"}
+                        runs.save_result(folder, model, dataclasses.replace(made, config=marked))
                     del lm
         for name in tasks:
             for model in MODELS:

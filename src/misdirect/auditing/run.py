@@ -189,8 +189,15 @@ def say_plan(job: Job, able: Sequence[tuple[Attack, float]], fits: Sequence[bool
     total = sum(seconds for (_, seconds), fit in zip(able, fits, strict=True) if fit)
     note(f"{sum(fits)} of {len(able)} attacks fit into {job.config.minutes:g} minutes by estimate, on both models each: about "
          f"{duration(total)}")  # fmt: skip
+    waiting: dict[str, list[float]] = {}  # by family: there may be dozens
     for (attack, seconds), fit in zip(able, fits, strict=True):
-        note(f"{duration(seconds):>9}  {attack.title}" + ("" if fit else " (only if time is left)"))
+        if fit:
+            note(f"{duration(seconds):>9}  {attack.title}")
+        else:
+            waiting.setdefault(attack.family, []).append(seconds)
+    if waiting:
+        families = [f"{len(found)} of {family} ({duration(sum(found))})" for family, found in waiting.items()]
+        note(f"Only if time is left: {', '.join(families)}")
     for title, why in blocked.items():
         note(f"  not run  {title} ({why})")
 
