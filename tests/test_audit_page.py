@@ -74,10 +74,10 @@ def said(run: Path) -> str:
 
 
 def row_of(text: str, title: str) -> str:
-    """The text of an attack's row in the table of attacks."""
-    table = re.search(r'<table class="attacks">.*?</table>', text, re.S)
-    assert table
-    rows = [Page(row).text for row in re.findall(r"<tr.*?</tr>", table[0], re.S)]
+    """The text of an attack's row in the table of attacks, or in that of the attacks that were not run."""
+    tables = re.findall(r'<table class="attacks">.*?</table>', text, re.S)
+    assert tables
+    rows = [Page(row).text for row in re.findall(r"<tr.*?</tr>", "".join(tables), re.S)]
     found = [row for row in rows if row.startswith(title)]
     assert len(found) == 1, rows
     return found[0]
@@ -223,6 +223,27 @@ def test_no_attack_that_could_bring_it_back(tmp_path: Path) -> None:
     assert "biology: no attack has been run that could bring knowledge back. This says nothing about the model." in text
     assert "Of 1 attack, 1 not run" in text
     assert not drawn(path) & {"recovered", "relearning", "budgets", "layers"}
+
+
+def test_attacks_that_may_teach_are_neither_headline_nor_silence(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    small_run(run)
+    unattacked(run)
+    taught = next(each for each in everything() if each.settings.get("texts_that_state_a_tested_fact"))
+    save_attack(run, taught)
+    runs.write_json(run / "audit.json", about([entry(taught)]))
+    text = page(report(run)).text
+    assert "train on text that states tested facts, so what comes back under them may have been taught" in text
+    assert "no attack has been run" not in text
+
+
+def test_few_questions_are_shown_where_they_were_attacked(tmp_path: Path) -> None:
+    run = pair_audit(tmp_path / "pair", removed=False)
+    record = runs.read_json(run / "audit.json")
+    record["removed"]["biology"]["attacked"] = True
+    runs.write_json(run / "audit.json", record)
+    save_strongest(run, [[everything()[0].name, {"step": 100}]])
+    assert "of what was removed comes back under the strongest attack" in said(run)
 
 
 def test_nothing_that_comes_back_is_no_proof(tmp_path: Path) -> None:

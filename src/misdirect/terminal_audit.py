@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+LISTED = 8  # attacks that were not run: with more, the page lists them
 COLUMNS = ("attack", "comes back (95 %)", "right after", "base, same attack", "general ability", "cost")
 
 
@@ -31,9 +32,12 @@ def print_audit(rows: Sequence[Mapping[str, Any]], audit: Mapping[str, Any], run
         lines = [audited.line(found, each, name) for each in audited.ranked(found, name)]
         if any(not line.status for line in lines):
             console.print(table_of([line for line in lines if not line.status]))
+        unrun = [line for line in lines if line.unrun]
         for line in lines:
-            if line.status:
+            if line.status and not (line.unrun and len(unrun) > LISTED):
                 console.print(escape(plain(f"{line.title}: {line.status}")), style="dim", highlight=False)
+        if len(unrun) > LISTED:
+            console.print(f"Not run: {len(unrun)} attacks; the page says why", style="dim", highlight=False)
     console.print()
     for each in audited.headlines(found):
         console.print(escape(plain(each.sentence)), style="bold", highlight=False)

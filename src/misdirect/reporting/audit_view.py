@@ -12,10 +12,17 @@ from misdirect.reporting.reading import mapping
 
 
 def view(audit: Audit) -> dict[str, Any]:
-    groups = [
-        {"set": name, "lines": audited.lines(audit, name), "end": "" if index == 0 else f"-{index + 1}"}
-        for index, name in enumerate(audit.forgotten)
-    ]
+    groups = []
+    for index, name in enumerate(audit.forgotten):
+        lines = audited.lines(audit, name)
+        groups.append(
+            {
+                "set": name,
+                "lines": [line for line in lines if not line.unrun],
+                "unrun": [line for line in lines if line.unrun],
+                "end": "" if index == 0 else f"-{index + 1}",
+            }
+        )
     used = {each.access for each in audit.attempts}
     return {
         "headlines": audited.headlines(audit),

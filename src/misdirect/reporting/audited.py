@@ -62,6 +62,10 @@ class Line(NamedTuple):
     seconds: str
     tokens: str
 
+    @property
+    def unrun(self) -> bool:
+        return self.status.startswith(NOT_RUN)
+
 
 # ------------------------------------------------------------------------------------------------ numbers
 
@@ -148,7 +152,10 @@ def headline_of(audit: Audit, name: str) -> Headline:
         return Headline(name, "nothing was removed", text, [])
     found, finished = audit.share(name), finished_attacks(audit, name)
     if found is None:
-        text = f"{name}: no attack has been run that could bring knowledge back. This says nothing about the model."
+        known = "" if not finished else " that was chosen on one half of the questions and measured on the other"
+        text = (
+            f"{name}: no attack has been run that could bring knowledge back{known}. This says nothing about the model."
+        )
         if finished and all(number(each.settings, GIVEN_AWAY) for each in finished):
             text = (
                 f"{name}: the attacks that were run train on text that states tested facts, so what comes back under them may "
