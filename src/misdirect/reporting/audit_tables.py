@@ -36,7 +36,17 @@ def inside_table(audit: Audit) -> Table:
         for model, measurement, name in each.results:
             if model == "unlearned" and measurement not in ("recovered", "generation"):
                 rows += inside_rows(each, measurement, name)
-    head = ("Read from inside", "Set", "Best block", "Base", "Unlearned", "Labels shuffled", "Floor", "n")
+    head = (
+        "Read from inside",
+        "Set",
+        "Best block",
+        "Unlearned",
+        "Base",
+        "Base at its best",
+        "Labels shuffled",
+        "Floor",
+        "n",
+    )
     return Table(head, rows)
 
 
@@ -55,9 +65,15 @@ def inside_rows(each: Attempt, measurement: str, name: str) -> list[tuple[str, .
         least = best.floor if best.floor is not None else best.chance
         chance = wording.NONE if least is None else wording.value("accuracy", least)
         n = wording.NONE if best.n is None else str(best.n)
-        rows.append((title, name, f"{best.spot[1]:g}", with_span(at(base[metric], best.spot)), with_span(best),
-                     right(shuffled), chance, n))  # fmt: skip
+        rows.append((title, name, f"{best.spot[1]:g}", with_span(best), with_span(at(base[metric], best.spot)),
+                     at_best(base[metric]), right(shuffled), chance, n))  # fmt: skip
     return rows
+
+
+def at_best(rows: Sequence[Row]) -> str:
+    """`52.0 % (block 29)`: the block by which the model is reported, else the largest."""
+    found = headline([row for row in rows if row.headline]) or max(rows, key=lambda row: row.value, default=None)
+    return wording.NONE if found is None else f"{right(found)} (block {found.spot[1]:g})"
 
 
 def readable(metric: str) -> bool:
