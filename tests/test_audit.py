@@ -122,7 +122,9 @@ def test_the_summary_has_one_headline_for_each_model_attack_and_set(audited: Pat
 def test_the_record_says_what_was_removed_and_how_the_questions_were_split(audited: Path) -> None:
     record = runs.read_json(audited / "audit.json")
     split = record["split"]["biology"]
-    assert (split["asked"], split["attacked"], split["tested"]) == (60, 30, 30)
+    assert split["tested"] == 30
+    assert 15 < split["attacked"] < 30, "random words: some of the attacker's questions give a tested one away"
+    assert split["asked"] == split["attacked"] + split["tested"]
     removed = record["removed"]["biology"]
     assert removed["removed"]
     assert removed["value"] == pytest.approx(removed["base"] - removed["unlearned"])
@@ -484,11 +486,10 @@ def test_a_run_called_demo_does_not_stand_for_the_model(here: Path, monkeypatch:
     assert pair.checkpoint("demo") == pair.Checkpoint("demo")
 
 
-def test_the_plan_is_said(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_plan_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     _, case = tiny_case()
-    job = running.Job(here, None, {}, None, None, AuditConfig(minutes=5.0))  # type: ignore[arg-type]
     todo = [(attack, 60.0) for attack in catalogue.attacks(case, AuditConfig())[:4]]
-    running.say_plan(job, todo, [True, False, False, True], {"Rounding": "needs a package"})
+    running.say_plan(5.0, todo, [True, False, False, True], {"Rounding": "needs a package"})
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith("2 of 4 attacks fit into 5 minutes by estimate")
     assert [line.split("  ")[-1] for line in said[1:3]] == [todo[0][0].title, todo[3][0].title]

@@ -45,10 +45,14 @@ def read(
         if config.formats != "cloze":
             check_letters(items)
     wanted = forgotten_names(list(asked), topics)
-    halves = without_tested(
-        {name: split(sample(asked[name], config.limit, config.seed), config.seed) for name in wanted}
-    )
+    whole = {name: split(sample(asked[name], config.limit, config.seed), config.seed) for name in wanted}
+    halves = without_tested(whole)
     for name, found in halves.items():
+        told = len(whole[name].train) - len(found.train)
+        if told:
+            note(
+                f"{name}: {told} of the attacker's {len(whole[name].train)} questions give a tested fact away and are left out"
+            )
         if len(found.train) + len(found.test) < FEW:
             note(f"{name} has {len(found.train) + len(found.test)} questions, of which {len(found.test)} are measured: "
                  "the intervals will say how little that is")  # fmt: skip

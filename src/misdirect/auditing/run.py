@@ -177,7 +177,7 @@ def planned(
         if not blocked[a.name]
     ]
     fits = timing.first_fit([seconds for _, seconds in able], clock.left)
-    say_plan(job, able, fits, {a.title: blocked[a.name] for a in todo if blocked[a.name]})
+    say_plan(job.config.minutes, able, fits, {a.title: blocked[a.name] for a in todo if blocked[a.name]})
     for attack in todo:
         if blocked[attack.name]:
             note_status(record, attack, "not run", blocked[attack.name])
@@ -185,9 +185,11 @@ def planned(
     return timing.fitting_first(able, fits)
 
 
-def say_plan(job: Job, able: Sequence[tuple[Attack, float]], fits: Sequence[bool], blocked: Mapping[str, str]) -> None:
+def say_plan(
+    minutes: float, able: Sequence[tuple[Attack, float]], fits: Sequence[bool], blocked: Mapping[str, str]
+) -> None:
     total = sum(seconds for (_, seconds), fit in zip(able, fits, strict=True) if fit)
-    note(f"{sum(fits)} of {len(able)} attacks fit into {job.config.minutes:g} minutes by estimate, on both models each: about "
+    note(f"{sum(fits)} of {len(able)} attacks fit into {minutes:g} minutes by estimate, on both models each: about "
          f"{duration(total)}")  # fmt: skip
     waiting: dict[str, list[float]] = {}  # by family: there may be dozens
     for (attack, seconds), fit in zip(able, fits, strict=True):
