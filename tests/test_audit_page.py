@@ -153,8 +153,8 @@ def test_diagnostics_have_their_own_tables(audited: Path) -> None:
     text = page(audited / "report.html").text
     # the block that reads out most, block 11: 55 + 27.5 - 12 %
     assert (
-        "Linear probe, true or false biology 11 82.5 % (76.5 to 88.5 %) 70.5 % (64.5 to 76.5 %) 52.0 % 52.0 % 160"
-        in text
+        "Linear probe, true or false biology 11 70.5 % (64.5 to 76.5 %) 82.5 % (76.5 to 88.5 %) 82.5 % (block 11) 52.0 % 52.0 % "
+        "160" in text
     )
     asked = "Forget words before retained questions (3 added words) physics"
     assert f"{asked} 53.3 % 46.7 % (34.6 to 59.1 %) 51.7 % 26.7 % (17.1 to 39.0 %) 60" in text
