@@ -25,7 +25,7 @@ from misdirect.disk import is_full
 
 CONFIG, ENV, LOG, SUMMARY = "config.json", "env.json", "log.jsonl", "summary.json"
 DELTA, CONTROL, CHECKPOINT = "delta.safetensors", "control.safetensors", "checkpoint.safetensors"
-REPORT = "report.html"
+REPORT, AUDIT = "report.html", "audit.json"
 
 
 @dataclass(frozen=True)
@@ -267,8 +267,12 @@ def result_path(run: Path, model: str, measurement: str, name: str, attack: str 
     safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:50]
     if safe != name:
         safe += "-" + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
-    folder = run / "results" if attack is None else run / "results" / "attacks" / attack
+    folder = run / "results" if attack is None else attack_folder(run, attack)
     return folder / model / f"{measurement}.{safe}.json"
+
+
+def attack_folder(run: Path, attack: str) -> Path:
+    return run / "results" / "attacks" / attack
 
 
 def save_result(run: Path, model: str, result: Result, attack: str | None = None) -> None:

@@ -51,8 +51,7 @@ def strongest_of(run: Path) -> list[dict[str, Any]]:
     from misdirect import runs
     from misdirect.reporting.audits import STRONGEST
 
-    folder = run / "results" / "attacks" / STRONGEST
-    return [runs.read_result(path) for path in sorted(folder.rglob("*.json"))]
+    return [runs.read_result(path) for path in sorted(runs.attack_folder(run, STRONGEST).rglob("*.json"))]
 
 
 def table_of(lines: Sequence[Any]) -> Any:

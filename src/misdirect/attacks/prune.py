@@ -121,6 +121,18 @@ def samples_of(lm: LM, case: Case, texts: Sequence[str], what: str) -> list[list
     return [sample for text in chosen for sample in tokenise(lm.tokenizer, [text], MAX_TOKENS)[:1]]
 
 
+RULES: Mapping[str, Callable[..., Tensor]] = {
+    "prune-magnitude": by_magnitude,
+    "prune-wanda": by_use,
+    "prune-forget": by_forget_use,
+}
+READS: Mapping[str, tuple[str, ...]] = {  # the texts whose norms a rule goes by
+    "prune-magnitude": (),
+    "prune-wanda": ("retain",),
+    "prune-forget": ("forget", "retain"),
+}
+
+
 def attacks(case: Case, config: AuditConfig) -> list[Attack]:
     missing = {
         "prune-magnitude": "",
@@ -132,7 +144,7 @@ def attacks(case: Case, config: AuditConfig) -> list[Attack]:
 
 def attack_of(case: Case, name: str, missing: str) -> Attack:
     shares = SHARES[name]
-    reads = {"prune-magnitude": 0, "prune-wanda": 1, "prune-forget": 2}[name]
+    reads = len(READS[name])
     settings: dict[str, Any] = {"shares": list(shares)}
     if reads:
         settings |= {"texts": NUM_TEXTS, "max_tokens": MAX_TOKENS, "seed": case.seed}
@@ -145,16 +157,12 @@ def attack_of(case: Case, name: str, missing: str) -> Attack:
 
 
 def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
-    rewrite: Callable[..., Tensor] = by_magnitude
-    texts = {"prune-magnitude": {}, "prune-wanda": {"retain": case.retain_texts}}.get(
-        attack.name, {"forget": case.forget_texts, "retain": case.retain_texts}
-    )
-    samples = {what: samples_of(lm, case, found, what) for what, found in texts.items()}
-    if samples:
-        rule = by_use if attack.name == "prune-wanda" else by_forget_use
-        rewrite = partial(rule, **{what: input_norms(lm, found) for what, found in samples.items()})
+    texts = {"forget": case.forget_texts, "retain": case.retain_texts}
+    samples = {what: samples_of(lm, case, texts[what], what) for what in READS[attack.name]}
+    norms = {what: input_norms(lm, found) for what, found in samples.items()}
+    rule = RULES[attack.name]
     levels: list[tuple[Point, Rewrite]] = [
-        (Point(budget=share), partial(rewrite, share=share)) for share in attack.settings["shares"]
+        (Point(budget=share), partial(rule, share=share, **norms)) for share in attack.settings["shares"]
     ]
     tokens = sum(len(sample) for found in samples.values() for sample in found)
     return weights.run_levels(lm, case, attack, advance, levels, tokens)

@@ -38,15 +38,15 @@ def evaluated(folder: Path, side: Side, material: Material, config: AuditConfig)
         for model in MODELS
     }
     tasks = {}
-    for name, found in material.questions.items():
+    for name in dict.fromkeys(name for names in missing.values() for name in names):
         limit = config.limit if name in material.forgotten else config.general
         asked = EvaluateConfig(limit=limit, formats=config.formats, seed=config.seed, dtype=config.dtype,
                                batch_tokens=config.batch_tokens)  # fmt: skip
-        tasks[name] = task_of(mcq, mcq.mcq, name, found, asked)
-    items = sum(tasks[name].num_items for names in missing.values() for name in names)
-    if items:
+        tasks[name] = task_of(mcq, mcq.mcq, name, material.questions[name], asked)
+    if tasks:
+        items = sum(tasks[name].num_items for names in missing.values() for name in names)
         with bar("Asking both models as they are", items) as advance:
-            for model in MODELS:
+            for model in filter(missing.get, MODELS):
                 with side(model) as lm:
                     for name in missing[model]:
                         step = functools.partial(advance, text=f"{model}: {name}")

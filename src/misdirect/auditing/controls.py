@@ -12,14 +12,12 @@ from typing import Any
 
 from misdirect import runs
 
-AUDIT = "audit.json"
-
 
 def entries(other: Path) -> dict[str, Mapping[str, Any]]:
     """The attacks of another audit whose results on the base are stored, by name. Raises ValueError where it is none."""
-    path = other / AUDIT
+    path = other / runs.AUDIT
     if not path.exists():
-        raise ValueError(f"--controls {other} is no audit (no {AUDIT}); expected the folder of one")
+        raise ValueError(f"--controls {other} is no audit (no {runs.AUDIT}); expected the folder of one")
     record = runs.read_json(path)
     found = record.get("attacks") if isinstance(record, dict) else None
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
@@ -35,6 +33,6 @@ def same(entry: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
 
 def take_over(other: Path, folder: Path, name: str, config: Mapping[str, Any]) -> None:
     """Copies an attack's results on the base into an audit's folder, under that audit's own settings."""
-    for path in sorted((other / "results" / "attacks" / name / "base").glob("*.json")):
-        own = folder / "results" / "attacks" / name / "base" / path.name
+    for path in sorted((runs.attack_folder(other, name) / "base").glob("*.json")):
+        own = runs.attack_folder(folder, name) / "base" / path.name
         runs.write_json(own, runs.read_result(path) | {"config": dict(config)})

@@ -27,8 +27,6 @@ from misdirect.planning.form import duration
 from misdirect.planning.speed import free_bytes
 from misdirect.progress import bar, note
 
-AUDIT = controls.AUDIT
-
 
 @dataclass(frozen=True)
 class Job:
@@ -87,7 +85,7 @@ def begun(job: Job, case: Case, wanted: Sequence[Attack]) -> dict[str, Any]:
 
     Raises ValueError where a finished attack had other settings.
     """
-    path = job.folder / AUDIT
+    path = job.folder / runs.AUDIT
     record = runs.read_json(path) if path.exists() else {}
     if not isinstance(record, dict) or not isinstance(record.get("attacks", []), list):
         raise ValueError(f"{path} is no audit of misdirect; expected that file removed")
@@ -110,7 +108,7 @@ def begun(job: Job, case: Case, wanted: Sequence[Attack]) -> dict[str, Any]:
             if names:
                 raise ValueError(
                     f"{attack.name} was run with other settings ({', '.join(names)} differ); expected the same, another "
-                    f"--out, or {attack_folder(job.folder, attack.name)} removed"
+                    f"--out, or {runs.attack_folder(job.folder, attack.name)} removed"
                 )
     return record
 
@@ -131,10 +129,6 @@ def take_over_controls(job: Job, case: Case, wanted: Sequence[Attack], record: d
         taken += 1
     note(f"The base under {taken} of {len(wanted)} attacks is taken over from {job.controls}")
     save(job.folder, record)
-
-
-def attack_folder(folder: Path, name: str) -> Path:
-    return folder / "results" / "attacks" / name
 
 
 def entry_of(record: Mapping[str, Any], name: str) -> dict[str, Any] | None:
@@ -245,7 +239,7 @@ def run_attack(
         if model in entry["seconds"]:
             continue
         started = time.perf_counter()
-        kept = attack_folder(job.folder, attack.name) / f"{model}.unfinished"
+        kept = runs.attack_folder(job.folder, attack.name) / f"{model}.unfinished"
         try:
             with job.side(model) as lm, bar(f"  {model}", attack.num_steps) as advance:
                 at = dataclasses.replace(case, plain=plain[model] if plain else None, unfinished=kept)
@@ -278,7 +272,7 @@ def run_attack(
 
 
 def results_of(folder: Path, attack: str, model: Model) -> list[dict[str, Any]]:
-    return [runs.read_result(path) for path in sorted((attack_folder(folder, attack) / model).glob("*.json"))]
+    return [runs.read_result(path) for path in sorted((runs.attack_folder(folder, attack) / model).glob("*.json"))]
 
 
 def stored(folder: Path, attack: str, model: Model, name: str) -> dict[str, Any]:
@@ -385,4 +379,4 @@ def teaches(entry: Mapping[str, Any]) -> bool:
 
 
 def save(folder: Path, record: Mapping[str, Any]) -> None:
-    runs.write_json(folder / AUDIT, record)
+    runs.write_json(folder / runs.AUDIT, record)

@@ -3,7 +3,7 @@
 Every key may be missing: an audit that was stopped, one side only, results without an `audit.json`. Nothing is judged here;
 `audited` puts it into words and tables, `audit_figures` draws it.
 
-    audit = audit_of(read_json(run / AUDIT), load_results(run))
+    audit = audit_of(read_json(run / runs.AUDIT), load_results(run))
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from misdirect.config import kind_of
 from misdirect.reporting.public import public_name
 from misdirect.reporting.reading import mapping, mappings, number
 
-AUDIT = "audit.json"
 STRONGEST = "strongest"  # the pseudo-attack whose headline row is the audit's headline
 NONE = "none"  # the pseudo-attack in which both models are asked as they are
 DONE, NOT_RUN, INCONCLUSIVE, FAILED = "done", "not run", "inconclusive", "failed"

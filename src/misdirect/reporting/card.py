@@ -24,7 +24,6 @@ from misdirect.data.demo.fetch import HUB_ID
 from misdirect.data.files import split_column
 from misdirect.progress import note
 from misdirect.reporting import audit_card, wording
-from misdirect.reporting.audits import AUDIT
 from misdirect.reporting.public import public_name
 from misdirect.reporting.reading import QUESTIONS, Pair, Run, clean, mapping, mappings, number, read_run
 
@@ -54,7 +53,7 @@ FILES = (
     File(runs.SUMMARY, "every number as one flat list", "yes"),
     File(runs.REPORT, "the page; it shows questions and answers where --show-text was given", "look first"),
     File(runs.CONFIG, "settings, hashes, and sources as they were typed, local paths among them", "look first"),
-    File(AUDIT, "the audit: sources as they were typed, settings, what was run and what was not", "look first"),
+    File(runs.AUDIT, "the audit: sources as they were typed, settings, what was run and what was not", "look first"),
     File(runs.CONTROL, "the control vectors: they hand an attacker the direction", "never"),
     File(runs.CHECKPOINT, "an unfinished run, the control vectors in it", "never"),
     File(

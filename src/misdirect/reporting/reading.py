@@ -117,9 +117,9 @@ class Run:
 
 def read_run(run: Path) -> Run:
     """Raises ValueError where `run` is not a folder of misdirect or a file in it is not JSON."""
-    from misdirect.reporting.audits import AUDIT, audit_of, without_answers  # it reads with the functions below
+    from misdirect.reporting.audits import audit_of, without_answers  # it reads with the functions below
 
-    if not runs.is_run(run) and not (run / "results").is_dir() and not (run / AUDIT).is_file():
+    if not runs.is_run(run) and not (run / "results").is_dir() and not (run / runs.AUDIT).is_file():
         raise ValueError(
             f"{run} is no run (neither {runs.CONFIG} nor results/); "
             "expected a folder that `misdirect unlearn`, `misdirect evaluate` or `misdirect audit` wrote"
@@ -128,7 +128,7 @@ def read_run(run: Path) -> Run:
     env = public_config(mapping(clean(runs.read_json(run / runs.ENV)))) if (run / runs.ENV).is_file() else {}
     stored = [mapping(clean(without_answers(result))) for result in runs.load_results(run)]
     results = [r for r in stored if r.get("attack") is None and r.get("model") in ("base", "unlearned")]
-    about = clean(runs.read_json(run / AUDIT)) if (run / AUDIT).is_file() else None
+    about = clean(runs.read_json(run / runs.AUDIT)) if (run / runs.AUDIT).is_file() else None
     audit = audit_of(about, stored, topic_names(config))
     topics = topic_names(config) or (list(audit.forgotten) if audit else [])
     spread = {(r["measurement"], r["set"], r["metric"].removesuffix(OVER_SEEDS)): r for r in clean(over_seeds(run))}
