@@ -21,8 +21,8 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## forget biology in a real model, measure it, write runs/demo/report.html
 	$(BIN)/misdirect demo --out runs/demo
 
-test: $(READY)  ## all tests
-	$(BIN)/python -m pytest
+test: $(READY)  ## all tests, a file at a time on each core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 lint: $(READY)  ## style
 	$(BIN)/ruff check .

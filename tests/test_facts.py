@@ -16,6 +16,7 @@ from misdirect.data.facts import (
     facts,
     gives_away,
     keywords,
+    numbered,
     split,
     stated,
     taboo,
@@ -55,6 +56,7 @@ def test_questions_about_one_fact_stay_together() -> None:
         question(4, "What else?"),
     ]
     assert sorted(map(sorted, facts(items))) == [[0, 1], [2, 3], [4]]
+    assert numbered(items) == [0, 0, 2, 2, 4]
     for seed in range(8):
         halves = split(items, seed)
         for pair in ({"0", "1"}, {"2", "3"}):

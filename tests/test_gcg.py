@@ -311,9 +311,10 @@ def split_frame(lm: LM, context: str, answer: str) -> Frame:
     return Frame(ids, (), whole[len(ids) :], context, answer)
 
 
-def test_the_single_attack_searches_right_and_wrong_answers() -> None:
+@pytest.mark.parametrize("where", ["suffix", "prefix"])
+def test_the_single_attack_searches_right_and_wrong_answers(where: str) -> None:
     lm, case = tiny_case()
-    attack = next(a for a in gcg.attacks(case, CONFIG) if a.name == "gcg-suffix-single")
+    attack = next(a for a in gcg.attacks(case, CONFIG) if a.name == f"gcg-{where}-single")
     assert not attack.recovers
     before, done = state_hash(lm), []
     (found,) = attack.run(lm, case, attack, done.append)
@@ -324,8 +325,9 @@ def test_the_single_attack_searches_right_and_wrong_answers() -> None:
     render = rendering("cloze", case.seed)
     for r in found.records:
         context, choices = render(tested[r["id"]])
-        for text, nll in (("", r["nll_before"]), (r["text"], r["nll"][-1])):
-            asked = context.replace(tested[r["id"]].question, tested[r["id"]].question + text)
+        question, text = tested[r["id"]].question, r["text"]
+        changed = context.replace(question, question + text) if where == "suffix" else f"{text}\n{context}"
+        for asked, nll in ((context, r["nll_before"]), (changed, r["nll"][-1])):
             assert nll == pytest.approx(obvious_loss(lm, split_frame(lm, asked, choices[r["choice"]]), ()), abs=1e-3)
     rows = {m.metric: m.value for m in found.metrics}
     assert rows["right_nll_end"] < rows["right_nll_before"] and rows["wrong_nll_end"] < rows["wrong_nll_before"]

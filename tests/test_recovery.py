@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,9 @@ from misdirect.auditing.recovery import Candidate, Removal
 def made(base: str, unlearned: str) -> Removal:
     """Answers as strings of + and -; folds alternate."""
     answers = [np.array([c == "+" for c in text]) for text in (base, unlearned)]
-    return Removal(tuple(map(str, range(len(base)))), answers[0], answers[1], np.arange(len(base)) % 2)
+    return Removal(
+        tuple(map(str, range(len(base)))), answers[0], answers[1], np.arange(len(base)) % 2, np.arange(len(base))
+    )
 
 
 def candidate(name: str, answers: str, **at: float | int) -> Candidate:
@@ -61,7 +64,7 @@ def test_the_best_of_many_coins_is_not_a_recovery() -> None:
     draw = np.random.default_rng(1)
     n = 400
     unlearned = np.arange(n) % 10 < 3
-    of = Removal(tuple(map(str, range(n))), np.ones(n, bool), unlearned, np.arange(n) % 2)
+    of = Removal(tuple(map(str, range(n))), np.ones(n, bool), unlearned, np.arange(n) % 2, np.arange(n))
     found = [Candidate(f"a{i}", {}, draw.random(n) < 0.3) for i in range(50)]
     lost = (of.base & ~of.unlearned).sum()
     naive = max((c.right.sum() - of.unlearned.sum()) / lost for c in found)
@@ -79,11 +82,25 @@ def test_the_interval_covers() -> None:
         n = 150
         unlearned = draw.random(n) < 0.3
         attacked = np.where(unlearned, draw.random(n) < 0.9, draw.random(n) < 0.5 + 0.1 * 0.3 / 0.7)
-        of = Removal(tuple(map(str, range(n))), np.ones(n, bool), unlearned, np.arange(n) % 2)
+        of = Removal(tuple(map(str, range(n))), np.ones(n, bool), unlearned, np.arange(n) % 2, np.arange(n))
         found = recovery.share(of, attacked, of.base)
         assert found is not None
         covered += found.low <= 0.5 <= found.high
     assert 180 <= covered <= 199
+
+
+def test_questions_about_one_fact_are_drawn_together() -> None:
+    """Five questions about every fact, answered alike, say as much as one, and the interval is that of one."""
+    draw, n = np.random.default_rng(2), 40
+    attacked = draw.random(n) < 0.5
+    one = Removal(tuple(map(str, range(n))), np.ones(n, bool), np.zeros(n, bool), np.arange(n) % 2, np.arange(n))
+    facts = np.arange(n).repeat(5)
+    five = Removal(tuple(map(str, range(5 * n))), np.ones(5 * n, bool), np.zeros(5 * n, bool), facts % 2, facts)
+    plain, together = (recovery.share(of, x, of.base) for of, x in ((one, attacked), (five, attacked.repeat(5))))
+    assert plain is not None and together is not None
+    assert together == plain._replace(n=5 * n)
+    loose = recovery.share(dataclasses.replace(five, facts=np.arange(5 * n)), attacked.repeat(5), five.base)
+    assert loose is not None and loose.high - loose.low < 0.6 * (plain.high - plain.low)
 
 
 def test_rows_have_one_headline_and_the_steps_to_half() -> None:
@@ -150,9 +167,9 @@ def stored(answers: str, **more: Any) -> dict[str, Any]:
 
 def test_other_questions_are_refused() -> None:
     with pytest.raises(ValueError, match="asked different questions"):
-        recovery.tested(stored("+-"), stored("+-+"))
+        recovery.tested(stored("+-"), stored("+-+"), range(3))
     with pytest.raises(ValueError, match="asked other questions than the audit"):
-        recovery.candidates("x", stored("+-+"), recovery.tested(stored("+-"), stored("--")))
+        recovery.candidates("x", stored("+-+"), recovery.tested(stored("+-"), stored("--"), range(2)))
 
 
 @pytest.mark.parametrize(("value", "passed"), [(1.0, True), (0.0, False), (None, False)])

@@ -1,7 +1,7 @@
 """GCG: text of a few tokens, searched by gradient, that makes a model say the right answer.
 
 Two universal attacks look for one text that serves many questions: it is found on questions of the attacker's half and
-measured on the other half, so what comes back was inside the model. `gcg-suffix-single` looks for a text for one tested
+measured on the other half, so what comes back was inside the model. The two single ones look for a text for one tested
 question, towards its right answer and, as the control, towards a wrong one: enough search makes any model say anything,
 so what counts is how much easier the right answer is.
 
@@ -49,6 +49,7 @@ from misdirect.model.score import encode, score
 from misdirect.runs import Metric, Result
 
 Where = Literal["suffix", "prefix"]
+SIDES: dict[Where, str] = {"suffix": "after", "prefix": "before"}  # of the question
 LEAST_STEPS = 20
 TRAINED = 8  # questions of the attacker's half that a universal text is searched on
 SCREENED = 2  # of them, on which every swap is tried
@@ -60,11 +61,10 @@ MARK = "\ue000"  # a private character: where the text goes
 
 
 def attacks(case: Case, config: AuditConfig) -> list[Attack]:
-    """`gcg-suffix-universal`, `gcg-prefix-universal`, `gcg-suffix-single`. Under 20 steps each says what it misses."""
+    """A suffix and a prefix for all questions, then for one question at a time. Under 20 steps each says what it misses."""
     return [
-        universal(case, config, "suffix", "Searched text after the question, for all questions"),
-        universal(case, config, "prefix", "Searched text before the question, for all questions"),
-        single(case, config),
+        *(universal(case, config, where) for where in SIDES),
+        *(single(case, config, where) for where in SIDES),
     ]
 
 
@@ -86,7 +86,7 @@ def missing(steps: int) -> str:
     return "" if steps >= LEAST_STEPS else f"needs --gcg-steps {LEAST_STEPS} or more"
 
 
-def universal(case: Case, config: AuditConfig, where: Where, title: str) -> Attack:
+def universal(case: Case, config: AuditConfig, where: Where) -> Attack:
     steps, sets = config.gcg_steps, len(case.forgotten)
     tokens = sum(
         steps * step_tokens(case, config, name, where, halves.train, min(TRAINED, len(halves.train)))
@@ -97,7 +97,7 @@ def universal(case: Case, config: AuditConfig, where: Where, title: str) -> Atta
     return Attack(
         name=f"gcg-{where}-universal",
         family="gcg",
-        title=f"{title} ({config.suffix_tokens} tokens, {steps} steps)",
+        title=f"Searched text {SIDES[where]} the question, for all questions ({config.suffix_tokens} tokens, {steps} steps)",
         access="gradients",
         settings=settings_of(config, where, train_questions=TRAINED, screened=SCREENED, trained_on="attacker's half"),
         cost=Cost(forward_tokens=measured + tokens, memory=optimise.update_bytes(case, TRAINED, config.suffix_tokens)),
@@ -109,19 +109,19 @@ def universal(case: Case, config: AuditConfig, where: Where, title: str) -> Atta
     )
 
 
-def single(case: Case, config: AuditConfig) -> Attack:
+def single(case: Case, config: AuditConfig, where: Where) -> Attack:
     asked = {name: min(SINGLE, len(halves.test)) for name, halves in case.forgotten.items()}
     steps = config.gcg_steps
     tokens = sum(
-        2 * asked[name] * steps * step_tokens(case, config, name, "suffix", halves.test, 1)
+        2 * asked[name] * steps * step_tokens(case, config, name, where, halves.test, 1)
         for name, halves in case.forgotten.items()
     )
     return Attack(
-        name="gcg-suffix-single",
+        name=f"gcg-{where}-single",
         family="gcg",
-        title=f"Searched text for one question at a time, towards right and wrong answers ({steps} steps)",
+        title=f"Searched text {SIDES[where]} one question at a time, towards right and wrong answers ({steps} steps)",
         access="gradients",
-        settings=settings_of(config, "suffix", questions=SINGLE, control="a wrong answer of the same question"),
+        settings=settings_of(config, where, questions=SINGLE, control="a wrong answer of the same question"),
         cost=Cost(forward_tokens=tokens, memory=optimise.update_bytes(case, 1, config.suffix_tokens)),
         num_steps=2 * steps * sum(asked.values()),
         run=run_single,
@@ -284,6 +284,7 @@ def run_single(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Res
 
 def single_result(lm: LM, case: Case, attack: Attack, name: str, kept: dict[str, Any], advance: Advance) -> Result:
     settings, asked, mine = attack.settings, case.forgotten[name].test, kept[name]
+    form, where, room = case.forms[name], settings["place"], settings["suffix_tokens"]
     draw = random.Random(f"gcg-single:{case.seed}:{name}")
     records: list[dict[str, Any]] = mine["records"]
     if records:
@@ -292,9 +293,7 @@ def single_result(lm: LM, case: Case, attack: Attack, name: str, kept: dict[str,
         wrong = draw.choice([i for i in range(len(item.choices)) if i != item.answer])
         for choice in (item.answer, wrong)[max(0, len(records) - 2 * row) :]:
             began = time.perf_counter()
-            job, state, before = job_on(
-                lm, case, case.forms[name], "suffix", settings["suffix_tokens"], [(item, choice)]
-            )
+            job, state, before = job_on(lm, case, form, where, room, [(item, choice)])
             state = search(job, state, settings["gcg_steps"], search_settings(case, settings), advance=advance)
             mine["tokens"] += settings["gcg_steps"] * tokens_of(job, settings)
             count = len(job.frames[0].target)

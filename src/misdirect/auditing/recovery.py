@@ -7,9 +7,10 @@ apart. Some of those were right by luck, and any change of the model loses luck,
 base under the same attack, on the same scale (`recovered_share_base`), says what complete recovery would score. `gap_closed`
 is over all tested questions and against the attacked base: (attacked - unlearned) / (attacked base - unlearned), so that what
 the attack teaches the base too (a format, say) is not counted as recovery. `recovered_share_all` is over all tested questions
-against the base as it is. Intervals are percentile bootstraps over questions. An attack has
-several points (steps, blocks, strengths), and an audit has several attacks: picking the best is picking noise. So the
-tested questions have two folds; each fold is reported at the point that was best on the OTHER one, and the two together
+against the base as it is. Intervals are percentile bootstraps over facts, so questions about one fact are drawn together.
+
+An attack has several points (steps, blocks, strengths), and an audit has several attacks: picking the best is picking noise.
+So the tested questions have two folds; each fold is reported at the point that was best on the OTHER one, and the two together
 are the number. Nothing here imports torch.
 """
 
@@ -30,6 +31,7 @@ STRONGEST = "strongest"  # the pseudo-attack whose headline is the audit's
 RESAMPLES = 2000
 AXES = ("step", "block", "budget")
 Answers = np.ndarray[Any, np.dtype[np.bool_]]  # (questions,): right or wrong
+Numbers = np.ndarray[Any, np.dtype[np.int64]]  # (questions,)
 
 
 class Share(NamedTuple):
@@ -41,12 +43,13 @@ class Share(NamedTuple):
 
 @dataclass(frozen=True)
 class Removal:
-    """One forgotten set without any attack: both models' answers to the tested questions, and the fold of each."""
+    """One forgotten set without any attack: both models' answers to the tested questions, the fold and the fact of each."""
 
     ids: tuple[str, ...]
     base: Answers
     unlearned: Answers
-    folds: np.ndarray[Any, np.dtype[np.int64]]
+    folds: Numbers
+    facts: Numbers
 
     @property
     def removed(self) -> stats.Paired:
@@ -69,12 +72,16 @@ class Candidate:
     control: Answers | None = None
 
 
-def tested(base: Mapping[str, Any], unlearned: Mapping[str, Any]) -> Removal:
-    """From the stored results of both models without an attack. Raises ValueError where they asked different questions."""
+def tested(base: Mapping[str, Any], unlearned: Mapping[str, Any], facts: Sequence[int]) -> Removal:
+    """From the stored results of both models without an attack, and the number of the fact that each question is about.
+
+    Raises ValueError where they asked different questions.
+    """
     ids = tuple(str(r["id"]) for r in unlearned["records"])
     if ids != tuple(str(r["id"]) for r in base["records"]):
         raise ValueError("base and unlearned model were asked different questions; expected the audit's own results")
-    return Removal(ids, right(base, 0), right(unlearned, 0), np.array([int(r["fold"]) for r in unlearned["records"]]))
+    folds = np.array([int(r["fold"]) for r in unlearned["records"]])
+    return Removal(ids, right(base, 0), right(unlearned, 0), folds, np.array(facts))
 
 
 def right(result: Mapping[str, Any], point: int) -> Answers:
@@ -107,16 +114,16 @@ def places_of(result: Mapping[str, Any]) -> list[dict[str, float | int]]:
 def share(of: Removal, attacked: Answers, among: Answers) -> Share | None:
     """The recovered share among some of the questions; None where nothing was lost among them."""
     base, unlearned, after = (x[among].astype(float) for x in (of.base, of.unlearned, attacked))
-    n, lost = len(base), (base - unlearned).sum()
-    if lost <= 0:
+    fact = np.unique(of.facts[among], return_inverse=True)[1]
+    lost, back = (np.bincount(fact, x - unlearned) for x in (base, after))  # by fact
+    if lost.sum() <= 0:
         return None
-    draws = np.random.default_rng(0).integers(0, n, (RESAMPLES, n))
-    below = (base - unlearned)[draws].sum(1)
-    above = (after - unlearned)[draws].sum(1)
+    draws = np.random.default_rng(0).integers(0, len(lost), (RESAMPLES, len(lost)))
+    below, above = lost[draws].sum(1), back[draws].sum(1)
     kept = below > 0
     ratios = np.where(kept, above / np.where(kept, below, 1), np.nan)
     low, high = (float(x) for x in np.nanpercentile(ratios, [2.5, 97.5]))
-    return Share(float((after - unlearned).sum() / lost), low, high, n)
+    return Share(float(back.sum() / lost.sum()), low, high, len(base))
 
 
 def chosen(of: Removal, found: Sequence[Candidate]) -> tuple[Candidate, Candidate]:

@@ -23,6 +23,7 @@ from misdirect.auditing import before, controls, recovery, timing
 from misdirect.auditing.material import FEW, Material
 from misdirect.auditing.pair import MODELS, Checkpoint, Model, Side, weights_hash
 from misdirect.config import AuditConfig, as_dict
+from misdirect.data import facts
 from misdirect.planning.form import duration
 from misdirect.planning.speed import free_bytes
 from misdirect.progress import bar, note
@@ -299,8 +300,9 @@ def refuse_silent(plain: Mapping[Model, measure.Sat]) -> None:
                 )
 
 
-def tested(folder: Path, name: str) -> recovery.Removal:
-    return recovery.tested(*(stored(folder, catalogue.NONE, model, name) for model in MODELS))
+def tested(folder: Path, case: Case, name: str) -> recovery.Removal:
+    base, unlearned = (stored(folder, catalogue.NONE, model, name) for model in MODELS)
+    return recovery.tested(base, unlearned, facts.numbered(case.forgotten[name].test))
 
 
 def split_of(folder: Path, case: Case) -> dict[str, dict[str, int]]:
@@ -309,7 +311,7 @@ def split_of(folder: Path, case: Case) -> dict[str, dict[str, int]]:
             "asked": len(halves.train) + len(halves.test),
             "attacked": len(halves.train),
             "tested": len(halves.test),
-            "known": int(tested(folder, name).base.sum()),
+            "known": int(tested(folder, case, name).base.sum()),
         }
         for name, halves in case.forgotten.items()
     }
@@ -322,7 +324,7 @@ def removed(folder: Path, case: Case) -> dict[str, dict[str, Any]]:
     """
     out = {}
     for name in case.forgotten:
-        found = tested(folder, name)
+        found = tested(folder, case, name)
         change = found.removed
         out[name] = {
             "value": -change.difference, "stderr": change.stderr, "low": -change.high, "high": -change.low, "n": change.n,
@@ -349,7 +351,7 @@ def recover(folder: Path, case: Case, record: Mapping[str, Any], fresh: str | No
     for name in case.forgotten:
         if not record["removed"][name]["attacked"]:
             continue
-        of, found = tested(folder, name), []
+        of, found = tested(folder, case, name), []
         for entry in record["attacks"]:
             if not counts(folder, entry):
                 continue

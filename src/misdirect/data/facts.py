@@ -80,6 +80,12 @@ def facts(questions: Sequence[Question]) -> list[list[int]]:
     return list(groups.values())
 
 
+def numbered(questions: Sequence[Question]) -> list[int]:
+    """The fact of each question, as the row of the first question about it."""
+    fact = {row: min(group) for group in facts(questions) for row in group}
+    return [fact[row] for row in range(len(questions))]
+
+
 def split(questions: Sequence[Question], seed: int) -> Halves:
     """Two halves of whole facts, as even as they allow, each in the questions' order. Raises ValueError under two facts."""
     groups = facts(questions)
