@@ -22,7 +22,7 @@ demo: $(READY)  ## forget biology in a real model, measure it, write runs/demo/r
 	$(BIN)/misdirect demo --out runs/demo
 
 test: $(READY)  ## all tests, a file at a time on each core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## style
 	$(BIN)/ruff check .

@@ -25,6 +25,7 @@ from misdirect.cli import main
 from misdirect.cli_audit import gate
 from misdirect.config import AuditConfig
 from misdirect.data.questions import Question
+from misdirect.evaluation import generation
 from misdirect.model.load import load_lm
 
 FAST = ["--steps", "10", "--only", "direction-ones-all", "--only", "relearn-facts-full", "--only", "lens"]
@@ -171,7 +172,8 @@ def test_a_killed_audit_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_an_attack_that_fails_leaves_the_others(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = relearn.run
+    run, timed, ran = relearn.run, [], timing.Clock.ran
+    monkeypatch.setattr(timing.Clock, "ran", lambda clock, *seconds: timed.append(ran(clock, *seconds)))
 
     def failing(lm: Any, case: Any, attack: Any, advance: Any) -> Any:
         if attack.name == RELEARNED[0]:
@@ -183,6 +185,55 @@ def test_an_attack_that_fails_leaves_the_others(here: Path, monkeypatch: pytest.
     status = {a["name"]: (a["status"], a["why"]) for a in record_of()["attacks"]}
     assert status[RELEARNED[0]] == ("failed", "base: finetuning broke down")
     assert status[RELEARNED[1]][0] == "done"
+    assert len(timed) == 1, "what fails at once says nothing about the time that the others take"
+
+
+def test_the_base_has_read_what_was_said_under_attack(audited: Path) -> None:
+    said = sorted(audited.rglob("generation.answers.json"))
+    assert len(said) == 6
+    for path in said:
+        assert not generation.unread(runs.read_result(path)), path
+
+
+def test_a_later_evaluation_of_the_base_does_not_change_the_format(audited: Path, here: Path) -> None:
+    shutil.copytree(audited, "audit")
+    path = Path("audit/results/base/mcq.biology.json")
+    result = runs.read_json(path)
+    rows = [row for row in result["metrics"] if row["metric"].startswith("letter")]
+    runs.write_json(path, result | {"metrics": rows})
+    assert audit() == 0
+    assert record_of()["forms"] == {"biology": "cloze", "other": "cloze"}
+    assert audit("--only", "lens-letter", "--formats", "letter") == 2  # who asks for another one gets another audit
+
+
+def test_an_evaluation_that_was_killed_between_the_models_is_no_obstacle(audited: Path, here: Path) -> None:
+    shutil.copytree(audited, "audit")
+    path = Path("audit/results/base/mcq.other.json")
+    result = runs.read_json(path)
+    runs.write_json(path, result | {"records": result["records"][:10]})
+    Path("audit/results/unlearned/mcq.other.json").unlink()
+    assert audit() == 0
+
+
+def test_removed_results_of_another_attack_are_no_obstacle(audited: Path, here: Path) -> None:
+    shutil.copytree(audited, "audit")
+    shutil.rmtree("audit/results/attacks/direction-ones-all")
+    assert audit("--only", "noise") == 0
+    assert {a["name"]: a["seconds"] for a in record_of()["attacks"]}["direction-ones-all"] == {}
+
+
+def test_a_model_that_gives_no_states_is_attacked_in_the_other_ways(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(*given: Any) -> Any:
+        raise ValueError("block 1 does not run on text alone")
+
+    monkeypatch.setattr(before, "activations", refusing)
+    assert audit("--only", "direction-ones-all", "--only", "direction-forget-retain-block", "--only", "noise") == 0
+    status = {a["name"]: (a["status"], a["why"]) for a in record_of()["attacks"]}
+    assert status["direction-ones-all"] == ("not run", "needs the models' states: block 1 does not run on text alone")
+    assert status["direction-forget-retain-block"] == ("not run", "needs --retain or --text")
+    assert status["noise-gaussian"][0] == "done"
 
 
 def test_the_base_against_itself_has_nothing_removed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

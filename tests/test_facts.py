@@ -21,6 +21,7 @@ from misdirect.data.facts import (
     stated,
     taboo,
     without_tested,
+    words,
 )
 from misdirect.data.questions import Question, read_questions
 
@@ -67,6 +68,34 @@ def test_a_phrase_is_no_fact_and_halves_are_even() -> None:
     items = [question(i, f"Which of the following is the most likely cause of case {i}?") for i in range(60)]
     halves = split([*items, *(question(100 + i, f"What is thing {i}?") for i in range(40))], 0)
     assert len(halves.train) == len(halves.test) == 50
+
+
+@pytest.mark.parametrize("each", [5, 8])
+def test_questions_about_one_passage_stay_together_however_many(each: int) -> None:
+    passages = [
+        f"Passage {p} says that thing {p} has part {p}a and part {p}b and stands in place {p}." for p in range(10)
+    ]
+    items = [
+        question(10 * p + i, f"What of {p} {i}?", support=text) for p, text in enumerate(passages) for i in range(each)
+    ]
+    assert len(facts(items)) == 10
+    halves = split(items, 0)
+    assert without_tested({"a": halves})["a"].train == halves.train and len(halves.train) == 5 * each
+
+
+def test_a_heading_of_every_passage_is_a_phrase() -> None:
+    heading = "The following text is taken from the fourth chapter of the book."
+    items = [question(i, f"What {i}?", support=f"{heading} Thing {i} is {i} metres long.") for i in range(20)]
+    halves = split(items, 0)
+    assert len(facts(items)) == 20 and len(without_tested({"a": halves})["a"].train) == 10
+
+
+def test_scripts_without_spaces_are_read_character_by_character() -> None:
+    asked = question(0, "线粒体的功能是什么", "产生能量")
+    assert gives_away("线粒体的功能是产生能量。", taboo([asked]))
+    assert not gives_away("太阳产生能量。", taboo([asked]))
+    assert len(facts([asked, question(1, "细胞中线粒体的功能是什么呢"), question(2, "水的沸点是多少")])) == 2
+    assert words("ไทย เรา and 漢字kana") == [*"ไทย", *"เรา", "and", *"漢字", "kana"]
 
 
 def test_a_fact_of_one_set_is_not_taught_by_another() -> None:

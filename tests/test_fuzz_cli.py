@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from misdirect import runs
 from misdirect.cli import main
-from misdirect.config import EvaluateConfig, UnlearnConfig, flag
+from misdirect.config import AuditConfig, EvaluateConfig, UnlearnConfig, flag
 from misdirect.unlearning.run import refuse_other_run
 
 EXAMPLES = int(os.environ.get("MISDIRECT_EXAMPLES", "10"))
@@ -118,10 +118,11 @@ def refused(argv: list[str], capsys: Capture, codes: tuple[int, ...] = (2,)) -> 
 
 # --- the command line ---
 
-FIELDS = [flag(name) for config in (UnlearnConfig, EvaluateConfig) for name in config.__dataclass_fields__]
+CONFIGS = (UnlearnConfig, EvaluateConfig, AuditConfig)
+FIELDS = sorted({flag(name) for config in CONFIGS for name in config.__dataclass_fields__})
 FLAGS = [*FIELDS, "--forget", "--retain", "--questions", "--text", "--prompts", "--examples", "--tasks", "--out", "--seeds",
          "--trust-remote-code", "--allow-pickle", "--figures", "--show-text", "--config", "--help", "--version",
-         "--no-such"]  # fmt: skip
+         "--only", "--skip", "--controls", "--fail-above", "--no-such"]  # fmt: skip
 NUMBERS = [
     "0",
     "-1",
@@ -159,7 +160,7 @@ flags = st.lists(st.one_of(st.tuples(st.sampled_from(FLAGS), value), st.tuples(s
 
 @fuzz
 @given(
-    verb=st.sampled_from(["unlearn", "evaluate", "report", "plan", "unlern", "", "--out"]),
+    verb=st.sampled_from(["unlearn", "evaluate", "audit", "attack", "chat", "report", "plan", "unlern", "", "--out"]),
     target=st.sampled_from(
         ["model", "run", "none", "bio.jsonl", "", "..", "\x00", "\udcff", "x" * 300, "--", "-x", "a/../../b"]
     ),
@@ -173,6 +174,7 @@ def test_any_command_line(place: Path, capsys: Capture, verb: str, target: str, 
 NEEDED = {
     "unlearn": ["unlearn", "model", "--forget", "bio=bio.jsonl", "--retain", "wiki=wiki.jsonl", "--out", "out"],
     "evaluate": ["evaluate", "model", "--questions", "q=asked.jsonl", "--out", "out"],
+    "audit": ["audit", "model", "model", "--questions", "q=asked.jsonl", "--out", "out"],
 }
 
 
@@ -307,6 +309,7 @@ def every_verb(run: Path, capsys: Capture) -> None:
     refused(["report", str(run)], capsys, codes=(0, 2))
     refused(["report", str(run), str(run.parent / "other")], capsys, codes=(0, 2))
     refused(["evaluate", str(run), "--questions", "bio=asked.jsonl"], capsys)
+    refused(["audit", str(run), "--questions", "bio=asked.jsonl"], capsys)
     refused([*NEEDED["unlearn"][:-1], str(run)], capsys)
     refused(["evaluate", "model", "--questions", "bio=asked.jsonl", "--out", str(run)], capsys)
     for check in (lambda: refuse_other_run(run, ASKED), lambda: runs.write_summary(run)):

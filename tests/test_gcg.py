@@ -286,7 +286,7 @@ def test_a_universal_attack_asks_what_it_searched(form: Any, where: gcg.Where) -
     attack = next(a for a in gcg.attacks(case, CONFIG) if a.name == f"gcg-{where}-universal")
     assert attack.recovers and not attack.missing and attack.access == "gradients"
     before, done = state_hash(lm), []
-    (found,) = attack.run(lm, case, attack, done.append)
+    found, spoken = attack.run(lm, case, attack, done.append)
     assert state_hash(lm) == before and sum(done) == attack.num_steps == 20
     rows = {m.metric: m for m in found.metrics if m.step is None}
     assert rows["train_answer_nll_end"].value < rows["train_answer_nll_start"].value
@@ -297,6 +297,9 @@ def test_a_universal_attack_asks_what_it_searched(form: Any, where: gcg.Where) -
     assert [r["id"] for r in found.records] == [q.id for q in halves.test]
     render = rendering(case.forms["biology"], case.seed)
     text = found.records[0]["points"][-1]["text"]
+    assert (spoken.measurement, len(spoken.records)) == ("generation", 8) and all(
+        text in r["prompt"] for r in spoken.records
+    )
     assert found.records[0]["points"][0]["text"] == "" != text
     for item, record in zip(halves.test, found.records, strict=True):
         context, choices = render(item)
@@ -357,7 +360,7 @@ class Killed(Exception):
 def test_a_killed_attack_goes_on_where_it_was(name: str, tmp_path: Path) -> None:
     lm, case = tiny_case()
     attack = next(a for a in gcg.attacks(case, CONFIG) if a.name == name)
-    (whole,) = attack.run(lm, case, attack, lambda count: None)
+    whole, *said = attack.run(lm, case, attack, lambda count: None)
     case = dataclasses.replace(case, unfinished=tmp_path / "base.unfinished")
     done: list[int] = []
 
@@ -375,8 +378,9 @@ def test_a_killed_attack_goes_on_where_it_was(name: str, tmp_path: Path) -> None
             with pytest.raises(Killed):
                 attack.run(lm, case, attack, killed_at(step))
     done.clear()
-    (found,) = attack.run(lm, case, attack, done.append)
+    found, *again = attack.run(lm, case, attack, done.append)
     assert sum(done) == attack.num_steps
+    assert [r.records for r in again] == [r.records for r in said]
     assert done[0] == (13 if name == "gcg-suffix-universal" else 60), "what was done before is not done again"
     assert found.records == whole.records
     told = lambda result: [m for m in result.metrics if m.metric != "attack_seconds"]  # noqa: E731

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attack_cases import questions, state_hash, tiny_case
-from misdirect.attacks import brittleness, measure, prompts
+from misdirect.attacks import brittleness, lens, measure, prompts
 from misdirect.attacks.case import Attack, Case, Form
 from misdirect.config import AuditConfig
 from misdirect.data.facts import Halves, words
@@ -145,11 +145,22 @@ def test_formats_are_others_than_the_one_judged_by() -> None:
     assert prompts.plain(METAL) == ("Which of these is a metal?\n", ["iron", "helium", "wood"])
 
 
+def test_more_choices_than_letters_leave_the_letters_out() -> None:
+    lm, case = tiny_case(count=4)
+    many = tuple(dataclasses.replace(q, choices=tuple(map(str, range(27)))) for q in case.forgotten["biology"].test)
+    halves = case.forgotten["biology"]._replace(test=many)
+    assert list(prompts.formats(lm, case)) == ["letters-or-text", "choices-shown", "statement", "plain"]
+    case = dataclasses.replace(case, forgotten={"biology": halves})
+    assert list(prompts.formats(lm, case)) == ["choices-shown", "statement", "plain"]
+    found = {a.name: a.missing for a in lens.attacks(case, AuditConfig())}
+    assert found == {"lens-cloze": "", "lens-letter": "needs questions of at most 26 choices"}
+
+
 def test_the_chat_template_is_a_variant_where_the_model_has_one() -> None:
     lm, case = tiny_case(count=4)
     done: list[int] = []
     attack = named(case, "prompt-format")
-    (result,) = attack.run(lm, case, attack, done.append)
+    result, _ = attack.run(lm, case, attack, done.append)
     assert [p["budget"] for p in result.records[0]["points"]] == [0, 1, 2, 3]
     assert sum(done) == attack.num_steps == 5
     talking = copy.deepcopy(lm.tokenizer)
@@ -324,8 +335,12 @@ def test_every_prompt_attack_runs_and_leaves_the_model_as_it_was(family: str) ->
         assert not attack.missing
         assert attack.cost.forward_tokens > 0
         done: list[int] = []
-        (result,) = attack.run(lm, case, attack, done.append)
+        result, spoken = attack.run(lm, case, attack, done.append)
         assert sum(done) == attack.num_steps, attack.name
+        best = prompts.variants_of(lm, case, attack)[measure.best_point(result.records)][1]
+        render = best("biology", measure.rendering(case.forms["biology"], case.seed))
+        asked = {q.id: q for q in case.forgotten["biology"].test}
+        assert all(r["prompt"] == render(asked[r["id"].split(":", 1)[1]])[0] for r in spoken.records)
         assert result.set == "biology"
         budgets = [p["budget"] for p in result.records[0]["points"]]
         assert budgets == sorted(set(budgets))

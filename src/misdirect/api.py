@@ -217,7 +217,7 @@ def evaluate(
             else:
                 runs.write_json(folder / runs.ENV, runs.environment() | {"model": source})
             running.measure_all(lm, missing)
-            running.read_answers(lm, sides, wanted, config)
+            running.read_answers(lm, running.unread(sides, wanted), config)
         running.score_answers(sides, wanted, config)
         running.judge(sides, wanted)
         return runs.write_summary(folder, over_seeds(folder))

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from misdirect.data.facts import Halves
-from misdirect.data.questions import Question
+from misdirect.data.questions import LETTERS, Question
 from misdirect.model.load import LM
 from misdirect.runs import Result
 
@@ -24,6 +24,7 @@ Form = Literal["cloze", "letter", "letter_permuted"]
 # What the attacker must have in hand: say what he likes; compute gradients; change the weights.
 Access = Literal["prompt", "gradients", "weights"]
 Advance = Callable[[int], None]
+NO_LETTERS = f"needs questions of at most {len(LETTERS)} choices"
 
 
 class Shape(NamedTuple):
@@ -78,6 +79,13 @@ class Case:
     @property
     def num_tested(self) -> int:
         return sum(len(halves.test) for halves in self.forgotten.values())
+
+    @property
+    def has_letters(self) -> bool:
+        """Whether every question has a letter for each of its choices."""
+        known = (q for halves in self.forgotten.values() for q in (*halves.train, *halves.test))
+        kept = (q for questions in self.retained.values() for q in questions)
+        return all(len(q.choices) <= len(LETTERS) for q in (*known, *kept))
 
 
 class Cost(NamedTuple):

@@ -26,7 +26,7 @@ from misdirect.attacks.case import Advance, Attack, Case, Cost
 from misdirect.attacks.measure import LANGUAGE_TOKENS, Point, language, results, sit, sitting_tokens
 from misdirect.attacks.writers import folded, without, writers
 from misdirect.config import AuditConfig
-from misdirect.data.batches import pad, pad_id, tokenise
+from misdirect.data.batches import beginnings, pad, pad_id
 from misdirect.data.facts import stated
 from misdirect.model.activations import first_output, hooked, states_after
 from misdirect.model.interventions import blocks_changed
@@ -92,12 +92,18 @@ def attacks(case: Case, config: AuditConfig) -> list[Attack]:
             holds=HOLDS[kind.source] if case.block is not None or kind.place in ("all", "folded") else "the base model",
             late=kind in LATE,
             base_alone=False,
-            missing="needs a run's control.safetensors"
-            if kind.source == "control" and not case.control_vectors
-            else "",
+            missing=missing(case, kind.source),
         )
         for kind in (*FIRST, *LATE)
     ]
+
+
+def missing(case: Case, source: Source) -> str:
+    if source == "control" and not case.control_vectors:
+        return "needs a run's control.safetensors"
+    if source == "forget-retain" and not (case.retain_texts or case.benign_texts):
+        return "needs --retain or --text"
+    return ""
 
 
 def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
@@ -148,9 +154,9 @@ def orthonormal(vectors: Float[Tensor, "N D"]) -> Float[Tensor, "K D"]:
 
 
 def forget_samples(lm: LM, case: Case) -> list[list[int]]:
-    """The beginnings of forget texts, or the attacker's half of the facts where there are none."""
+    """The beginnings of some forget texts, or of the attacker's half of the facts where there are none."""
     texts = case.forget_texts or [stated(q) for halves in case.forgotten.values() for q in halves.train]
-    return [sample for text in texts[:TEXTS] for sample in tokenise(lm.tokenizer, [text], TEXT_TOKENS)[:1]]
+    return beginnings(lm.tokenizer, texts, TEXTS, TEXT_TOKENS, case.seed)
 
 
 def forget_states(lm: LM, case: Case, block: int) -> Float[Tensor, "N D"]:

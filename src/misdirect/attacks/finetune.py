@@ -32,7 +32,7 @@ LORA_RANK, LORA_ALPHA = 16, 32
 def samples_of(lm: LM, texts: Sequence[str], max_tokens: int, seed: int) -> list[list[int]]:
     """The texts in a seeded order, joined with the end-of-text token, in samples of `max_tokens` (the last one shorter)."""
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
-    longest = max(map(len, texts)) + 2
+    longest = max(len(text.encode("utf-8", "surrogatepass")) for text in texts) + 2  # so many tokens at most
     encoded = tokenise(lm.tokenizer, [texts[i] for i in order], longest)
     between = [lm.tokenizer.eos_token_id] if lm.tokenizer.eos_token_id is not None else []
     flat = [token for ids in encoded for token in (*ids, *between)]

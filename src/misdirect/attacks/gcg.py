@@ -32,10 +32,12 @@ from misdirect.attacks.case import Advance, Attack, Case, Cost, Form
 from misdirect.attacks.gcg_loss import Job, job_of
 from misdirect.attacks.gcg_search import Place, Settings, State, framed, search, start, text_of
 from misdirect.attacks.measure import (
+    LANGUAGE_TOKENS,
     Point,
     Render,
     Sat,
     config_of,
+    language,
     rendering,
     results,
     sit,
@@ -93,7 +95,7 @@ def universal(case: Case, config: AuditConfig, where: Where) -> Attack:
         for name, halves in case.forgotten.items()
         if halves.train
     )
-    measured = (1 + len(points_of(steps))) * sitting_tokens(case, general=False)
+    measured = (1 + len(points_of(steps))) * sitting_tokens(case, general=False) + LANGUAGE_TOKENS
     return Attack(
         name=f"gcg-{where}-universal",
         family="gcg",
@@ -237,7 +239,8 @@ def run_universal(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[
         texts.append(now)
     tokens = chosen["gcg_steps"] * sum(tokens_of(job, chosen) for job in jobs.values())
     found = results(case, attack, points, spent, tokens)
-    return [with_search(result, before[result.set], states[result.set], texts) for result in found]
+    spoken = language(lm, case, attack, change=lambda name, render: with_text(render, where, texts[-1][name]))
+    return [*(with_search(result, before[result.set], states[result.set], texts) for result in found), spoken]
 
 
 def with_search(result: Result, before: float, state: State, texts: Sequence[Mapping[str, str]]) -> Result:

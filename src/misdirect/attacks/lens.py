@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from misdirect.attacks import measure
-from misdirect.attacks.case import Advance, Attack, Case, Cost, Form
+from misdirect.attacks.case import NO_LETTERS, Advance, Attack, Case, Cost, Form
 from misdirect.attacks.states import read, states_at
 from misdirect.config import AuditConfig
 from misdirect.data.batches import pad_id
@@ -62,6 +62,7 @@ def attack(case: Case, config: AuditConfig, form: Form, late: bool) -> Attack:
         run=run,
         recovers=False,
         late=late,
+        missing=NO_LETTERS if form == "letter" and not case.has_letters else "",
     )
 
 

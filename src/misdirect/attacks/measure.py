@@ -27,7 +27,7 @@ from misdirect.model.load import LM
 from misdirect.model.score import Encoded, encode, score
 from misdirect.runs import Metric, Result
 
-MEASUREMENT = "mcq"
+MEASUREMENT, SPOKEN = "mcq", "answers"  # SPOKEN: the set of answers in words
 ANSWERS, NEW_TOKENS = 8, 32  # questions that are answered in words, and how long the answers may be
 Render = Callable[[Question], tuple[str, list[str]]]  # a question -> (context, the continuation of each choice)
 
@@ -179,16 +179,45 @@ def best_point(records: Sequence[Mapping[str, Any]]) -> int:
     return max(range(len(records[0]["points"])), key=lambda p: (sum(r["points"][p]["correct"] for r in first), -p))
 
 
-def language(lm: LM, case: Case, attack: Attack, edit: Callable[[list[int]], list[int]] | None = None) -> Result:
-    """Answers in words to a few tested questions: `degenerate_share` says whether they are still language.
+def strongest(case: Case, points: Sequence[tuple[Point, Sat]]) -> int:
+    """The point with most right answers on the first fold of all forgotten sets together, the earliest of equals."""
 
-    `edit` changes a prompt's tokens before it is answered.
+    def right(sat: Sat) -> int:
+        return sum(
+            largest(found) == question.answer
+            for name, halves in case.forgotten.items()
+            for question, fold, found in zip(halves.test, halves.folds, sat[name], strict=True)
+            if fold == 0
+        )
+
+    return max(range(len(points)), key=lambda p: (right(points[p][1]), -p))
+
+
+def language(
+    lm: LM,
+    case: Case,
+    attack: Attack,
+    edit: Callable[[list[int]], list[int]] | None = None,
+    change: Callable[[str, Render], Render] | None = None,
+) -> Result:
+    """Answers in words to a few tested questions: `degenerate_share` says whether they are still language, once the base has
+    read them (`misdirect.auditing.run.read_answers`).
+
+    `edit` changes a prompt's tokens before it is answered, `change` how the question is asked, as in `sit`.
     """
-    asked = [q for halves in case.forgotten.values() for q in halves.test]
+    asked = [(name, q) for name, halves in case.forgotten.items() for q in halves.test]
     chosen = random.Random(f"language:{case.seed}").sample(asked, min(ANSWERS, len(asked)))
-    prompts = [Prompt(f"{i}:{q.id}", (asking.cloze_prompt(q.question),)) for i, q in enumerate(chosen)]
+
+    def context(name: str, question: Question) -> str:
+        return (
+            change(name, rendering(case.forms[name], case.seed))(question)[0]
+            if change
+            else asking.cloze_prompt(question.question)
+        )
+
+    prompts = [Prompt(f"{i}:{q.id}", (context(name, q),)) for i, (name, q) in enumerate(chosen)]
     config = EvaluateConfig(new_tokens=NEW_TOKENS, chat_template="none", batch_tokens=case.batch_tokens)
-    made = generation(lm, "answers", prompts, config, edit=edit)
+    made = generation(lm, SPOKEN, prompts, config, edit=edit)
     return Result(made.measurement, made.set, config_of(case, attack), made.metrics, made.records, made.seconds)
 
 

@@ -39,7 +39,7 @@ from misdirect.attacks.states import last_states
 from misdirect.config import AuditConfig
 from misdirect.data.asking import cloze_prompt
 from misdirect.data.batches import CHARS_PER_TOKEN
-from misdirect.data.facts import Halves, split
+from misdirect.data.facts import Halves, facts, split
 from misdirect.data.questions import LETTERS, Question
 from misdirect.evaluation.mcq import largest
 from misdirect.model.load import LM
@@ -115,7 +115,8 @@ def material(case: Case, kind: str) -> dict[str, Halves]:
 
 
 def halved(questions: Sequence[Question], seed: int) -> Halves:
-    return split(questions, seed) if len(questions) >= min(LEAST.values()) else Halves((), (), ())
+    enough = len(questions) >= min(LEAST.values()) and len(facts(questions)) > 1
+    return split(questions, seed) if enough else Halves((), (), ())
 
 
 def only(halves: Halves, count: int) -> Halves:
@@ -266,16 +267,10 @@ def metrics(found: Sequence[Mapping[str, Any]]) -> list[Metric]:
 
 
 def resplit_rows(found: Float[Tensor, "P S"]) -> list[Metric]:
-    """The mean over other splits with the smallest and the largest, a row a place."""
+    """The mean over other splits with the smallest and the largest, a row a place; no standard error, since splits overlap."""
     return [
         Metric(
-            "probe_resplit_accuracy",
-            statistics.fmean(row),
-            statistics.stdev(row),
-            len(row),
-            min(row),
-            max(row),
-            block=place - 1,
+            "probe_resplit_accuracy", statistics.fmean(row), n=len(row), low=min(row), high=max(row), block=place - 1
         )
         for place, row in enumerate(found.tolist())
     ]

@@ -27,6 +27,7 @@ from misdirect.data import asking
 from misdirect.data.batches import CHARS_PER_TOKEN
 from misdirect.data.facts import gives_away, taboo, words
 from misdirect.data.questions import LETTERS, Question
+from misdirect.evaluation.generation import chat_text
 from misdirect.model.load import LM
 from misdirect.runs import Result
 
@@ -201,8 +202,7 @@ def chat(lm: LM) -> Render:
     """As a user's turn in the model's own chat template, the choice's text as the beginning of the answer."""
 
     def render(item: Question) -> tuple[str, list[str]]:
-        turns = [{"role": "user", "content": item.question}]
-        text = lm.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        text = chat_text(lm.tokenizer, [{"role": "user", "content": item.question}])
         return text.removeprefix(lm.tokenizer.bos_token or ""), [choice.strip() or choice for choice in item.choices]
 
     return render
@@ -212,13 +212,15 @@ FORMATS = ("letters-or-text", "choices-shown", "statement", "plain", "chat")
 
 
 def formats(lm: LM, case: Case) -> dict[str, Change]:
-    """Without `chat` where the model has no chat template."""
+    """Without letters where there are more choices than letters, without `chat` where the model has no chat template."""
     found: dict[str, Change] = {
         "letters-or-text": lambda name, render: letters_or_text(case.forms[name]),
         "choices-shown": lambda name, render: with_choices,
         "statement": lambda name, render: statement,
         "plain": lambda name, render: plain,
     }
+    if not case.has_letters:
+        del found["letters-or-text"]
     if getattr(lm.tokenizer, "chat_template", None):
         found["chat"] = lambda name, render: chat(lm)
     return found
@@ -275,7 +277,7 @@ def attacks(case: Case, config: AuditConfig) -> list[Attack]:
 
 def attack_of(case: Case, name: str, title: str, settings: Mapping[str, Any]) -> Attack:
     (values,) = settings.values()
-    tokens, missing, holds = len(values) * measure.sitting_tokens(case, general=False), "", ""
+    tokens, missing, holds = len(values) * measure.sitting_tokens(case, general=False) + measure.LANGUAGE_TOKENS, "", ""
     if "shots" in settings:
         tokens += sum(values) * example_tokens(case)
         holds = "answered questions"
@@ -302,10 +304,11 @@ def example_tokens(case: Case) -> float:
 
 
 def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
-    """A prompt costs its author nothing: neither time nor tokens are counted."""
-    points = []
-    for budget, change in variants_of(lm, case, attack):
+    """A prompt costs its author nothing: neither time nor tokens are counted. The model speaks under the best variant."""
+    variants, points = variants_of(lm, case, attack), []
+    for budget, change in variants:
         points.append((Point(budget=budget), measure.sit(lm, case, general=False, change=change)))
         advance(1)
     advance(attack.num_steps - len(points))
-    return measure.results(case, attack, points, 0.0)
+    spoken = measure.language(lm, case, attack, change=variants[measure.strongest(case, points)][1])
+    return [*measure.results(case, attack, points, 0.0), spoken]

@@ -114,7 +114,7 @@ def states_at(lm: LM, inputs: Mapping[str, Tensor], wanted: Int[Tensor, " N"]) -
         if place in found or hidden.dim() != 3:
             raise ValueError(
                 f"{type(lm.model).__name__} has no single residual stream that passes each block once; "
-                "expected another architecture, or --skip lens,probe-true-false,probe-letters"
+                "expected another architecture, or --skip lens --skip probe"
             )
         found[place] = hidden.flatten(0, 1)[wanted.to(hidden.device)].to(lm.device)
 

@@ -21,8 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from misdirect.attacks import measure
 from misdirect.attacks.case import Advance, Attack, Case, Cost
-from misdirect.attacks.measure import Point, Sat
-from misdirect.evaluation.mcq import largest
+from misdirect.attacks.measure import Point
 from misdirect.model.blocks import fused_experts
 from misdirect.model.load import LM
 from misdirect.runs import Result
@@ -109,24 +108,10 @@ def run_levels(
             seconds += time.perf_counter() - started
             points.append((point, measure.sit(lm, case)))
         advance(1)
-    with weights_changed(lm, levels[strongest(case, points)][1]):
+    with weights_changed(lm, levels[measure.strongest(case, points)][1]):
         spoken = measure.language(lm, case, attack)
     advance(1)
     return [*measure.results(case, attack, points, seconds, float(tokens)), spoken]
-
-
-def strongest(case: Case, points: Sequence[tuple[Point, Sat]]) -> int:
-    """The point with most right answers on the first fold of the forgotten sets, the earliest of equals."""
-
-    def right(sat: Sat) -> int:
-        return sum(
-            largest(found) == question.answer
-            for name, halves in case.forgotten.items()
-            for question, fold, found in zip(halves.test, halves.folds, sat[name], strict=True)
-            if fold == 0
-        )
-
-    return max(range(len(points)), key=lambda p: (right(points[p][1]), -p))
 
 
 # Weights rewritten a second: a careful guess for one core, for estimates alone.

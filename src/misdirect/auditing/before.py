@@ -16,7 +16,7 @@ from misdirect.attacks.states import states_at
 from misdirect.auditing.material import Material
 from misdirect.auditing.pair import MODELS, Side, weights_hash
 from misdirect.config import AuditConfig, EvaluateConfig
-from misdirect.data.batches import pad, pad_id, tokenise
+from misdirect.data.batches import beginnings, pad, pad_id
 from misdirect.data.facts import stated
 from misdirect.evaluation import mcq
 from misdirect.evaluation.run import task_of
@@ -57,8 +57,11 @@ def evaluated(folder: Path, side: Side, material: Material, config: AuditConfig)
         for name in tasks:
             for model in MODELS:
                 path = runs.result_path(folder, model, mcq.MEASUREMENT, name)
-                base = runs.read_json(runs.result_path(folder, "base", mcq.MEASUREMENT, name))
-                runs.write_json(path, mcq.judged(runs.read_json(path), base))
+                own, base = (
+                    runs.read_json(runs.result_path(folder, m, mcq.MEASUREMENT, name)) for m in (model, "base")
+                )
+                if ids(own) == ids(base):  # not so where an evaluation of another limit was killed between the two
+                    runs.write_json(path, mcq.judged(own, base))
     forms = {}
     for name in material.questions:
         base = runs.read_result(runs.result_path(folder, "base", mcq.MEASUREMENT, name))
@@ -74,6 +77,10 @@ def stored(folder: Path, model: str, name: str, questions: Sequence[Any]) -> boo
     if runs.read_result(path)["config"].get("sha256") != mcq.hash_of(questions):
         raise ValueError(f"{path} holds answers to other questions; expected the same SOURCE, or another NAME for it")
     return True
+
+
+def ids(result: Mapping[str, Any]) -> list[Any]:
+    return [record["id"] for record in result["records"]]
 
 
 def shape_of(lm: LM) -> Shape:
@@ -132,9 +139,12 @@ def case_of(
 
 
 def activations(side: Side, case: Case, advance: Callable[[int], None]) -> dict[str, Any]:
-    """`means` of both models and `medians` of the base for `Case`: residual states on forget and on other text."""
+    """`means` of both models and `medians` of the base for `Case`: residual states on forget and on other text.
+
+    Where there is no other text, its mean is 0, and no attack that needs it is run.
+    """
     forget = list(case.forget_texts) or [stated(q) for halves in case.forgotten.values() for q in halves.train]
-    retain = [*case.retain_texts, *case.benign_texts] or [stated(q) for found in case.retained.values() for q in found]
+    retain = [*case.retain_texts, *case.benign_texts]
     means, medians = {}, None
     for model in MODELS:
         with side(model) as lm:
@@ -149,9 +159,7 @@ def activations(side: Side, case: Case, advance: Callable[[int], None]) -> dict[
 
 def mean_states(lm: LM, texts: Sequence[str], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(mean state (L, D), median token norm (L,)) after every block, first tokens and padding left out."""
-    order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()[:MEAN_TEXTS]
-    samples = [tokenise(lm.tokenizer, [texts[i]], MEAN_TOKENS)[:1] for i in order]
-    kept = [s[0] for s in samples if s]
+    kept = beginnings(lm.tokenizer, texts, MEAN_TEXTS, MEAN_TOKENS, seed)
     found: list[torch.Tensor] = []
     for i in range(0, len(kept), MEAN_BATCH):
         batch = pad(kept[i : i + MEAN_BATCH], pad_id(lm.tokenizer)).to(lm.device)

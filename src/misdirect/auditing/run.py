@@ -18,15 +18,19 @@ from typing import Any
 
 from misdirect import __version__, runs
 from misdirect.attacks import catalogue, measure
-from misdirect.attacks.case import Attack, Case
+from misdirect.attacks.case import Attack, Case, Form
 from misdirect.auditing import before, controls, recovery, timing
 from misdirect.auditing.material import FEW, Material
 from misdirect.auditing.pair import MODELS, Checkpoint, Model, Side, weights_hash
-from misdirect.config import AuditConfig, as_dict
+from misdirect.config import AuditConfig, EvaluateConfig, as_dict
 from misdirect.data import facts
+from misdirect.evaluation import generation
+from misdirect.evaluation import run as evaluating
 from misdirect.planning.form import duration
 from misdirect.planning.speed import free_bytes
 from misdirect.progress import bar, note
+
+UNFINISHED = ".unfinished"
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ def execute(job: Job) -> dict[str, Any]:
     for model in MODELS:  # whatever is wrong with one of them is said before anything is asked
         with job.side(model):
             pass
-    forms = before.evaluated(job.folder, job.side, job.material, job.config)
+    forms = before.evaluated(job.folder, job.side, job.material, job.config) | kept_forms(job)
     case = before.case_of(job.folder, job.run, job.side, job.material, job.config, forms)
     wanted = catalogue.selected(catalogue.attacks(case, job.config), job.only, job.skip)
     record = begun(job, case, wanted)
@@ -63,13 +67,20 @@ def execute(job: Job) -> dict[str, Any]:
     save(job.folder, record)
     for name, found in record["removed"].items():
         say_removed(name, found)
+    read_answers(job, [entry["name"] for entry in record["attacks"]])  # what a killed call has left
     if not any(found["attacked"] for found in record["removed"].values()):
         note("Nothing was removed, so there is nothing to bring back: no attack is run")
         return ended(job, record, clock)
     todo = planned(job, [a for a in wanted if not finished(record, a)], record, clock)
     if any(attack.needs_means for attack, _ in todo):
-        with bar("Reading both models' states", 2) as advance:
-            case = dataclasses.replace(case, **before.activations(job.side, case, advance))
+        try:
+            with bar("Reading both models' states", 2) as advance:
+                case = dataclasses.replace(case, **before.activations(job.side, case, advance))
+        except ValueError as error:  # a model that gives no states is attacked in the other ways
+            for attack in (attack for attack, _ in todo if attack.needs_means):
+                note_status(record, attack, "not run", f"needs the models' states: {error}")
+            note(f"Attacks that start from the models' states are left out: {error}")
+            todo = [(attack, seconds) for attack, seconds in todo if not attack.needs_means]
     spend(job, case, todo, record, plain, clock)
     recover(job.folder, case, record)
     return ended(job, record, clock)
@@ -81,15 +92,27 @@ def ended(job: Job, record: dict[str, Any], clock: timing.Clock) -> dict[str, An
     return record
 
 
+def kept_forms(job: Job) -> dict[str, Form]:
+    """The formats by which an audit in this folder judges already, so that a later evaluation of the base changes none."""
+    stored = stored_record(job.folder).get("forms", {})
+    allowed = "" if job.config.formats == "all" else job.config.formats
+    return {name: form for name, form in stored.items() if name in job.material.questions and form.startswith(allowed)}
+
+
+def stored_record(folder: Path) -> dict[str, Any]:
+    path = folder / runs.AUDIT
+    record = runs.read_json(path) if path.exists() else {}
+    if not isinstance(record, dict) or not isinstance(record.get("attacks", []), list):
+        raise ValueError(f"{path} is no audit of misdirect; expected that file removed")
+    return record
+
+
 def begun(job: Job, case: Case, wanted: Sequence[Attack]) -> dict[str, Any]:
     """The stored record, or a new one; an attack whose results were removed is as if never run.
 
     Raises ValueError where a finished attack had other settings.
     """
-    path = job.folder / runs.AUDIT
-    record = runs.read_json(path) if path.exists() else {}
-    if not isinstance(record, dict) or not isinstance(record.get("attacks", []), list):
-        raise ValueError(f"{path} is no audit of misdirect; expected that file removed")
+    record = stored_record(job.folder)
     record |= {
         "misdirect": __version__,
         "base": {"source": job.pair["base"].source},
@@ -97,12 +120,11 @@ def begun(job: Job, case: Case, wanted: Sequence[Attack]) -> dict[str, Any]:
         "settings": as_dict(job.config),
         "forms": dict(case.forms),
     }
-    record.setdefault("attacks", [])
+    for entry in record.setdefault("attacks", []):
+        there = {model for model in MODELS if paths_of(job.folder, entry["name"], model)}
+        entry["seconds"] = {model: x for model, x in entry.get("seconds", {}).items() if model in there}
     for attack in (catalogue.unattacked(case), *wanted):
         entry = entry_of(record, attack.name)
-        if entry:
-            there = {model for model in MODELS if results_of(job.folder, attack.name, model)}
-            entry["seconds"] = {model: x for model, x in entry.get("seconds", {}).items() if model in there}
         if entry and entry["seconds"]:
             asked = runs.json_form(measure.config_of(case, attack))
             names = runs.differing(entry["settings"], asked)
@@ -219,9 +241,10 @@ def spend(
         attack, seconds = found
         about = duration(clock.factor * seconds)
         note(f"[{len(todo) - len(waiting)} of {len(todo)}] {attack.title}: about {about}; {duration(clock.left)} left")
-        started = time.perf_counter()
+        started, resumed = time.perf_counter(), bool(unfinished_of(job.folder, attack))
         run_attack(job, case, attack, record, plain)
-        clock.ran(seconds, time.perf_counter() - started)
+        if finished(record, attack) and not resumed:  # or the estimates would be measured by a part of one
+            clock.ran(seconds, time.perf_counter() - started)
         recover(job.folder, case, record, attack.name)
         record["seconds"] = clock.spent
         save(job.folder, record)
@@ -240,7 +263,7 @@ def run_attack(
         if model in entry["seconds"]:
             continue
         started = time.perf_counter()
-        kept = runs.attack_folder(job.folder, attack.name) / f"{model}.unfinished"
+        kept = runs.attack_folder(job.folder, attack.name) / f"{model}{UNFINISHED}"
         try:
             with job.side(model) as lm, bar(f"  {model}", attack.num_steps) as advance:
                 at = dataclasses.replace(case, plain=plain[model] if plain else None, unfinished=kept)
@@ -264,6 +287,7 @@ def run_attack(
         kept.unlink(missing_ok=True)
         entry["seconds"][model] = round(time.perf_counter() - started, 3)
         save(job.folder, record)
+    read_answers(job, [attack.name])
     controlled = all(recovery.controlled(result) for result in results_of(job.folder, attack.name, "base"))
     if controlled:
         note_status(record, attack, "done")
@@ -272,8 +296,26 @@ def run_attack(
     save(job.folder, record)
 
 
+def unfinished_of(folder: Path, attack: Attack) -> list[Path]:
+    """What a killed call has kept of an attack."""
+    return list(runs.attack_folder(folder, attack.name).glob(f"*{UNFINISHED}"))
+
+
+def read_answers(job: Job, attacks: Sequence[str]) -> None:
+    """The base reads what both models said under these attacks: only so is salad told from language."""
+    places = [(attack, model) for attack in attacks for model in MODELS]
+    paths = [runs.result_path(job.folder, m, generation.MEASUREMENT, measure.SPOKEN, attack) for attack, m in places]
+    if left := evaluating.unread_at(paths):
+        with job.side("base") as lm:
+            evaluating.read_answers(lm, left, EvaluateConfig(batch_tokens=job.config.batch_tokens))
+
+
 def results_of(folder: Path, attack: str, model: Model) -> list[dict[str, Any]]:
-    return [runs.read_result(path) for path in sorted((runs.attack_folder(folder, attack) / model).glob("*.json"))]
+    return [runs.read_result(path) for path in paths_of(folder, attack, model)]
+
+
+def paths_of(folder: Path, attack: str, model: Model) -> list[Path]:
+    return sorted((runs.attack_folder(folder, attack) / model).glob("*.json"))
 
 
 def stored(folder: Path, attack: str, model: Model, name: str) -> dict[str, Any]:

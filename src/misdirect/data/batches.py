@@ -45,6 +45,12 @@ def tokenise(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[list
     return [list(piece) for piece in pieces if len(piece) >= 2]
 
 
+def beginnings(tokenizer: Any, texts: Sequence[str], count: int, max_tokens: int, seed: int) -> list[list[int]]:
+    """The first sample of each of `count` texts, drawn without repeats; a text of fewer than two tokens has none."""
+    drawn = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()[:count]
+    return [sample for row in drawn for sample in tokenise(tokenizer, [texts[row]], max_tokens)[:1]]
+
+
 def preview(texts_by_name: Mapping[str, Sequence[str]], tokenizer: Any, max_tokens: int, seed: int = 0) -> list[str]:
     """Lines for the user's own terminal: three samples of each corpus as the model will see them, cut and decoded.
 

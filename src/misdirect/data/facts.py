@@ -2,8 +2,8 @@
 
 An attack that trains on a fact and is measured on it shows teaching, not recovery (Deeb and Roger 2024, arXiv 2410.08827).
 So questions are split in halves; questions that share a run of eight words, in question or support, are one fact and stay
-together. Attack text is then cleaned against the measured half: a text goes that shares a run of eight words with a
-measured question or support, or that holds a measured answer together with that question's keywords.
+together, unless so many share it that it is a phrase. Attack text is then cleaned against the measured half: a text goes that
+shares such a run with a measured question or support, or that holds a measured answer together with that question's keywords.
 
 >>> halves = split(read_questions("biology.jsonl"), seed=0)      # halves.train, halves.test, halves.folds
 """
@@ -19,7 +19,7 @@ from misdirect.data.questions import Question
 
 RUN = 8  # words in a row
 PHRASE = (
-    5  # questions that a run of words may be in before it is a phrase ("which of the following is ...") and no fact
+    5  # questions, or passages, that a run of words may be in before it is a phrase ("which of the following is ...")
 )
 SHARE = 0.5  # of a question's keywords that, beside its answer, give its fact away
 COMMON = frozenset(  # words that do not say what a question is about
@@ -42,8 +42,16 @@ class Halves(NamedTuple):
     folds: tuple[int, ...]
 
 
+# Scripts that put no space between words: each character is taken for a word. Thai to Khmer, Kana, Han.
+UNSPACED = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+)
+LETTER = re.compile(f"[{UNSPACED}]")
+WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
+
+
 def words(text: str) -> list[str]:
-    return re.findall(r"[^\W_]+", text.lower())
+    return WORD.findall(text.lower())
 
 
 def word_runs(text: str) -> set[tuple[str, ...]]:
@@ -54,7 +62,27 @@ def word_runs(text: str) -> set[tuple[str, ...]]:
 
 def keywords(text: str) -> set[str]:
     """The words that say what a question is about."""
-    return {word for word in words(text) if len(word) > 2 and word not in COMMON}
+    return {word for word in words(text) if (len(word) > 2 or LETTER.match(word)) and word not in COMMON}
+
+
+def held_runs(questions: Sequence[Question]) -> dict[tuple[str, ...], list[int]]:
+    """Every run of words that is no phrase, and every question's whole text: the rows of the questions that hold it.
+
+    Several questions about one passage hold its runs once.
+    """
+    rows: dict[tuple[str, ...], list[int]] = {}
+    holders: dict[tuple[str, ...], set[object]] = {}
+    for i, item in enumerate(questions):
+        passage = tuple(words(item.support))
+        parts: list[tuple[object, set[tuple[str, ...]]]] = [
+            (i, word_runs(item.question) | {tuple(words(item.question))}),
+            (passage, word_runs(item.support) | ({passage} if passage else set())),
+        ]
+        for holder, runs in parts:
+            for run in runs:
+                rows.setdefault(run, []).append(i)
+                holders.setdefault(run, set()).add(holder)
+    return {run: found for run, found in rows.items() if len(holders[run]) <= PHRASE}
 
 
 def facts(questions: Sequence[Question]) -> list[list[int]]:
@@ -67,12 +95,8 @@ def facts(questions: Sequence[Question]) -> list[list[int]]:
             i = parent[i]
         return i
 
-    holders: dict[tuple[str, ...], list[int]] = {}
-    for i, item in enumerate(questions):
-        for run in word_runs(item.question) | word_runs(item.support) | {tuple(words(item.question))}:
-            holders.setdefault(run, []).append(i)
-    for held in holders.values():
-        for i in held[1:] if len(held) <= PHRASE else ():
+    for held in held_runs(questions).values():
+        for i in held[1:]:
             parent[root(i)] = root(held[0])
     groups: dict[int, list[int]] = {}
     for i in range(len(questions)):
@@ -124,7 +148,7 @@ class Facts(NamedTuple):
 
 def taboo(questions: Iterable[Question]) -> Facts:
     items = list(questions)
-    runs = frozenset(run for q in items for text in (q.question, q.support) for run in word_runs(text))
+    runs = frozenset(run for run in held_runs(items) if len(run) == RUN)
     answers = tuple((tuple(words(q.choices[q.answer])), frozenset(keywords(q.question))) for q in items)
     return Facts(runs, answers)
 

@@ -119,7 +119,7 @@ def uses_chat(lm: LM, config: EvaluateConfig) -> bool:
 def conversation(tokenizer: Any, turns: Sequence[str], answers: Sequence[str], chat: bool) -> list[int]:
     """Tokens of a conversation that ends with the user's last turn: under the chat template, or as plain text.
 
-    Plain text has an empty line between an answer and the next turn. Raises ValueError where the template refuses.
+    Plain text has an empty line between an answer and the next turn.
     """
     if not chat:
         text = "".join(f"{t}{a}\n\n" for t, a in zip(turns, answers, strict=False)) + turns[-1]
@@ -127,13 +127,20 @@ def conversation(tokenizer: Any, turns: Sequence[str], answers: Sequence[str], c
     messages = [{"role": "user", "content": turns[0]}]
     for answer, turn in zip(answers, turns[1:], strict=True):
         messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": turn}]
+    return list(tokenizer(chat_text(tokenizer, messages), add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def chat_text(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str:
+    """A conversation under the model's own chat template, which depends on no day. Raises ValueError where it refuses."""
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, date_string=TODAY)
+        text: str = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=True, date_string=TODAY
+        )
     except Exception as error:  # a template is a program of the model's author, and raises what it likes
         raise ValueError(
             f"the model's chat template refuses a prompt: {first_line(error)}; expected --chat-template none"
         ) from None
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    return text
 
 
 def check_prompts(lm: LM, prompts: Sequence[Prompt], config: EvaluateConfig, chat: bool) -> None:

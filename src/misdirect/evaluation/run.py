@@ -154,12 +154,15 @@ def answers(sides: Sequence[Side], tasks: Sequence[Task]) -> list[Path]:
 
 def unread(sides: Sequence[Side], tasks: Sequence[Task]) -> dict[Path, dict[str, Any]]:
     """Stored answers that the base has not read yet."""
-    return {path: stored for path in answers(sides, tasks) if generation.unread(stored := runs.read_result(path))}
+    return unread_at(answers(sides, tasks))
 
 
-def read_answers(lm: LM, sides: Sequence[Side], tasks: Sequence[Task], config: EvaluateConfig) -> None:
-    """The base reads every answer that it has not read yet: what it finds incomprehensible is no language."""
-    left = unread(sides, tasks)
+def unread_at(paths: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+    return {path: stored for path in paths if path.exists() and generation.unread(stored := runs.read_result(path))}
+
+
+def read_answers(lm: LM, left: Mapping[Path, Mapping[str, Any]], config: EvaluateConfig) -> None:
+    """The base, `lm`, reads stored answers that it has not read yet: what it finds incomprehensible is no language."""
     if not left:
         return
     with bar(

@@ -200,7 +200,8 @@ def beside(audit: Audit, name: str) -> list[str]:
         parts = [f"general ability {kept} ({was})" if kept != wording.NONE else ""]
         parts += [f"answers that are not language {odd}" if odd != wording.NONE else ""]
         if any(parts):
-            said.append(f"After it: {'; '.join(part for part in parts if part)}.")
+            which = "it" if len({attack for attack, _ in chosen}) == 1 else made.title
+            said.append(f"After {which}: {'; '.join(part for part in parts if part)}.")
     return said
 
 
@@ -380,16 +381,28 @@ def control_of(each: Attempt, name: str, spot: Spot) -> Row | None:
 
 
 def general(audit: Audit, each: Attempt, spot: Spot) -> tuple[str, str]:
-    """Mean accuracy on the sets to be kept after the attack, and without it: (`41.2 %`, `before 43.0 %`)."""
+    """Mean accuracy on the sets to be kept after the attack, and without it: (`41.2 %`, `before 43.0 %`).
+
+    The second says at which point the first was taken, where that is not `spot`.
+    """
     after = [(general_row(each.accuracies("unlearned", name), spot), name) for name in audit.retained]
     pairs = [(row.value, audit.untouched("unlearned", name)) for row, name in after if row]
     if not pairs:
-        return wording.NONE, ""
+        return unchanged(audit, each)
     text = wording.value("accuracy", sum(value for value, _ in pairs) / len(pairs))
     before = [x for _, x in pairs if x is not None]
-    if len(before) < len(pairs):
-        return text, ""
-    return text, f"before {wording.value('accuracy', sum(before) / len(before))}"
+    taken = next(row.spot for row, _ in after if row)
+    notes = [f"at {place(taken, each)}"] if taken != spot and place(taken, each) else []
+    notes += [f"before {wording.value('accuracy', sum(before) / len(before))}"] if len(before) == len(pairs) else []
+    return text, "; ".join(notes)
+
+
+def unchanged(audit: Audit, each: Attempt) -> tuple[str, str]:
+    """Of an attack through what is fed in, where nothing else was asked: the model is what it was."""
+    found = [x for name in audit.retained if (x := audit.untouched("unlearned", name)) is not None]
+    if each.access not in ("prompt", "gradients") or each.status != DONE or not found:
+        return wording.NONE, ""
+    return wording.value("accuracy", sum(found) / len(found)), "model unchanged"
 
 
 def general_row(rows: Sequence[Row], spot: Spot) -> Row | None:
