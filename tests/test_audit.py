@@ -20,7 +20,7 @@ from misdirect import runs
 from misdirect.attacks import catalogue, finetune, measure, relearn
 from misdirect.auditing import before, material, pair, timing
 from misdirect.auditing import run as running
-from misdirect.auditing.run import refuse_silent
+from misdirect.auditing.lost import refuse_silent
 from misdirect.cli import main
 from misdirect.cli_audit import gate
 from misdirect.config import AuditConfig

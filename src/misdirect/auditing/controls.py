@@ -11,18 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from misdirect import runs
+from misdirect.auditing import record
 
 
 def entries(other: Path) -> dict[str, Mapping[str, Any]]:
     """The attacks of another audit whose results on the base are stored, by name. Raises ValueError where it is none."""
-    path = other / runs.AUDIT
-    if not path.exists():
+    if not (other / runs.AUDIT).exists():
         raise ValueError(f"--controls {other} is no audit (no {runs.AUDIT}); expected the folder of one")
-    record = runs.read_json(path)
-    found = record.get("attacks") if isinstance(record, dict) else None
-    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-        raise ValueError(f"{path} is no audit of misdirect; expected the folder of one")
-    return {entry["name"]: entry for entry in found if "base" in (entry.get("seconds") or {})}
+    return {entry["name"]: entry for entry in record.read(other)["attacks"] if "base" in entry["seconds"]}
 
 
 def same(entry: Mapping[str, Any], config: Mapping[str, Any]) -> bool:

@@ -9,7 +9,6 @@ kept of itself.
 from __future__ import annotations
 
 import dataclasses
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +18,11 @@ from typing import Any
 from misdirect import __version__, runs
 from misdirect.attacks import catalogue, measure
 from misdirect.attacks.case import Attack, Case, Form
-from misdirect.auditing import before, controls, recovery, timing
-from misdirect.auditing.material import FEW, Material
+from misdirect.auditing import before, controls, lost, recovery, timing
+from misdirect.auditing import record as records
+from misdirect.auditing.material import Material
 from misdirect.auditing.pair import MODELS, Checkpoint, Model, Side, weights_hash
 from misdirect.config import AuditConfig, EvaluateConfig, as_dict
-from misdirect.data import facts
 from misdirect.evaluation import generation
 from misdirect.evaluation import run as evaluating
 from misdirect.planning.form import duration
@@ -54,31 +53,40 @@ def execute(job: Job) -> dict[str, Any]:
     for model in MODELS:  # whatever is wrong with one of them is said before anything is asked
         with job.side(model):
             pass
-    forms = before.evaluated(job.folder, job.side, job.material, job.config) | kept_forms(job)
+    record = records.read(job.folder)
+    forms = before.evaluated(job.folder, job.side, job.material, job.config) | kept_forms(job, record)
     case = before.case_of(job.folder, job.run, job.side, job.material, job.config, forms)
     wanted = catalogue.selected(catalogue.attacks(case, job.config), job.only, job.skip)
-    record = begun(job, case, wanted)
+    asked = (catalogue.unattacked(case), *wanted)
+    records.refuse_other_settings(job.folder, record, case, asked)
+    record |= {
+        "misdirect": __version__,
+        "base": {"source": job.pair["base"].source},
+        "unlearned": {"source": job.pair["unlearned"].source, "delta": str(job.pair["unlearned"].delta or "")},
+        "settings": as_dict(job.config),
+        "forms": dict(case.forms),
+    }
     clock.earlier = record.get("seconds", 0.0)
-    take_over_controls(job, case, (catalogue.unattacked(case), *wanted), record)
-    run_attack(job, case, catalogue.unattacked(case), record)
-    plain = {model: plain_answers(job.folder, case, model) for model in MODELS}
-    refuse_silent(plain)
-    record |= {"split": split_of(job.folder, case), "removed": removed(job.folder, case)}
-    save(job.folder, record)
+    take_over_controls(job, case, asked, record)
+    run_attack(job, case, asked[0], record)
+    plain = {model: lost.plain_answers(job.folder, case, model) for model in MODELS}
+    lost.refuse_silent(plain)
+    record |= {"split": lost.split_of(job.folder, case), "removed": lost.removed(job.folder, case)}
+    records.save(job.folder, record)
     for name, found in record["removed"].items():
-        say_removed(name, found)
+        lost.say(name, found)
     read_answers(job, [entry["name"] for entry in record["attacks"]])  # what a killed call has left
     if not any(found["attacked"] for found in record["removed"].values()):
         note("Nothing was removed, so there is nothing to bring back: no attack is run")
         return ended(job, record, clock)
-    todo = planned(job, [a for a in wanted if not finished(record, a)], record, clock)
+    todo = planned(job, [a for a in wanted if not records.finished(record, a)], record, clock)
     if any(attack.needs_means for attack, _ in todo):
         try:
             with bar("Reading both models' states", 2) as advance:
                 case = dataclasses.replace(case, **before.activations(job.side, case, advance))
         except ValueError as error:  # a model that gives no states is attacked in the other ways
             for attack in (attack for attack, _ in todo if attack.needs_means):
-                note_status(record, attack, "not run", f"needs the models' states: {error}")
+                records.note_status(record, attack, "not run", f"needs the models' states: {error}")
             note(f"Attacks that start from the models' states are left out: {error}")
             todo = [(attack, seconds) for attack, seconds in todo if not attack.needs_means]
     spend(job, case, todo, record, plain, clock)
@@ -88,52 +96,15 @@ def execute(job: Job) -> dict[str, Any]:
 
 def ended(job: Job, record: dict[str, Any], clock: timing.Clock) -> dict[str, Any]:
     record["seconds"] = clock.spent
-    save(job.folder, record)
+    records.save(job.folder, record)
     return record
 
 
-def kept_forms(job: Job) -> dict[str, Form]:
+def kept_forms(job: Job, record: Mapping[str, Any]) -> dict[str, Form]:
     """The formats by which an audit in this folder judges already, so that a later evaluation of the base changes none."""
-    stored = stored_record(job.folder).get("forms", {})
     allowed = "" if job.config.formats == "all" else job.config.formats
+    stored: Mapping[str, Form] = record.get("forms", {})
     return {name: form for name, form in stored.items() if name in job.material.questions and form.startswith(allowed)}
-
-
-def stored_record(folder: Path) -> dict[str, Any]:
-    path = folder / runs.AUDIT
-    record = runs.read_json(path) if path.exists() else {}
-    if not isinstance(record, dict) or not isinstance(record.get("attacks", []), list):
-        raise ValueError(f"{path} is no audit of misdirect; expected that file removed")
-    return record
-
-
-def begun(job: Job, case: Case, wanted: Sequence[Attack]) -> dict[str, Any]:
-    """The stored record, or a new one; an attack whose results were removed is as if never run.
-
-    Raises ValueError where a finished attack had other settings.
-    """
-    record = stored_record(job.folder)
-    record |= {
-        "misdirect": __version__,
-        "base": {"source": job.pair["base"].source},
-        "unlearned": {"source": job.pair["unlearned"].source, "delta": str(job.pair["unlearned"].delta or "")},
-        "settings": as_dict(job.config),
-        "forms": dict(case.forms),
-    }
-    for entry in record.setdefault("attacks", []):
-        there = {model for model in MODELS if paths_of(job.folder, entry["name"], model)}
-        entry["seconds"] = {model: x for model, x in entry.get("seconds", {}).items() if model in there}
-    for attack in (catalogue.unattacked(case), *wanted):
-        entry = entry_of(record, attack.name)
-        if entry and entry["seconds"]:
-            asked = runs.json_form(measure.config_of(case, attack))
-            names = runs.differing(entry["settings"], asked)
-            if names:
-                raise ValueError(
-                    f"{attack.name} was run with other settings ({', '.join(names)} differ); expected the same, another "
-                    f"--out, or {runs.attack_folder(job.folder, attack.name)} removed"
-                )
-    return record
 
 
 def take_over_controls(job: Job, case: Case, wanted: Sequence[Attack], record: dict[str, Any]) -> None:
@@ -144,33 +115,21 @@ def take_over_controls(job: Job, case: Case, wanted: Sequence[Attack], record: d
     for attack in wanted:
         config = runs.json_form(measure.config_of(case, attack))
         found = there.get(attack.name)
-        if found is None or not attack.base_alone or seconds_on(record, attack) or not controls.same(found, config):
+        if (
+            found is None
+            or not attack.base_alone
+            or records.seconds_on(record, attack)
+            or not controls.same(found, config)
+        ):
             continue
         controls.take_over(job.controls, job.folder, attack.name, config)
-        entry = note_status(record, attack, "not run", "interrupted", settings=config, control_from=job.controls.name)
+        entry = records.note_status(
+            record, attack, "not run", "interrupted", settings=config, control_from=job.controls.name
+        )
         entry["seconds"]["base"] = found["seconds"]["base"]
         taken += 1
     note(f"The base under {taken} of {len(wanted)} attacks is taken over from {job.controls}")
-    save(job.folder, record)
-
-
-def entry_of(record: Mapping[str, Any], name: str) -> dict[str, Any] | None:
-    return next((entry for entry in record["attacks"] if entry["name"] == name), None)
-
-
-def finished(record: Mapping[str, Any], attack: Attack) -> bool:
-    return all(model in seconds_on(record, attack) for model in MODELS)
-
-
-def note_status(record: dict[str, Any], attack: Attack, status: str, why: str = "", **more: Any) -> dict[str, Any]:
-    """Writes an attack's line of the record, keeping what is known of it."""
-    entry = entry_of(record, attack.name)
-    if entry is None:
-        entry = {"name": attack.name, "seconds": {}}
-        record["attacks"].append(entry)
-    about = {key: getattr(attack, key) for key in ("family", "title", "access", "holds", "recovers")}
-    entry |= about | {"status": status, "why": why} | more
-    return entry
+    records.save(job.folder, record)
 
 
 def planned(
@@ -189,7 +148,7 @@ def planned(
     record["speed"] = {"forward_tokens_per_second": speed.forward, "train_tokens_per_second": speed.train}
     blocked = {attack.name: attack.missing or timing.too_large(attack, free) for attack in todo}
     able = [
-        (a, sum(model not in seconds_on(record, a) for model in MODELS) * timing.seconds_of(a.cost, speed))
+        (a, sum(model not in records.seconds_on(record, a) for model in MODELS) * timing.seconds_of(a.cost, speed))
         for a in todo
         if not blocked[a.name]
     ]
@@ -197,8 +156,8 @@ def planned(
     say_plan(job.config.minutes, able, fits, {a.title: blocked[a.name] for a in todo if blocked[a.name]})
     for attack in todo:
         if blocked[attack.name]:
-            note_status(record, attack, "not run", blocked[attack.name])
-    save(job.folder, record)
+            records.note_status(record, attack, "not run", blocked[attack.name])
+    records.save(job.folder, record)
     return timing.fitting_first(able, fits)
 
 
@@ -221,11 +180,6 @@ def say_plan(
         note(f"  not run  {title} ({why})")
 
 
-def seconds_on(record: Mapping[str, Any], attack: Attack) -> Mapping[str, float]:
-    """Seconds that a stored attack took, by model."""
-    return (entry_of(record, attack.name) or {"seconds": {}})["seconds"]
-
-
 def spend(
     job: Job,
     case: Case,
@@ -243,20 +197,20 @@ def spend(
         note(f"[{len(todo) - len(waiting)} of {len(todo)}] {attack.title}: about {about}; {duration(clock.left)} left")
         started, resumed = time.perf_counter(), bool(unfinished_of(job.folder, attack))
         run_attack(job, case, attack, record, plain)
-        if finished(record, attack) and not resumed:  # or the estimates would be measured by a part of one
+        if records.finished(record, attack) and not resumed:  # or the estimates would be measured by a part of one
             clock.ran(seconds, time.perf_counter() - started)
         recover(job.folder, case, record, attack.name)
         record["seconds"] = clock.spent
-        save(job.folder, record)
+        records.save(job.folder, record)
     for attack, seconds in waiting:
-        note_status(record, attack, "not run", clock.why_not(seconds))
+        records.note_status(record, attack, "not run", clock.why_not(seconds))
 
 
 def run_attack(
     job: Job, case: Case, attack: Attack, record: dict[str, Any], plain: Mapping[Model, measure.Sat] | None = None
 ) -> None:
     """The base, then the unlearned model; each one's results are stored before the record says so."""
-    entry = note_status(
+    entry = records.note_status(
         record, attack, "not run", "interrupted", settings=runs.json_form(measure.config_of(case, attack))
     )
     for model in MODELS:
@@ -278,22 +232,22 @@ def run_attack(
         ) as error:
             why = " ".join(str(error).split())[:300] or "out of memory"
             note(f"{attack.title} failed on the {model} model: {why}")
-            note_status(record, attack, "failed", f"{model}: {why}")
-            save(job.folder, record)
+            records.note_status(record, attack, "failed", f"{model}: {why}")
+            records.save(job.folder, record)
             return
         for one in found:
             runs.save_result(job.folder, model, one, attack.name)
         del lm  # or two models would be held while the next is loaded
         kept.unlink(missing_ok=True)
         entry["seconds"][model] = round(time.perf_counter() - started, 3)
-        save(job.folder, record)
+        records.save(job.folder, record)
     read_answers(job, [attack.name])
-    controlled = all(recovery.controlled(result) for result in results_of(job.folder, attack.name, "base"))
+    controlled = all(recovery.controlled(result) for result in records.results_of(job.folder, attack.name, "base"))
     if controlled:
-        note_status(record, attack, "done")
+        records.note_status(record, attack, "done")
     else:
-        note_status(record, attack, "inconclusive", "it did not do on the base what it is meant to do")
-    save(job.folder, record)
+        records.note_status(record, attack, "inconclusive", "it did not do on the base what it is meant to do")
+    records.save(job.folder, record)
 
 
 def unfinished_of(folder: Path, attack: Attack) -> list[Path]:
@@ -310,81 +264,6 @@ def read_answers(job: Job, attacks: Sequence[str]) -> None:
             evaluating.read_answers(lm, left, EvaluateConfig(batch_tokens=job.config.batch_tokens))
 
 
-def results_of(folder: Path, attack: str, model: Model) -> list[dict[str, Any]]:
-    return [runs.read_result(path) for path in paths_of(folder, attack, model)]
-
-
-def paths_of(folder: Path, attack: str, model: Model) -> list[Path]:
-    return sorted((runs.attack_folder(folder, attack) / model).glob("*.json"))
-
-
-def stored(folder: Path, attack: str, model: Model, name: str) -> dict[str, Any]:
-    return runs.read_result(runs.result_path(folder, model, measure.MEASUREMENT, name, attack))
-
-
-def plain_answers(folder: Path, case: Case, model: Model) -> measure.Sat:
-    """What a model answers without attack, out of the stored records."""
-    names = (*case.forgotten, *case.retained)
-    found = {name: stored(folder, catalogue.NONE, model, name)["records"] for name in names}
-    number = lambda x: math.nan if x is None else float(x)  # noqa: E731 - JSON has no NaN
-    return {name: [list(map(number, r["points"][0]["logprobs"])) for r in records] for name, records in found.items()}
-
-
-def refuse_silent(plain: Mapping[Model, measure.Sat]) -> None:
-    """Raises ValueError where a model's answers are not numbers."""
-    for model, sat in plain.items():
-        for name, answers in sat.items():
-            bad = sum(any(map(math.isnan, row)) for row in answers)
-            if bad:
-                raise ValueError(
-                    f"the {model} model gives no numbers (NaN) on {bad} of {len(answers)} questions of {name}; expected a "
-                    "model that computes, or --dtype float32"
-                )
-
-
-def tested(folder: Path, case: Case, name: str) -> recovery.Removal:
-    base, unlearned = (stored(folder, catalogue.NONE, model, name) for model in MODELS)
-    return recovery.tested(base, unlearned, facts.numbered(case.forgotten[name].test))
-
-
-def split_of(folder: Path, case: Case) -> dict[str, dict[str, int]]:
-    return {
-        name: {
-            "asked": len(halves.train) + len(halves.test),
-            "attacked": len(halves.train),
-            "tested": len(halves.test),
-            "known": int(tested(folder, case, name).base.sum()),
-        }
-        for name, halves in case.forgotten.items()
-    }
-
-
-def removed(folder: Path, case: Case) -> dict[str, dict[str, Any]]:
-    """What unlearning took away on the tested questions: a positive share of all, and whether it is more than chance.
-
-    `attacked`: where a loss shows, or where there are too few questions for any to show and fewer are right than before.
-    """
-    out = {}
-    for name in case.forgotten:
-        found = tested(folder, case, name)
-        change = found.removed
-        out[name] = {
-            "value": -change.difference, "stderr": change.stderr, "low": -change.high, "high": -change.low, "n": change.n,
-            "removed": found.anything_removed,
-            "attacked": found.anything_removed or bool(change.n < FEW and change.difference < 0),
-            "base": float(found.base.mean()), "unlearned": float(found.unlearned.mean()),
-        }  # fmt: skip
-    return out
-
-
-def say_removed(name: str, found: Mapping[str, Any]) -> None:
-    value, low, high = (100 * found[key] for key in ("value", "low", "high"))
-    span = f"{100 * found['base']:.1f} % before, {100 * found['unlearned']:.1f} % after"
-    lost = f"{value:.1f} points [{low:.1f}, {high:.1f}]"
-    lost += "" if found["removed"] else ": nothing was removed, as far as so many questions can tell"
-    note(f"{name}, {found['n']} tested questions: {span}, {lost}")
-
-
 def recover(folder: Path, case: Case, record: Mapping[str, Any], fresh: str | None = None) -> None:
     """Writes the recovered share of every finished attack, and of the strongest, on every set that lost something.
 
@@ -393,11 +272,11 @@ def recover(folder: Path, case: Case, record: Mapping[str, Any], fresh: str | No
     for name in case.forgotten:
         if not record["removed"][name]["attacked"]:
             continue
-        of, found = tested(folder, case, name), []
+        of, found = lost.tested(folder, case, name), []
         for entry in record["attacks"]:
             if not counts(folder, entry):
                 continue
-            base, unlearned = (stored(folder, entry["name"], model, name) for model in MODELS)
+            base, unlearned = (records.answers_of(folder, entry["name"], model, name) for model in MODELS)
             points = recovery.candidates(entry["name"], unlearned, of, base)
             if fresh in (None, entry["name"]):
                 runs.save_result(
@@ -414,13 +293,9 @@ def counts(folder: Path, entry: Mapping[str, Any]) -> bool:
     """Whether an attack is finished on both models, could bring knowledge back, and did on the base what it should."""
     if not entry.get("recovers") or not all(model in entry.get("seconds", {}) for model in MODELS):
         return False
-    return all(recovery.controlled(result) for result in results_of(folder, entry["name"], "base"))
+    return all(recovery.controlled(result) for result in records.results_of(folder, entry["name"], "base"))
 
 
 def teaches(entry: Mapping[str, Any]) -> bool:
     """Whether its text states tested facts: what it brings back may have been taught, so it is never the headline."""
     return bool(entry.get("settings", {}).get("texts_that_state_a_tested_fact"))
-
-
-def save(folder: Path, record: Mapping[str, Any]) -> None:
-    runs.write_json(folder / runs.AUDIT, record)

@@ -348,8 +348,7 @@ def status_of(each: Attempt, removed: bool = True) -> str:
     if each.status == DONE:
         return "not measured on this set" if removed else "nothing was removed"
     if each.status == NOT_RUN:
-        why = each.why if each.why.startswith("need") or not each.why else f"needs {each.why}"
-        return f"not run ({why})" if why else "not run"
+        return f"not run ({each.why})" if each.why else "not run"
     if each.status == INCONCLUSIVE:
         return f"inconclusive ({each.why or 'its control failed on the base'}): says nothing"
     return f"{each.status} ({each.why})" if each.why else each.status

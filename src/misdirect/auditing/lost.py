@@ -1,0 +1,80 @@
+"""What unlearning took away: both models without any attack, on the very questions that the attacks are measured by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from misdirect.attacks import catalogue, measure
+from misdirect.attacks.case import Case
+from misdirect.auditing import recovery
+from misdirect.auditing.material import FEW
+from misdirect.auditing.pair import MODELS, Model
+from misdirect.auditing.record import answers_of
+from misdirect.data import facts
+from misdirect.progress import note
+
+
+def plain_answers(folder: Path, case: Case, model: Model) -> measure.Sat:
+    """What a model answers without attack, out of the stored records."""
+    names = (*case.forgotten, *case.retained)
+    found = {name: answers_of(folder, catalogue.NONE, model, name)["records"] for name in names}
+    number = lambda x: math.nan if x is None else float(x)  # noqa: E731 - JSON has no NaN
+    return {name: [list(map(number, r["points"][0]["logprobs"])) for r in records] for name, records in found.items()}
+
+
+def refuse_silent(plain: Mapping[Model, measure.Sat]) -> None:
+    """Raises ValueError where a model's answers are not numbers."""
+    for model, sat in plain.items():
+        for name, answers in sat.items():
+            bad = sum(any(map(math.isnan, row)) for row in answers)
+            if bad:
+                raise ValueError(
+                    f"the {model} model gives no numbers (NaN) on {bad} of {len(answers)} questions of {name}; expected a "
+                    "model that computes, or --dtype float32"
+                )
+
+
+def tested(folder: Path, case: Case, name: str) -> recovery.Removal:
+    base, unlearned = (answers_of(folder, catalogue.NONE, model, name) for model in MODELS)
+    return recovery.tested(base, unlearned, facts.numbered(case.forgotten[name].test))
+
+
+def split_of(folder: Path, case: Case) -> dict[str, dict[str, int]]:
+    return {
+        name: {
+            "asked": len(halves.train) + len(halves.test),
+            "attacked": len(halves.train),
+            "tested": len(halves.test),
+            "known": int(tested(folder, case, name).base.sum()),
+        }
+        for name, halves in case.forgotten.items()
+    }
+
+
+def removed(folder: Path, case: Case) -> dict[str, dict[str, Any]]:
+    """What unlearning took away on the tested questions: a positive share of all, and whether it is more than chance.
+
+    `attacked`: where a loss shows, or where there are too few questions for any to show and fewer are right than before.
+    """
+    out = {}
+    for name in case.forgotten:
+        found = tested(folder, case, name)
+        change = found.removed
+        out[name] = {
+            "value": -change.difference, "stderr": change.stderr, "low": -change.high, "high": -change.low, "n": change.n,
+            "removed": found.anything_removed,
+            "attacked": found.anything_removed or bool(change.n < FEW and change.difference < 0),
+            "base": float(found.base.mean()), "unlearned": float(found.unlearned.mean()),
+        }  # fmt: skip
+    return out
+
+
+def say(name: str, found: Mapping[str, Any]) -> None:
+    value, low, high = (100 * found[key] for key in ("value", "low", "high"))
+    span = f"{100 * found['base']:.1f} % before, {100 * found['unlearned']:.1f} % after"
+    lost = f"{value:.1f} points [{low:.1f}, {high:.1f}]"
+    lost += "" if found["removed"] else ": nothing was removed, as far as so many questions can tell"
+    note(f"{name}, {found['n']} tested questions: {span}, {lost}")

@@ -1,0 +1,96 @@
+"""An audit's record, `audit.json`, and the stored results that it speaks of.
+
+The record holds what is compared, how the questions were split, and each attack with its status and the seconds it took on
+each model. A number of seconds means that the results on that model are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from misdirect import runs
+from misdirect.attacks import measure
+from misdirect.attacks.case import Attack, Case
+from misdirect.auditing.pair import MODELS, Model
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The stored record, empty where there is none yet; an attack whose results were removed is as if never run.
+
+    Raises ValueError where something else has that name.
+    """
+    path = folder / runs.AUDIT
+    record = runs.read_json(path) if path.exists() else {}
+    if not is_record(record):
+        raise ValueError(f"{path} is no audit of misdirect; expected that file removed, or the folder of an audit")
+    for entry in record.setdefault("attacks", []):
+        there = {model: x for model, x in entry["seconds"].items() if paths_of(folder, entry["name"], model)}
+        if there != entry["seconds"]:
+            entry |= {"seconds": there, "status": "not run", "why": "its results were removed"}
+    return record
+
+
+def is_record(found: Any) -> bool:
+    if not isinstance(found, dict) or not isinstance(found.get("forms", {}), dict):
+        return False
+    entries = found.get("attacks", [])
+    return isinstance(entries, list) and all(
+        isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("seconds"), dict)
+        for entry in entries
+    )
+
+
+def save(folder: Path, record: Mapping[str, Any]) -> None:
+    runs.write_json(folder / runs.AUDIT, record)
+
+
+def refuse_other_settings(folder: Path, record: Mapping[str, Any], case: Case, wanted: Sequence[Attack]) -> None:
+    """Raises ValueError where an attack has results that were measured with other settings."""
+    for attack in wanted:
+        entry = entry_of(record, attack.name)
+        if entry and entry["seconds"]:
+            names = runs.differing(entry["settings"], runs.json_form(measure.config_of(case, attack)))
+            if names:
+                raise ValueError(
+                    f"{attack.name} was run with other settings ({', '.join(names)} differ); expected the same, another "
+                    f"--out, or {runs.attack_folder(folder, attack.name)} removed"
+                )
+
+
+def entry_of(record: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    return next((entry for entry in record["attacks"] if entry["name"] == name), None)
+
+
+def seconds_on(record: Mapping[str, Any], attack: Attack) -> Mapping[str, float]:
+    """Seconds that a stored attack took, by model."""
+    return (entry_of(record, attack.name) or {"seconds": {}})["seconds"]
+
+
+def finished(record: Mapping[str, Any], attack: Attack) -> bool:
+    return all(model in seconds_on(record, attack) for model in MODELS)
+
+
+def note_status(record: dict[str, Any], attack: Attack, status: str, why: str = "", **more: Any) -> dict[str, Any]:
+    """Writes an attack's line of the record, keeping what is known of it."""
+    entry = entry_of(record, attack.name)
+    if entry is None:
+        entry = {"name": attack.name, "seconds": {}}
+        record["attacks"].append(entry)
+    about = {key: getattr(attack, key) for key in ("family", "title", "access", "holds", "recovers")}
+    entry |= about | {"status": status, "why": why} | more
+    return entry
+
+
+def paths_of(folder: Path, attack: str, model: str) -> list[Path]:
+    return sorted((runs.attack_folder(folder, attack) / model).glob("*.json"))
+
+
+def results_of(folder: Path, attack: str, model: Model) -> list[dict[str, Any]]:
+    return [runs.read_result(path) for path in paths_of(folder, attack, model)]
+
+
+def answers_of(folder: Path, attack: str, model: Model, name: str) -> dict[str, Any]:
+    """The stored result of one set."""
+    return runs.read_result(runs.result_path(folder, model, measure.MEASUREMENT, name, attack))
