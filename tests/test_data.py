@@ -78,7 +78,7 @@ def test_every_table_format_gives_the_same_texts(tmp_path: Path, suffix: str, gz
 @pytest.mark.parametrize("name", ["a.txt", "a.md", "a.TXT", "a.txt.gz", "a.md.GZ"])
 def test_a_text_file_is_one_document(tmp_path: Path, name: str) -> None:
     data = TEXTS[1].encode()
-    (tmp_path / name).write_bytes(gzip.compress(data) if name.lower().endswith(".gz") else data)
+    (tmp_path / name).write_bytes(gzip.compress(data, mtime=0) if name.lower().endswith(".gz") else data)
     assert read_texts(str(tmp_path / name)) == [TEXTS[1]]
 
 
@@ -167,8 +167,8 @@ BAD_FILES: list[tuple[str, bytes, str]] = [
     ("a.txt", "text".encode("utf-16-le"), "holds a NUL byte (at 1); expected UTF-8 text"),
     ("a.parquet", b"PAR1 and no more", "is not a readable parquet file"),
     ("a.txt.gz", b"not gzip at all", "cannot be read"),
-    ("a.txt.gz", gzip.compress(b"some text" * 100)[:30], "cannot be read"),
-    ("a.txt.gz", gzip.compress(b"text")[:10] + b"\xff" * 20, "cannot be read"),
+    ("a.txt.gz", gzip.compress(b"some text" * 100, mtime=0)[:30], "cannot be read"),
+    ("a.txt.gz", gzip.compress(b"text", mtime=0)[:10] + b"\xff" * 20, "cannot be read"),
     ("a.pdf", b"%PDF", "ends in .pdf; expected .jsonl"),
     ("a", b"x", "ends in nothing; expected .jsonl"),
 ]
@@ -647,13 +647,13 @@ def test_links_to_files_are_followed_and_links_to_folders_are_not(tmp_path: Path
 
 def test_a_gzip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "GZIP_FREE", 2**20)
-    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a" * 3 * 2**20))
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a" * 3 * 2**20, mtime=0))
     for name in ("a.txt.gz", "a.jsonl.gz", "a.parquet.gz"):
         path = tmp_path / name
         path.write_bytes((tmp_path / "a.txt.gz").read_bytes())
         with pytest.raises(ValueError, match=r"unpacks to more than 100 times its size.*gunzip it"):
             read_rows(str(path))
-    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a" * 2**20))
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"a" * 2**20, mtime=0))
     assert read_texts(str(tmp_path / "a.txt.gz")) == ["a" * 2**20]
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attack_cases import state_hash, tiny_case, tiny_lm
-from misdirect.attacks import noise, prune, quantise, weights
+from misdirect.attacks import measure, noise, prune, quantise
 from misdirect.attacks.case import Attack, Case
 from misdirect.attacks.measure import Point
 from misdirect.attacks.weights import Matrix, matrices, read, shaped, weights_changed
@@ -326,8 +326,8 @@ def test_the_strongest_point_is_chosen_on_the_first_fold() -> None:
     first = [fold == 0 for fold in halves.folds]
     none = [False] * len(first)
     points = [(Point(budget=i), sat(right)) for i, right in enumerate([none, second, first, first])]
-    assert weights.strongest(case, points) == 2
-    assert weights.strongest(case, points[:2]) == 0
+    assert measure.strongest(case, points) == 2
+    assert measure.strongest(case, points[:2]) == 0
 
 
 def test_rounding_to_eight_bits_changes_little_and_to_three_much(tiny: tuple[LM, Case]) -> None:

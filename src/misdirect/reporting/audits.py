@@ -203,7 +203,7 @@ def checked(made: Attempt) -> Attempt:
     """An attack said to be done that cannot be judged by what is stored of it is not done."""
     measured = {model for model, _, _ in made.results}
     if "unlearned" not in measured:
-        return replace(made, status=NOT_RUN, why="the unlearned model's results, which are missing")
+        return replace(made, status=NOT_RUN, why="needs the unlearned model's results, which are missing")
     if made.control is not None and made.control <= 0:
         return replace(made, status=INCONCLUSIVE, why=made.why or "it fails on the base too")
     return made
