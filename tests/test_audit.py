@@ -195,7 +195,9 @@ def test_the_base_has_read_what_was_said_under_attack(audited: Path) -> None:
         assert not generation.unread(runs.read_result(path)), path
 
 
-def test_a_later_evaluation_of_the_base_does_not_change_the_format(audited: Path, here: Path) -> None:
+def test_a_later_evaluation_of_the_base_does_not_change_the_format(
+    audited: Path, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(audited, "audit")
     path = Path("audit/results/base/mcq.biology.json")
     result = runs.read_json(path)
@@ -203,7 +205,8 @@ def test_a_later_evaluation_of_the_base_does_not_change_the_format(audited: Path
     runs.write_json(path, result | {"metrics": rows})
     assert audit() == 0
     assert record_of()["forms"] == {"biology": "cloze", "other": "cloze"}
-    assert audit("--only", "lens-letter", "--formats", "letter") == 2  # who asks for another one gets another audit
+    assert audit("--only", "lens-letter", "--formats", "letter") == 2
+    assert "none was run with other settings (forms differ)" in " ".join(capsys.readouterr().err.split())
 
 
 def test_an_evaluation_that_was_killed_between_the_models_is_no_obstacle(audited: Path, here: Path) -> None:

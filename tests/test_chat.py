@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import select
@@ -226,10 +227,13 @@ def test_a_real_terminal(run: Path) -> None:
     code = f"{heard}; from misdirect.chatting import chat; chat({str(run)!r}, new_tokens=4, device='cpu')"
     main, side = os.openpty()
     environment = os.environ | {"COLUMNS": "100", "TERM": "xterm", "NO_COLOR": "1"}
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=side, stdout=side, stderr=side, env=environment
-    ) as process:
+    command = [sys.executable, "-c", code]
+    with (
+        subprocess.Popen(command, stdin=side, stdout=side, stderr=side, env=environment) as process,
+        contextlib.ExitStack() as stack,
+    ):
         os.close(side)
+        stack.callback(process.kill)  # or a test that fails would wait for it
         seen = read_until(main, "you> ")
         os.write(main, b"the king\n")
         seen += read_until(main, "you> ")

@@ -16,7 +16,6 @@ from misdirect.data.facts import (
     facts,
     gives_away,
     keywords,
-    numbered,
     split,
     stated,
     taboo,
@@ -31,7 +30,7 @@ def question(number: int, asked: str, answer: str = "iron", support: str = "") -
 
 
 @settings(deadline=None)
-@given(st.integers(2, 60), st.integers(0, 5))
+@given(st.integers(3, 60), st.integers(0, 5))
 def test_halves_hold_every_question_once(count: int, seed: int) -> None:
     items = questions(count)
     halves = split(items, seed)
@@ -57,7 +56,6 @@ def test_questions_about_one_fact_stay_together() -> None:
         question(4, "What else?"),
     ]
     assert sorted(map(sorted, facts(items))) == [[0, 1], [2, 3], [4]]
-    assert numbered(items) == [0, 0, 2, 2, 4]
     for seed in range(8):
         halves = split(items, seed)
         for pair in ({"0", "1"}, {"2", "3"}):
@@ -117,11 +115,28 @@ def test_a_fact_is_in_one_fold() -> None:
         assert len(folds) <= 1
 
 
-def test_one_fact_cannot_be_split() -> None:
-    with pytest.raises(ValueError, match=r"1 question\(s\) hold 1 fact\(s\); expected at least 2"):
+def test_every_fact_is_in_one_half_and_one_fold_and_no_fold_is_empty() -> None:
+    """Passages of any number of questions: as many numbers as facts, and something to choose and to report on."""
+    for sizes in ([20, 1, 1], [9, 9, 9], [5, 5, 5, 5], [30, 2, 2, 2, 2], [1, 1, 1], [1, 2, 30, 4, 7]):
+        items = [question(100 * p + i, f"What of {p} {i}?", support=f"Passage {p} is a passage that is number {p}.")
+                 for p, size in enumerate(sizes) for i in range(size)]  # fmt: skip
+        for seed in range(6):
+            halves = split(items, seed)
+            assert set(halves.folds) == {0, 1} and halves.train
+            passage = [int(q.id) // 100 for q in halves.test]
+            assert (
+                len({*zip(passage, halves.facts, halves.folds, strict=True)})
+                == len(set(passage))
+                == len(set(halves.facts))
+            )
+            assert not {int(q.id) // 100 for q in halves.train} & set(passage)
+
+
+def test_two_facts_cannot_be_split() -> None:
+    with pytest.raises(ValueError, match=r"1 question\(s\) hold 1 fact\(s\); expected at least 3"):
         split([question(0, "What?")], 0)
-    with pytest.raises(ValueError, match=r"2 question\(s\) hold 1 fact"):
-        split([question(0, "What?"), question(1, "what")], 0)
+    with pytest.raises(ValueError, match=r"3 question\(s\) hold 2 fact"):
+        split([question(0, "What?"), question(1, "what"), question(2, "Who?")], 0)
 
 
 MEASURED = question(
@@ -188,7 +203,10 @@ def test_the_attackers_half_gives_no_tested_fact_of_any_set_away() -> None:
     told = item("a", "What pumps blood through an organ with vessels?", "it is the heart")
     by_support = item("b", "What is red?", "a rose", "The organ that pumps blood through vessels is the heart.")
     other = item("c", "Which planet is largest?", "Jupiter")
-    sets = {"one": Halves((other,), (tested,), (0,)), "two": Halves((told, by_support, other), (other,), (0,))}
+    sets = {
+        "one": Halves((other,), (tested,), (0,), (0,)),
+        "two": Halves((told, by_support, other), (other,), (0,), (0,)),
+    }
     assert without_tested({"one": sets["one"]})["one"] == sets["one"]
     cleaned = without_tested(sets)
     assert cleaned["two"].train == () and cleaned["one"].train == (), "the other set tests Jupiter, too"

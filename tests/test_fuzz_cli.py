@@ -49,7 +49,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (here / "model/config.json").write_text('{"model_type": "no-such-type"}')
     for name in ("bio", "wiki"):
         (here / f"{name}.jsonl").write_text('{"text": "the virus of the host"}\n')
-    (here / "asked.jsonl").write_text('{"question": "Which?", "choices": ["a", "b"], "answer": 0}\n')
+    row = '{{"question": "Which {}?", "choices": ["a", "b"], "answer": 0}}\n'
+    (here / "asked.jsonl").write_text("".join(map(row.format, ("one", "other", "third"))))
     make_run(here / "run")
     monkeypatch.chdir(here)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -17,7 +17,7 @@ from attack_cases import questions, state_hash, tiny_case
 from misdirect.attacks import brittleness, lens, measure, prompts
 from misdirect.attacks.case import Attack, Case, Form
 from misdirect.config import AuditConfig
-from misdirect.data.facts import Halves, words
+from misdirect.data.facts import words
 from misdirect.data.questions import Question
 from misdirect.model.load import LM
 
@@ -299,7 +299,7 @@ def test_words_stand_where_they_were_asked_for(form: Form) -> None:
 def test_forget_words_come_from_the_attackers_half_and_the_texts() -> None:
     _, case = tiny_case()
     marked = [dataclasses.replace(q, question=q.question + " secretword") for q in case.forgotten["biology"].test]
-    halves = Halves(case.forgotten["biology"].train, tuple(marked), case.forgotten["biology"].folds)
+    halves = case.forgotten["biology"]._replace(test=tuple(marked))
     forget, retain = brittleness.two_sides(
         dataclasses.replace(case, forgotten={"biology": halves}, forget_texts=["mitosis"], retain_texts=["gravity"])
     )

@@ -98,9 +98,18 @@ def test_questions_about_one_fact_are_drawn_together() -> None:
     five = Removal(tuple(map(str, range(5 * n))), np.ones(5 * n, bool), np.zeros(5 * n, bool), facts % 2, facts)
     plain, together = (recovery.share(of, x, of.base) for of, x in ((one, attacked), (five, attacked.repeat(5))))
     assert plain is not None and together is not None
-    assert together == plain._replace(n=5 * n)
+    assert together == plain._replace(n=5 * n) and together.low is not None and plain.low is not None
     loose = recovery.share(dataclasses.replace(five, facts=np.arange(5 * n)), attacked.repeat(5), five.base)
-    assert loose is not None and loose.high - loose.low < 0.6 * (plain.high - plain.low)
+    assert loose is not None and loose.low is not None
+    assert loose.high - loose.low < 0.6 * (plain.high - plain.low)
+
+
+def test_a_few_facts_have_no_interval() -> None:
+    facts = np.arange(4).repeat(10)
+    of = Removal(tuple(map(str, range(40))), np.ones(40, bool), np.zeros(40, bool), facts % 2, facts)
+    assert recovery.share(of, facts < 2, of.base) == recovery.Share(0.5, 40)
+    (row,) = recovery.metrics(of, facts < 2, of.base, "recovered_share", {})
+    assert (row.value, row.stderr, row.low, row.high) == (0.5, None, None, None)
 
 
 def test_rows_have_one_headline_and_the_steps_to_half() -> None:

@@ -201,7 +201,7 @@ def language(
     change: Callable[[str, Render], Render] | None = None,
 ) -> Result:
     """Answers in words to a few tested questions: `degenerate_share` says whether they are still language, once the base has
-    read them (`misdirect.auditing.run.read_answers`).
+    read them (`misdirect.auditing.run`).
 
     `edit` changes a prompt's tokens before it is answered, `change` how the question is asked, as in `sit`.
     """

@@ -39,7 +39,7 @@ from misdirect.attacks.states import last_states
 from misdirect.config import AuditConfig
 from misdirect.data.asking import cloze_prompt
 from misdirect.data.batches import CHARS_PER_TOKEN
-from misdirect.data.facts import Halves, facts, split
+from misdirect.data.facts import LEAST_FACTS, Halves, facts, split
 from misdirect.data.questions import LETTERS, Question
 from misdirect.evaluation.mcq import largest
 from misdirect.model.load import LM
@@ -115,14 +115,15 @@ def material(case: Case, kind: str) -> dict[str, Halves]:
 
 
 def halved(questions: Sequence[Question], seed: int) -> Halves:
-    enough = len(questions) >= min(LEAST.values()) and len(facts(questions)) > 1
-    return split(questions, seed) if enough else Halves((), (), ())
+    enough = len(questions) >= min(LEAST.values()) and len(facts(questions)) >= LEAST_FACTS
+    return split(questions, seed) if enough else Halves((), (), (), ())
 
 
 def only(halves: Halves, count: int) -> Halves:
-    kept = [(q, fold) for q, fold in zip(halves.test, halves.folds, strict=True) if len(q.choices) == count]
     train = tuple(q for q in halves.train if len(q.choices) == count)
-    return Halves(train, tuple(q for q, _ in kept), tuple(fold for _, fold in kept))
+    kept = [row for row in zip(*halves[1:], strict=True) if len(row[0].choices) == count]
+    test, folds, facts = zip(*kept, strict=True) if kept else ((), (), ())
+    return Halves(train, test, folds, facts)
 
 
 def drawn(questions: tuple[Question, ...], seed: int) -> tuple[Question, ...]:

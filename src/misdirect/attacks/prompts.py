@@ -14,6 +14,7 @@ away, or when it holds one of that question's choices: a model that repeats what
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -212,7 +213,8 @@ FORMATS = ("letters-or-text", "choices-shown", "statement", "plain", "chat")
 
 
 def formats(lm: LM, case: Case) -> dict[str, Change]:
-    """Without letters where there are more choices than letters, without `chat` where the model has no chat template."""
+    """Without letters where there are more choices than letters; without `chat` where the model has no chat template, or one
+    that takes no single user's turn."""
     found: dict[str, Change] = {
         "letters-or-text": lambda name, render: letters_or_text(case.forms[name]),
         "choices-shown": lambda name, render: with_choices,
@@ -222,7 +224,9 @@ def formats(lm: LM, case: Case) -> dict[str, Change]:
     if not case.has_letters:
         del found["letters-or-text"]
     if getattr(lm.tokenizer, "chat_template", None):
-        found["chat"] = lambda name, render: chat(lm)
+        with contextlib.suppress(ValueError):
+            chat_text(lm.tokenizer, [{"role": "user", "content": "?"}])
+            found["chat"] = lambda name, render: chat(lm)
     return found
 
 

@@ -13,7 +13,6 @@ from misdirect.auditing import recovery
 from misdirect.auditing.material import FEW
 from misdirect.auditing.pair import MODELS, Model
 from misdirect.auditing.record import answers_of
-from misdirect.data import facts
 from misdirect.progress import note
 
 
@@ -39,7 +38,7 @@ def refuse_silent(plain: Mapping[Model, measure.Sat]) -> None:
 
 def tested(folder: Path, case: Case, name: str) -> recovery.Removal:
     base, unlearned = (answers_of(folder, catalogue.NONE, model, name) for model in MODELS)
-    return recovery.tested(base, unlearned, facts.numbered(case.forgotten[name].test))
+    return recovery.tested(base, unlearned, case.forgotten[name].facts)
 
 
 def split_of(folder: Path, case: Case) -> dict[str, dict[str, int]]:

@@ -26,18 +26,24 @@ def read(folder: Path) -> dict[str, Any]:
     if not is_record(record):
         raise ValueError(f"{path} is no audit of misdirect; expected that file removed, or the folder of an audit")
     for entry in record.setdefault("attacks", []):
-        there = {model: x for model, x in entry["seconds"].items() if paths_of(folder, entry["name"], model)}
+        there = {
+            model: x for model, x in entry.setdefault("seconds", {}).items() if paths_of(folder, entry["name"], model)
+        }
         if there != entry["seconds"]:
             entry |= {"seconds": there, "status": "not run", "why": "its results were removed"}
     return record
 
 
 def is_record(found: Any) -> bool:
-    if not isinstance(found, dict) or not isinstance(found.get("forms", {}), dict):
+    if not isinstance(found, dict):
         return False
-    entries = found.get("attacks", [])
+    forms, entries = found.get("forms", {}), found.get("attacks", [])
+    if not isinstance(forms, dict) or not all(isinstance(form, str) for form in forms.values()):
+        return False
     return isinstance(entries, list) and all(
-        isinstance(entry, dict) and isinstance(entry.get("name"), str) and isinstance(entry.get("seconds"), dict)
+        isinstance(entry, dict)
+        and isinstance(entry.get("name"), str)
+        and all(isinstance(entry.get(key, {}), dict) for key in ("seconds", "settings"))
         for entry in entries
     )
 
@@ -51,7 +57,7 @@ def refuse_other_settings(folder: Path, record: Mapping[str, Any], case: Case, w
     for attack in wanted:
         entry = entry_of(record, attack.name)
         if entry and entry["seconds"]:
-            names = runs.differing(entry["settings"], runs.json_form(measure.config_of(case, attack)))
+            names = runs.differing(entry.get("settings", {}), runs.json_form(measure.config_of(case, attack)))
             if names:
                 raise ValueError(
                     f"{attack.name} was run with other settings ({', '.join(names)} differ); expected the same, another "

@@ -29,16 +29,19 @@ from misdirect.runs import Metric, Result
 MEASUREMENT = "recovered"
 STRONGEST = "strongest"  # the pseudo-attack whose headline is the audit's
 RESAMPLES = 2000
+LEAST_FACTS = 5  # a bootstrap over fewer says nothing
 AXES = ("step", "block", "budget")
 Answers = np.ndarray[Any, np.dtype[np.bool_]]  # (questions,): right or wrong
 Numbers = np.ndarray[Any, np.dtype[np.int64]]  # (questions,)
 
 
 class Share(NamedTuple):
+    """`n` questions; no interval where they are about fewer than `LEAST_FACTS` facts."""
+
     value: float
-    low: float
-    high: float
     n: int
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -118,12 +121,15 @@ def share(of: Removal, attacked: Answers, among: Answers) -> Share | None:
     lost, back = (np.bincount(fact, x - unlearned) for x in (base, after))  # by fact
     if lost.sum() <= 0:
         return None
+    value, n = float(back.sum() / lost.sum()), len(base)
+    if len(lost) < LEAST_FACTS:
+        return Share(value, n)
     draws = np.random.default_rng(0).integers(0, len(lost), (RESAMPLES, len(lost)))
     below, above = lost[draws].sum(1), back[draws].sum(1)
     kept = below > 0
     ratios = np.where(kept, above / np.where(kept, below, 1), np.nan)
     low, high = (float(x) for x in np.nanpercentile(ratios, [2.5, 97.5]))
-    return Share(float(back.sum() / lost.sum()), low, high, len(base))
+    return Share(value, n, low, high)
 
 
 def chosen(of: Removal, found: Sequence[Candidate]) -> tuple[Candidate, Candidate]:
@@ -180,7 +186,7 @@ def metrics(of: Removal, attacked: Answers, among: Answers, name: str, more: Map
     found = share(of, attacked, among)
     if found is None:
         return []
-    stderr = (found.high - found.low) / (2 * stats.Z95)
+    stderr = None if found.low is None or found.high is None else (found.high - found.low) / (2 * stats.Z95)
     return [Metric(name, found.value, stderr, found.n, found.low, found.high, **more)]
 
 
@@ -192,6 +198,7 @@ def recovered(name: str, of: Removal, attack: str, found: Sequence[Candidate]) -
         "attack": attack,
         "chosen": [[one.attack, dict(one.at)] for one in pair],
         "resamples": RESAMPLES,
+        "facts": len(set(of.facts.tolist())),
         "right": {
             "base": float(of.base.mean()),
             "unlearned": float(of.unlearned.mean()),

@@ -75,7 +75,6 @@ def execute(job: Job) -> dict[str, Any]:
     records.save(job.folder, record)
     for name, found in record["removed"].items():
         lost.say(name, found)
-    read_answers(job, [entry["name"] for entry in record["attacks"]])  # what a killed call has left
     if not any(found["attacked"] for found in record["removed"].values()):
         note("Nothing was removed, so there is nothing to bring back: no attack is run")
         return ended(job, record, clock)
@@ -95,6 +94,7 @@ def execute(job: Job) -> dict[str, Any]:
 
 
 def ended(job: Job, record: dict[str, Any], clock: timing.Clock) -> dict[str, Any]:
+    read_answers(job, record)
     record["seconds"] = clock.spent
     records.save(job.folder, record)
     return record
@@ -241,7 +241,6 @@ def run_attack(
         kept.unlink(missing_ok=True)
         entry["seconds"][model] = round(time.perf_counter() - started, 3)
         records.save(job.folder, record)
-    read_answers(job, [attack.name])
     controlled = all(recovery.controlled(result) for result in records.results_of(job.folder, attack.name, "base"))
     if controlled:
         records.note_status(record, attack, "done")
@@ -255,13 +254,18 @@ def unfinished_of(folder: Path, attack: Attack) -> list[Path]:
     return list(runs.attack_folder(folder, attack.name).glob(f"*{UNFINISHED}"))
 
 
-def read_answers(job: Job, attacks: Sequence[str]) -> None:
-    """The base reads what both models said under these attacks: only so is salad told from language."""
-    places = [(attack, model) for attack in attacks for model in MODELS]
+def read_answers(job: Job, record: Mapping[str, Any]) -> None:
+    """The base reads what both models said under the attacks: only so is salad told from language."""
+    places = [(entry["name"], model) for entry in record["attacks"] for model in MODELS]
     paths = [runs.result_path(job.folder, m, generation.MEASUREMENT, measure.SPOKEN, attack) for attack, m in places]
-    if left := evaluating.unread_at(paths):
+    left = evaluating.unread_at([path for path in paths if path.exists()])
+    if not left:
+        return
+    try:
         with job.side("base") as lm:
             evaluating.read_answers(lm, left, EvaluateConfig(batch_tokens=job.config.batch_tokens))
+    except (ValueError, RuntimeError) as error:  # an answer too long to be read again: the numbers stand without it
+        note(f"What was said under attack could not be read by the base, and is not judged: {error}")
 
 
 def recover(folder: Path, case: Case, record: Mapping[str, Any], fresh: str | None = None) -> None:

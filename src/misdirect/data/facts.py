@@ -19,8 +19,9 @@ from misdirect.data.questions import Question
 
 RUN = 8  # words in a row
 PHRASE = (
-    5  # questions, or passages, that a run of words may be in before it is a phrase ("which of the following is ...")
+    5  # questions or passages; a run of words that is in more of them ("which of the following is ...") is a phrase
 )
+LEAST_FACTS = 3  # for a split: one to learn from, two to measure
 SHARE = 0.5  # of a question's keywords that, beside its answer, give its fact away
 COMMON = frozenset(  # words that do not say what a question is about
     """
@@ -35,18 +36,19 @@ COMMON = frozenset(  # words that do not say what a question is about
 
 class Halves(NamedTuple):
     """`train`: the attacker's half. `test`: what is measured; `folds` (0 or 1 for each) are the two halves of it, between
-    which the strongest attack is chosen and reported."""
+    which the strongest attack is chosen and reported; `facts` (for each) is the number of the fact that it is about."""
 
     train: tuple[Question, ...]
     test: tuple[Question, ...]
     folds: tuple[int, ...]
+    facts: tuple[int, ...]
 
 
 # Scripts that put no space between words: each character is taken for a word. Thai to Khmer, Kana, Han.
 UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
-LETTER = re.compile(f"[{UNSPACED}]")
+UNSPACED_CHAR = re.compile(f"[{UNSPACED}]")
 WORD = re.compile(rf"[{UNSPACED}]|[^\W_{UNSPACED}]+")
 
 
@@ -62,7 +64,7 @@ def word_runs(text: str) -> set[tuple[str, ...]]:
 
 def keywords(text: str) -> set[str]:
     """The words that say what a question is about."""
-    return {word for word in words(text) if (len(word) > 2 or LETTER.match(word)) and word not in COMMON}
+    return {word for word in words(text) if (len(word) > 2 or UNSPACED_CHAR.match(word)) and word not in COMMON}
 
 
 def held_runs(questions: Sequence[Question]) -> dict[tuple[str, ...], list[int]]:
@@ -104,39 +106,49 @@ def facts(questions: Sequence[Question]) -> list[list[int]]:
     return list(groups.values())
 
 
-def numbered(questions: Sequence[Question]) -> list[int]:
-    """The fact of each question, as the row of the first question about it."""
-    fact = {row: min(group) for group in facts(questions) for row in group}
-    return [fact[row] for row in range(len(questions))]
-
-
 def split(questions: Sequence[Question], seed: int) -> Halves:
-    """Two halves of whole facts, as even as they allow, each in the questions' order. Raises ValueError under two facts."""
+    """Two halves of whole facts, as even as they allow, each in the questions' order, and two folds of the second half alike.
+
+    Raises ValueError under `LEAST_FACTS` facts.
+    """
     groups = facts(questions)
-    if len(groups) < 2:
+    if len(groups) < LEAST_FACTS:
         raise ValueError(
-            f"{len(questions)} question(s) hold {len(groups)} fact(s); expected at least 2, so that one half can be attacked "
-            "and the other measured"
+            f"{len(questions)} question(s) hold {len(groups)} fact(s); expected at least {LEAST_FACTS}, so that one half can be "
+            "attacked and the other measured in two parts"
         )
     random.Random(f"facts:{seed}").shuffle(groups)
     groups.sort(
         key=lambda group: len(group) <= PHRASE
     )  # the large ones first, so that the small ones can even them out
-    train: list[int] = []
-    test: list[int] = []
-    for group in groups:
-        (train if len(train) < len(test) else test).extend(group)
-    order = list(range(len(test)))
+    train, test = dealt(groups)
+    if len(test) < 2:  # one large fact outweighs all others
+        test.append(train.pop())
+    order = sorted(row for group in test for row in group)
     random.Random(f"folds:{seed}").shuffle(order)
-    folds = [0] * len(test)
-    for place, row in enumerate(order):
-        folds[row] = place % 2
-    kept = sorted(test)
-    for group in groups:  # a fact is in one fold
-        rows = [kept.index(i) for i in group if i in kept] if len(group) > 1 else []
-        for row in rows[1:]:
-            folds[row] = folds[rows[0]]
-    return Halves(tuple(questions[i] for i in sorted(train)), tuple(questions[i] for i in kept), tuple(folds))
+    fact = {row: min(group) for group in groups for row in group}
+    drawn: dict[int, list[int]] = {}
+    for row in order:
+        drawn.setdefault(fact[row], []).append(row)
+    second = {row for group in dealt(list(drawn.values()))[0] for row in group}
+    kept = sorted(order)
+    return Halves(
+        tuple(questions[row] for row in sorted(row for group in train for row in group)),
+        tuple(questions[row] for row in kept),
+        tuple(int(row in second) for row in kept),
+        tuple(fact[row] for row in kept),
+    )
+
+
+def dealt(groups: Sequence[list[int]]) -> tuple[list[list[int]], list[list[int]]]:
+    """Each group in turn to the side that holds less, to the second where they hold the same."""
+    sides: tuple[list[list[int]], list[list[int]]] = ([], [])
+    held = [0, 0]
+    for group in groups:
+        side = 0 if held[0] < held[1] else 1
+        sides[side].append(group)
+        held[side] += len(group)
+    return sides
 
 
 class Facts(NamedTuple):

@@ -158,7 +158,7 @@ def unread(sides: Sequence[Side], tasks: Sequence[Task]) -> dict[Path, dict[str,
 
 
 def unread_at(paths: Sequence[Path]) -> dict[Path, dict[str, Any]]:
-    return {path: stored for path in paths if path.exists() and generation.unread(stored := runs.read_result(path))}
+    return {path: stored for path in paths if generation.unread(stored := runs.read_result(path))}
 
 
 def read_answers(lm: LM, left: Mapping[Path, Mapping[str, Any]], config: EvaluateConfig) -> None:

@@ -36,7 +36,8 @@ def rows(audit: Audit) -> list[tuple[str, ...]]:
         told = [line for line in audited.lines(audit, name) if not line.status]
         for line in told[:MOST]:
             share = line.share + (f" ({line.interval})" if line.interval else "")
-            general = line.general + (f" ({line.before})" if line.before else "")
+            told = ", ".join(filter(None, (line.before, line.aside)))
+            general = line.general + (f" ({told})" if told else "")
             out.append(
                 (line.title, name, line.access, share, line.after, line.control, general, line.seconds, line.tokens)
             )

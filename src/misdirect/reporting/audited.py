@@ -58,6 +58,7 @@ class Line(NamedTuple):
     control: str
     general: str
     before: str
+    aside: str  # where or why general ability is of another point
     degenerate: str
     seconds: str
     tokens: str
@@ -196,8 +197,9 @@ def beside(audit: Audit, name: str) -> list[str]:
     chosen = audit.chosen(name)
     made = audit.attempt(chosen[0][0]) if chosen else None
     if made is not None:
-        (kept, was), odd = general(audit, made, chosen[0][1]), degenerate(made)
-        parts = [f"general ability {kept} ({was})" if kept != wording.NONE else ""]
+        (kept, *told), odd = general(audit, made, chosen[0][1]), degenerate(made)
+        beside = ", ".join(filter(None, told))
+        parts = [f"general ability {kept}" + (f" ({beside})" if beside else "") if kept != wording.NONE else ""]
         parts += [f"answers that are not language {odd}" if odd != wording.NONE else ""]
         if any(parts):
             which = "it" if len({attack for attack, _ in chosen}) == 1 else made.title
@@ -379,11 +381,9 @@ def control_of(each: Attempt, name: str, spot: Spot) -> Row | None:
     return at(rows, spot) or headline(rows)
 
 
-def general(audit: Audit, each: Attempt, spot: Spot) -> tuple[str, str]:
-    """Mean accuracy on the sets to be kept after the attack, and without it: (`41.2 %`, `before 43.0 %`).
-
-    The second says at which point the first was taken, where that is not `spot`.
-    """
+def general(audit: Audit, each: Attempt, spot: Spot) -> tuple[str, str, str]:
+    """Mean accuracy on the sets to be kept after the attack, without it, and where the first was taken if not at `spot`:
+    (`41.2 %`, `before 43.0 %`, `at step 60`)."""
     after = [(general_row(each.accuracies("unlearned", name), spot), name) for name in audit.retained]
     pairs = [(row.value, audit.untouched("unlearned", name)) for row, name in after if row]
     if not pairs:
@@ -391,17 +391,18 @@ def general(audit: Audit, each: Attempt, spot: Spot) -> tuple[str, str]:
     text = wording.value("accuracy", sum(value for value, _ in pairs) / len(pairs))
     before = [x for _, x in pairs if x is not None]
     taken = next(row.spot for row, _ in after if row)
-    notes = [f"at {place(taken, each)}"] if taken != spot and place(taken, each) else []
-    notes += [f"before {wording.value('accuracy', sum(before) / len(before))}"] if len(before) == len(pairs) else []
-    return text, "; ".join(notes)
+    aside = f"at {place(taken, each)}" if taken != spot and place(taken, each) else ""
+    if len(before) < len(pairs):
+        return text, "", aside
+    return text, f"before {wording.value('accuracy', sum(before) / len(before))}", aside
 
 
-def unchanged(audit: Audit, each: Attempt) -> tuple[str, str]:
+def unchanged(audit: Audit, each: Attempt) -> tuple[str, str, str]:
     """Of an attack through what is fed in, where nothing else was asked: the model is what it was."""
     found = [x for name in audit.retained if (x := audit.untouched("unlearned", name)) is not None]
     if each.access not in ("prompt", "gradients") or each.status != DONE or not found:
-        return wording.NONE, ""
-    return wording.value("accuracy", sum(found) / len(found)), "model unchanged"
+        return wording.NONE, "", ""
+    return wording.value("accuracy", sum(found) / len(found)), "", "model unchanged"
 
 
 def general_row(rows: Sequence[Row], spot: Spot) -> Row | None:
@@ -410,8 +411,9 @@ def general_row(rows: Sequence[Row], spot: Spot) -> Row | None:
 
 
 def degenerate(each: Attempt) -> str:
+    """Of the answers in words; none where the base has not read them, since salad is then not told from language."""
     for name in each.sets("generation"):
         for row in each.rows("unlearned", "generation", name):
-            if row.metric == "degenerate_share":
+            if row.metric == "degenerate_share" and not each.results["unlearned", "generation", name].get("unread"):
                 return share(row.value)
     return wording.NONE

@@ -252,11 +252,17 @@ def by_metric(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def without_answers(result: Record) -> Record:
-    """A result of an attack with nothing left of its records but the texts in them; the page needs no more."""
+    """A result of an attack with nothing left of its records but the texts in them; the page needs no more.
+
+    Of answers in words it also needs whether the base has still to read some (`unread`).
+    """
     if result.get("attack") is None:
         return result
-    texts = [{"id": r.get("id"), "text": text} for r in mappings(result.get("records")) for text in texts_in(r)]
-    return {**result, "records": texts if result.get("measurement") != "generation" else []}
+    records = mappings(result.get("records"))
+    if result.get("measurement") == "generation":
+        said = [turn for r in records for a in mappings(r.get("answers")) for turn in mappings(a.get("turns"))]
+        return {**result, "records": [], "unread": any("base_nll" not in turn for turn in said)}
+    return {**result, "records": [{"id": r.get("id"), "text": text} for r in records for text in texts_in(r)]}
 
 
 def texts_in(record: Record) -> list[str]:
