@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from misdirect.data.facts import Halves
+from misdirect.data.facts import Halves, stated
 from misdirect.data.questions import LETTERS, Question
 from misdirect.model.load import LM
 from misdirect.runs import Result
@@ -79,6 +79,11 @@ class Case:
     @property
     def num_tested(self) -> int:
         return sum(len(halves.test) for halves in self.forgotten.values())
+
+    @property
+    def topic_texts(self) -> Sequence[str]:
+        """The forget texts, or the attacker's half of the facts where there are none."""
+        return self.forget_texts or [stated(q) for halves in self.forgotten.values() for q in halves.train]
 
     @property
     def has_letters(self) -> bool:

@@ -27,7 +27,6 @@ from misdirect.attacks.measure import LANGUAGE_TOKENS, Point, language, results,
 from misdirect.attacks.writers import folded, without, writers
 from misdirect.config import AuditConfig
 from misdirect.data.batches import beginnings, pad, pad_id
-from misdirect.data.facts import stated
 from misdirect.model.activations import first_output, hooked, states_after
 from misdirect.model.interventions import blocks_changed
 from misdirect.model.load import LM
@@ -154,9 +153,8 @@ def orthonormal(vectors: Float[Tensor, "N D"]) -> Float[Tensor, "K D"]:
 
 
 def forget_samples(lm: LM, case: Case) -> list[list[int]]:
-    """The beginnings of some forget texts, or of the attacker's half of the facts where there are none."""
-    texts = case.forget_texts or [stated(q) for halves in case.forgotten.values() for q in halves.train]
-    return beginnings(lm.tokenizer, texts, TEXTS, TEXT_TOKENS, case.seed)
+    """The beginnings of some texts on the topic."""
+    return beginnings(lm.tokenizer, case.topic_texts, TEXTS, TEXT_TOKENS, case.seed)
 
 
 def forget_states(lm: LM, case: Case, block: int) -> Float[Tensor, "N D"]:

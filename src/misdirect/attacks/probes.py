@@ -122,8 +122,7 @@ def halved(questions: Sequence[Question], seed: int) -> Halves:
 def only(halves: Halves, count: int) -> Halves:
     train = tuple(q for q in halves.train if len(q.choices) == count)
     kept = [row for row in zip(*halves[1:], strict=True) if len(row[0].choices) == count]
-    test, folds, facts = zip(*kept, strict=True) if kept else ((), (), ())
-    return Halves(train, test, folds, facts)
+    return Halves(train, *(zip(*kept, strict=True) if kept else ((), (), ())))
 
 
 def drawn(questions: tuple[Question, ...], seed: int) -> tuple[Question, ...]:

@@ -17,7 +17,6 @@ from misdirect.auditing.material import Material
 from misdirect.auditing.pair import MODELS, Side, weights_hash
 from misdirect.config import AuditConfig, EvaluateConfig
 from misdirect.data.batches import beginnings, pad, pad_id
-from misdirect.data.facts import stated
 from misdirect.evaluation import mcq
 from misdirect.evaluation.run import task_of
 from misdirect.model.blocks import count_parameters, residual_width, text_config
@@ -143,12 +142,11 @@ def activations(side: Side, case: Case, advance: Callable[[int], None]) -> dict[
 
     Where there is no other text, its mean is 0, and no attack that needs it is run.
     """
-    forget = list(case.forget_texts) or [stated(q) for halves in case.forgotten.values() for q in halves.train]
     retain = [*case.retain_texts, *case.benign_texts]
     means, medians = {}, None
     for model in MODELS:
         with side(model) as lm:
-            forgotten, norms = mean_states(lm, forget, case.seed)
+            forgotten, norms = mean_states(lm, case.topic_texts, case.seed)
             kept = mean_states(lm, retain, case.seed)[0] if retain else torch.zeros_like(forgotten)
             means[model] = Means(forgotten, kept)
             medians = norms if model == "base" else medians

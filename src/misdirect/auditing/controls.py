@@ -29,6 +29,6 @@ def same(entry: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
 
 def take_over(other: Path, folder: Path, name: str, config: Mapping[str, Any]) -> None:
     """Copies an attack's results on the base into an audit's folder, under that audit's own settings."""
-    for path in sorted((runs.attack_folder(other, name) / "base").glob("*.json")):
+    for path in record.paths_of(other, name, "base"):
         own = runs.attack_folder(folder, name) / "base" / path.name
         runs.write_json(own, runs.read_result(path) | {"config": dict(config)})

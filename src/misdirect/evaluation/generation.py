@@ -119,7 +119,7 @@ def uses_chat(lm: LM, config: EvaluateConfig) -> bool:
 def conversation(tokenizer: Any, turns: Sequence[str], answers: Sequence[str], chat: bool) -> list[int]:
     """Tokens of a conversation that ends with the user's last turn: under the chat template, or as plain text.
 
-    Plain text has an empty line between an answer and the next turn.
+    Plain text has an empty line between an answer and the next turn. Raises ValueError where the template refuses.
     """
     if not chat:
         text = "".join(f"{t}{a}\n\n" for t, a in zip(turns, answers, strict=False)) + turns[-1]

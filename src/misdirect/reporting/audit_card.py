@@ -36,8 +36,7 @@ def rows(audit: Audit) -> list[tuple[str, ...]]:
         told = [line for line in audited.lines(audit, name) if not line.status]
         for line in told[:MOST]:
             share = line.share + (f" ({line.interval})" if line.interval else "")
-            beside = ", ".join(filter(None, (line.before, line.aside)))
-            general = line.general + (f" ({beside})" if beside else "")
+            general = line.general + audited.bracketed(line.before, line.aside)
             out.append(
                 (line.title, name, line.access, share, line.after, line.control, general, line.seconds, line.tokens)
             )

@@ -198,8 +198,7 @@ def beside(audit: Audit, name: str) -> list[str]:
     made = audit.attempt(chosen[0][0]) if chosen else None
     if made is not None:
         (kept, *told), odd = general(audit, made, chosen[0][1]), degenerate(made)
-        beside = ", ".join(filter(None, told))
-        parts = [f"general ability {kept}" + (f" ({beside})" if beside else "") if kept != wording.NONE else ""]
+        parts = [f"general ability {kept}{bracketed(*told)}" if kept != wording.NONE else ""]
         parts += [f"answers that are not language {odd}" if odd != wording.NONE else ""]
         if any(parts):
             which = "it" if len({attack for attack, _ in chosen}) == 1 else made.title
@@ -395,6 +394,12 @@ def general(audit: Audit, each: Attempt, spot: Spot) -> tuple[str, str, str]:
     if len(before) < len(pairs):
         return text, "", aside
     return text, f"before {wording.value('accuracy', sum(before) / len(before))}", aside
+
+
+def bracketed(*told: str) -> str:
+    """` (before 43.0 %, at step 60)`; nothing where nothing is told."""
+    text = ", ".join(filter(None, told))
+    return f" ({text})" if text else ""
 
 
 def unchanged(audit: Audit, each: Attempt) -> tuple[str, str, str]:
