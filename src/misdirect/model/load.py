@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ import torch
 from torch import nn
 
 from misdirect.model import blocks as structure
-from misdirect.model.delta import file_problem, shown
+from misdirect.model.checks import check_causal, check_complete
+from misdirect.model.stored import Stored, check_weights, first_line, readable, refuse_remote_code
 
 
 @dataclass(frozen=True)
@@ -118,56 +118,6 @@ def prefix_class(config: Any) -> Any:
     return AutoModel if type(config) in MODEL_MAPPING or getattr(config, "auto_map", None) else whole_class(config)
 
 
-def refuse_remote_code(folder: Path) -> None:
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'} is not JSON: {error}") from None
-    if isinstance(config, dict) and config.get("auto_map"):
-        raise ValueError(
-            f"{folder} wants to run its own code (auto_map in config.json), which is refused; "
-            "expected an architecture of transformers, or --trust-remote-code if you have read that code"
-        )
-
-
-def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
-
-
-def check_weights(folder: Path, allow_pickle: bool) -> None:
-    """Refuses a local folder without safetensors, and a safetensors file that is cut short or not one."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files and not allow_pickle:
-        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-        if pickles:
-            raise ValueError(
-                f"{folder} holds only pickle checkpoints ({pickles[0]}), which can run code when loaded; "
-                "expected safetensors, or --allow-pickle if you trust its author"
-            )
-        raise ValueError(f"{folder} holds no weights; expected *.safetensors")
-    for file in files:
-        problem = file_problem(file)
-        if problem:
-            raise ValueError(f"{file} is damaged or cut short ({problem}); fetch it again")
-    check_index(folder)
-
-
-def check_index(folder: Path) -> None:
-    """Refuses a list of weight files that is none, or that names a file outside the folder or one that is not there."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return
-    try:
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        names = sorted({str(name) for name in listed})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
-        raise ValueError(f"{index} is no list of weight files ({shown(first_line(error))}); fetch it again") from None
-    for name in names:
-        if name != Path(name).name or not (folder / name).is_file():
-            raise ValueError(f"{index} names {shown(name)}, which is no file in that folder; fetch it again")
-
-
 def truncated(config: Any, num_blocks: int) -> Any:
     """A copy of `config` for the first `num_blocks` blocks; per-block lists such as `layer_types` are cut too."""
     short = copy.deepcopy(config)
@@ -222,6 +172,12 @@ def prefix_config(config: Any, last: int, trust_remote_code: bool) -> tuple[Any,
     return short_config, prefix
 
 
+def without_memory(config: Any, trust_remote_code: bool) -> Any:
+    """The whole class of MODEL on the `meta` device."""
+    with torch.device("meta"), quiet():
+        return whole_class(config).from_config(config, trust_remote_code=trust_remote_code)
+
+
 def load_lm(
     source: str,
     last: int | None = None,
@@ -241,35 +197,33 @@ def load_lm(
         str(Path(resolve_source(source)).expanduser()) if Path(source).expanduser().exists() else resolve_source(source)
     )
     config = load_config(where, trust_remote_code)
-    if Path(where).is_dir():
-        check_weights(Path(where), allow_pickle)
+    stored = check_weights(Path(where), allow_pickle) if Path(where).is_dir() else Stored()
     full_depth = config.get_text_config(decoder=True).num_hidden_layers
     wanted, prefix = prefix_config(config, full_depth - 1 if last is None else last, trust_remote_code)
     loader = whole_class(config) if last is None else prefix_class(config)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if not allow_pickle:
         options["use_safetensors"] = True
+    if stored.renames:
+        options["key_mapping"] = dict(stored.renames)
     try:
-        with quiet():
+        with quiet(), readable(where, stored) as folder:
             tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
             model, info = loader.from_pretrained(
-                where, config=wanted, dtype=pick_dtype(dtype, place), output_loading_info=True, **options
+                folder,
+                config=wanted,
+                dtype=pick_dtype(dtype, place),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that they are named, below
+                **options,
             )
+            model.config.name_or_path = where
     except Exception as error:  # missing files, an unknown architecture, a size mismatch: many kinds, one line
         raise ValueError(f"{source} cannot be loaded: {first_line(error)}") from None
-    refuse_gaps(source, model, info)
     model.eval().requires_grad_(False).to(place)
+    check_complete(source, model, info, stored, last, lambda: without_memory(config, trust_remote_code))
+    check_causal(source, model, last)
     return LM(model, tokenizer, source, full_depth, prefix)
-
-
-def refuse_gaps(source: str, model: nn.Module, info: Mapping[str, Any]) -> None:
-    """Raises ValueError where the files lack a matrix of the decoder: transformers would fill it with random numbers."""
-    blocks = structure.find_blocks(model)[0]
-    embeddings = [n for n, m in model.named_modules() if m is model.get_input_embeddings()]
-    needed = (f"{blocks}.", *(f"{name}." for name in embeddings))
-    gaps = sorted(name for name in info["missing_keys"] if name.startswith(needed))
-    if gaps:
-        raise ValueError(f"{source} lacks {len(gaps)} tensors of its model, such as {gaps[0]}; fetch it again")
 
 
 def check_length(lm: LM, longest: int, what: str) -> None:
