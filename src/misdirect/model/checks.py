@@ -15,14 +15,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
 from misdirect.model import blocks as structure
 from misdirect.model.delta import shown
-from misdirect.model.stored import Stored, note_once
+from misdirect.model.stored import Stored, first_line, note_once
 
 SCALES = re.compile(
     r"(weight_scale(_inv|_\d)?|(input|activation)_scale|qweight|qzeros|scales|g_idx|SCB|absmax|quant_map|quant_state\..*"
@@ -65,9 +64,10 @@ def check_complete(
             f"{source} cannot be loaded: {name} is {tuple(theirs)} in its files and {tuple(ours)} by its config.json; "
             "expected the two of one model"
         )
-    dropped = without_place(source, model, info["unexpected_keys"], stored, last, whole)
+    full = whole() if last is not None else model
+    dropped = without_place(source, full, model, info["unexpected_keys"], stored)
     gaps = needed(source, model, info["missing_keys"], last)
-    lead = common_lead(dropped, gaps)
+    lead = common_lead(dropped, {*gaps, *full.state_dict()}) if gaps else ""
     if lead:
         raise ValueError(
             f"the tensors' names in {source} begin with {shown(lead)}, such as {shown(dropped[0])}; expected "
@@ -91,45 +91,40 @@ def listed(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(map(shown, names[:most])) + (", .." if len(names) > most else "")
 
 
-def common_lead(dropped: Sequence[str], gaps: Sequence[str]) -> str:
-    """What every name in the files begins with and no name of the model does, or nothing."""
-    parts = dropped[0].split(".") if dropped and gaps else []
+def common_lead(dropped: Sequence[str], names: Collection[str]) -> str:
+    """What every name without a place begins with and, taken off, gives names of the model; or nothing."""
+    parts = dropped[0].split(".") if dropped else []
     for count in range(1, len(parts)):
         lead = ".".join(parts[:count]) + "."
-        if all(name.startswith(lead) for name in dropped) and set(gaps) & {n.removeprefix(lead) for n in dropped}:
+        if all(name.startswith(lead) and name.removeprefix(lead) in names for name in dropped):
             return lead
     return ""
 
 
-def without_place(
-    source: str,
-    model: nn.Module,
-    unexpected: Collection[str],
-    stored: Stored,
-    last: int | None,
-    whole: Callable[[], Any],
-) -> list[str]:
-    """Of the names that transformers reports, those that are in no list of harmless ones and not of the whole class."""
+def without_place(source: str, full: Any, model: nn.Module, unexpected: Collection[str], stored: Stored) -> list[str]:
+    """The names in the files that neither the whole class nor a list of harmless ones knows. `full` is `model`, where it
+    is not cut."""
     left = sorted(unexpected)
-    if left and last is not None:
-        left = outside(whole(), left)
-    left = [n for n in left if not (any(re.search(p, n) for p in COMPUTED) or is_mask(n, stored) or ahead(model, n))]
+    if left and full is not model:
+        quantized = getattr(model, "hf_quantizer", None) is not None  # its files hold more than matrices
+        left = outside(full, left if quantized or not stored.tensors else sorted(stored.tensors))
+    left = [n for n in left if not (any(re.search(p, n) for p in COMPUTED) or is_mask(n, stored) or ahead(full, n))]
     unread = [n for n in left if any(re.search(p, n) for p in UNREAD)]
     if unread:
         note_once(f"{source}: {listed(unread)} is left out; no logit of a text depends on it")
     return [n for n in left if n not in unread]
 
 
-def outside(whole: Any, names: Sequence[str]) -> list[str]:
+def outside(full: Any, names: Sequence[str]) -> list[str]:
     """Those names that the whole class neither has, under its new or its old spelling, nor drops on purpose."""
-    own, prefix = whole.state_dict(), f"{whole.base_model_prefix}."
-    steps = get_model_conversion_mapping(whole)
+    own, prefix = full.state_dict(), f"{full.base_model_prefix}."
+    steps = get_model_conversion_mapping(full)
     renamings = [step for step in steps if isinstance(step, WeightRenaming)]
     converters = [step for step in steps if isinstance(step, WeightConverter)]
-    ignored = [re.compile(p) for p in (getattr(whole, "_keys_to_ignore_on_load_unexpected", None) or ())]
+    ignored = [re.compile(p) for p in (getattr(full, "_keys_to_ignore_on_load_unexpected", None) or ())]
 
     def has_place(name: str) -> bool:
-        new, _ = rename_source_key(name, renamings, converters, whole.base_model_prefix, own)
+        new, _ = rename_source_key(name, renamings, converters, full.base_model_prefix, own)
         spellings = {name, prefix + name, name.removeprefix(prefix), new, prefix + new}
         return bool(spellings & own.keys()) or any(p.search(s) for p in ignored for s in spellings)
 
@@ -142,9 +137,9 @@ def is_mask(name: str, stored: Stored) -> bool:
     return bool(MASK.search(name)) and 1 not in shapes
 
 
-def ahead(model: nn.Module, name: str) -> bool:
+def ahead(full: nn.Module, name: str) -> bool:
     """Whether this belongs to a block that predicts tokens further ahead: DeepSeek stores it behind the last of the config."""
-    text = structure.text_config(model)
+    text = structure.text_config(full)
     number = re.search(r"(?:^|\.)layers\.(\d+)\.", name)
     extra = getattr(text, "num_nextn_predict_layers", None) or 0
     depth = text.num_hidden_layers
@@ -203,14 +198,21 @@ def advice_on_dropped(dropped: Sequence[str]) -> str:
 
 def check_causal(source: str, model: nn.Module, last: int | None) -> None:
     """Raises ValueError for an encoder: a state that changes when a later token does would score the answer by itself."""
-    states = small_pass(model, last)  # (4, 8, D or V); rows 0 and 2, and 1 and 3, begin alike
+    try:
+        states = small_pass(model, last)
+    except Exception as error:  # whatever a class, a quantizer or a device raises; what follows would meet it too
+        raise ValueError(f"{source} cannot run a pass over eight tokens: {shown(first_line(error))}") from None
+    if states.dim() != 3:  # several streams, which unlearning refuses by name
+        return
+    if states.shape[:2] == (8, 4):  # XLNet puts tokens first
+        states = states.transpose(0, 1)
     ours, theirs = states[:2, :4].double(), states[2:, :4].double()
     change = (ours - theirs).norm(dim=-1) / ours.norm(dim=-1).clamp(min=1e-30)
     exact = states.dtype in (torch.float32, torch.float64) and getattr(model, "hf_quantizer", None) is None
     if (change > (CHANGE if exact else CHANGE_ROUNDED)).any():
         raise ValueError(
-            f"{source} looks ahead: a token's state changes with the tokens after it, so {type(model).__name__} is an "
-            "encoder as configured; expected a decoder (the BERT family has is_decoder true in config.json)"
+            f"{source} is no decoder: in {type(model).__name__}, as its config.json has it, a token's state changes with the "
+            "tokens after it; expected a decoder (the BERT family has is_decoder true)"
         )
 
 
@@ -219,8 +221,8 @@ class _Stop(Exception):
 
 
 @torch.inference_mode()
-def small_pass(model: nn.Module, last: int | None) -> Float[Tensor, "4 8 V"]:
-    """Logits of four rows of eight tokens, or the states after block `last`; rows 2 and 3 begin as 0 and 1 do."""
+def small_pass(model: nn.Module, last: int | None) -> Tensor:
+    """Logits (4, 8, V) of four rows of eight tokens, or the states after block `last`; rows 2 and 3 begin as 0 and 1 do."""
     ids = plain_tokens(model)
     kept: list[Tensor] = []
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from misdirect.model import blocks as structure
 from misdirect.model.checks import check_causal, check_complete
-from misdirect.model.stored import Stored, check_weights, first_line, readable, refuse_remote_code
+from misdirect.model.stored import Stored, check_weights, first_line, readable, refuse_remote_code, uneven
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ def whole_class(config: Any) -> Any:
     """
     from transformers import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_MASKED_LM_MAPPING,
         MODEL_FOR_MULTIMODAL_LM_MAPPING,
         AutoModelForCausalLM,
         AutoModelForMultimodalLM,
@@ -104,6 +105,11 @@ def whole_class(config: Any) -> Any:
     if not (known or multimodal or getattr(config, "auto_map", None)):
         raise ValueError(
             f"{config.model_type} is no causal language model of transformers; expected one, such as llama"
+        )
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and getattr(config, "is_decoder", None) is False:
+        raise ValueError(
+            f"{config.model_type} is an encoder, which reads the tokens after each token too; expected a decoder (one of "
+            "this family has is_decoder true in config.json)"
         )
     text = config.get_text_config(decoder=True)
     if not isinstance(getattr(text, "num_hidden_layers", None), int) or not hasattr(text, "hidden_size"):
@@ -219,7 +225,12 @@ def load_lm(
             )
             model.config.name_or_path = where
     except Exception as error:  # missing files, an unknown architecture, a size mismatch: many kinds, one line
-        raise ValueError(f"{source} cannot be loaded: {first_line(error)}") from None
+        reason = first_line(error)
+        if "automatic conversion" in reason:
+            reason = f"its files lack {uneven(stored.tensors) or 'matrices'} that transformers stacks with others; fetch it again"
+        elif isinstance(error, KeyError) and reason == "'metadata'":
+            reason = "its index has no metadata; download it (hf download) and name the folder"
+        raise ValueError(f"{source} cannot be loaded: {reason}") from None
     model.eval().requires_grad_(False).to(place)
     check_complete(source, model, info, stored, last, lambda: without_memory(config, trust_remote_code))
     check_causal(source, model, last)

@@ -228,6 +228,22 @@ def is_codes(name: str, dtype: str, shape: Sequence[int]) -> bool:
     return name.endswith("weight") and len(shape) > 1 and dtype not in (*FLOATS, "BOOL", "I64")
 
 
+def uneven(names: Collection[str]) -> str:
+    """A matrix that one expert lacks and others of its block have, or nothing: transformers stacks them and then fails."""
+    experts: dict[str, dict[str, set[int]]] = {}  # block -> matrix -> experts that have it
+    for name in names:
+        found = re.fullmatch(r"(.*\.experts)\.(\d+)\.(.*)", name)
+        if found:
+            experts.setdefault(found[1], {}).setdefault(found[3], set()).add(int(found[2]))
+    gaps = (
+        f"{block}.{number}.{matrix}"
+        for block, matrices in experts.items()
+        for matrix, held in matrices.items()
+        for number in sorted(set().union(*matrices.values()) - held)
+    )
+    return next(gaps, "")
+
+
 def unwrapped(
     folder: Path, raw: Mapping[str, tuple[str, tuple[int, ...]]]
 ) -> tuple[dict[str, str], dict[str, tuple[str, tuple[int, ...]]]]:
@@ -235,9 +251,11 @@ def unwrapped(
 
     Raises ValueError where two tensors would have one name.
     """
-    renames = {re.escape(w): "" for w in WRAPPERS if any(f".{w}" in f".{n}" for n in raw)}
+    times = {w: max((f".{n}".count(f".{w}") for n in raw), default=0) for w in WRAPPERS}
+    # transformers replaces a pattern once a name; a comment makes several patterns of one
+    renames = {f"{re.escape(w)}(?#{i})": "" for w in WRAPPERS for i in range(times[w])}
     plain = {n: functools.reduce(lambda name, w: name.replace(w, ""), WRAPPERS, n) for n in raw}
-    taken = [w for w in WRAPPERS if re.escape(w) in renames]
+    taken = [w for w in WRAPPERS if times[w]]
     while leading := next((p for p in LEADING if plain and all(n.startswith(p) for n in plain.values())), None):
         plain = {n: value.removeprefix(leading) for n, value in plain.items()}
         taken.append(leading)
