@@ -30,8 +30,10 @@ from misdirect.config import EvaluateConfig, as_dict
 from misdirect.data.batches import CHARS_PER_TOKEN, pad, pad_id
 from misdirect.data.prompts import Prompt
 from misdirect.evaluation import degeneration
+from misdirect.model import rope
+from misdirect.model.finite import not_finite
 from misdirect.model.load import LM, check_length, first_line
-from misdirect.model.score import Encoded, by_length, forward_arguments, has_plain_cache, score
+from misdirect.model.score import Encoded, by_length, forward_arguments, has_plain_cache, score, watch
 from misdirect.runs import Metric, Result, fingerprint, row_of
 
 MEASUREMENT = "generation"
@@ -85,7 +87,8 @@ def generation(
 ) -> Result:
     """Answers of at most `new_tokens` tokens; `edit` changes a conversation's tokens before it is answered.
 
-    Raises ValueError where a prompt is too long for the model, before it runs.
+    Raises ValueError where a prompt is too long for the model, before it runs, and NotFinite where the logits of an answer
+    are no numbers.
     """
     started = time.perf_counter()
     chat = uses_chat(lm, config)
@@ -103,6 +106,9 @@ def generation(
                 asked[row].answers.append(answer)
             if advance:
                 advance(len(rows))
+    broken = sum(not all(answer.finite for answer in slot.answers) for slot in slots)
+    if broken:
+        raise not_finite(lm, f"{broken} of {len(slots)} answers")
     per_prompt = 1 + config.samples
     records = [record_of(slots[i : i + per_prompt], chat) for i in range(0, len(slots), per_prompt)]
     seconds = time.perf_counter() - started
@@ -163,16 +169,21 @@ def check_prompts(lm: LM, prompts: Sequence[Prompt], config: EvaluateConfig, cha
 def batches(lm: LM, contexts: Sequence[Sequence[int]], config: EvaluateConfig) -> Iterator[list[int]]:
     """Rows of similar length, within `batch_tokens` tokens when all answers are at their longest.
 
-    A model that keeps a state across tokens, or counts positions itself, must not see padding: rows of equal length.
+    A model that keeps a state across tokens, or counts positions itself, must not see padding: rows of equal length. So
+    too where answers may reach beyond what a table of positions holds for every length (`misdirect.model.rope`).
     """
     items = [Encoded(list(ids), [[0] * config.new_tokens]) for ids in contexts]
+    watch(lm, contexts)
+    reach = rope.reach(lm.model)
     pads = has_plain_cache(lm) and "position_ids" in forward_arguments(type(lm.model))
+    pads = pads and all(len(ids) + config.new_tokens <= reach for ids in contexts)
     for rows in by_length(items, config.batch_tokens):
         if pads:
             yield rows
         else:
             lengths = [len(contexts[row]) for row in rows]
-            yield from ([r for r, n in zip(rows, lengths, strict=True) if n == length] for length in set(lengths))
+            groups = ([r for r, n in zip(rows, lengths, strict=True) if n == length] for length in set(lengths))
+            yield from groups if reach else ([row] for group in groups for row in group)
 
 
 # ------------------------------------------------------------------------------------------------ answering
@@ -429,7 +440,10 @@ def incoherence(
     batch_tokens: int = 4096,
     advance: Callable[[int], None] | None = None,
 ) -> list[tuple[float | None, int]]:
-    """(nats per token, tokens) of each (prompt, answer) under `lm`; None for an answer without tokens, or no number."""
+    """(nats per token, tokens) of each (prompt, answer) under `lm`; None for an answer without tokens.
+
+    Raises NotFinite where `lm` gives no numbers.
+    """
     items, rows = [], []
     for row, (prompt, answer) in enumerate(pairs):
         tail = list(lm.tokenizer(answer, add_special_tokens=False, verbose=False)["input_ids"])
@@ -437,7 +451,6 @@ def incoherence(
             items.append(Encoded(conversation(lm.tokenizer, [prompt], [], chat), [tail]))
             rows.append(row)
     out: list[tuple[float | None, int]] = [(None, 0)] * len(pairs)
-    for row, scored in zip(rows, score(lm, items, batch_tokens, advance), strict=True):
-        nll, count = -scored.logprobs[0] / scored.num_tokens[0], scored.num_tokens[0]
-        out[row] = (nll if math.isfinite(nll) else None, count)
+    for row, scored in zip(rows, score(lm, items, batch_tokens, advance, "answers"), strict=True):
+        out[row] = (-scored.logprobs[0] / scored.num_tokens[0], scored.num_tokens[0])
     return out

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from misdirect.model import blocks as structure
+from misdirect.model import rope
 from misdirect.model.delta import file_problem, shown
 
 
@@ -259,6 +260,7 @@ def load_lm(
         raise ValueError(f"{source} cannot be loaded: {first_line(error)}") from None
     refuse_gaps(source, model, info)
     model.eval().requires_grad_(False).to(place)
+    rope.reach(model)  # from its first pass on, no text's value depends on the texts before it
     return LM(model, tokenizer, source, full_depth, prefix)
 
 
