@@ -95,7 +95,7 @@ def watched(lm: LM, items: Sequence[Encoded], batch_size: int, applied: Applied 
     with applied():
         parts = [nlls(lm, some[i : i + batch_size]).cpu() for i in range(0, len(some), batch_size)]
     found = torch.cat(parts)
-    check_finite(lm, ([x] for x in found.tolist()), "training questions")
+    check_finite(lm, [[x] for x in found.tolist()], "training questions")
     return found
 
 

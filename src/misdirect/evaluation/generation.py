@@ -234,7 +234,7 @@ def answer_batch(
 
     def choose(input_ids: Tensor, scores: Tensor) -> Tensor:
         step = input_ids.shape[1] - batch.input_ids.shape[1]
-        for row in (scores.isnan() | (scores == math.inf)).any(-1).nonzero().flatten().tolist():
+        for row in (~scores.amax(-1).isfinite()).nonzero().flatten().tolist():  # NaN, +inf, or nothing but -inf
             broken.setdefault(row, step)
         tokens = next_tokens(scores.nan_to_num(), generators, config.temperature, config.top_p)
         tokens[list(broken)] = ends[0] if ends else fill

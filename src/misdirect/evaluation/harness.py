@@ -141,8 +141,7 @@ def refuse_nan(lm: LM, count: int) -> Callable[..., None]:
     """A hook that raises NotFinite where the next token of an answer would be taken from logits that are no numbers."""
 
     def look(_module: Any, _args: Any, output: Any) -> None:
-        last = output.logits[:, -1]
-        if (last.isnan() | (last == math.inf)).any():
+        if not output.logits[:, -1].amax(-1).isfinite().all():
             raise not_finite(lm, f"an answer to one of {count} requests at least")
 
     return look

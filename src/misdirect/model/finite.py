@@ -10,7 +10,7 @@ some texts or on all of them. Whoever counts them as wrong answers finds a model
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,11 +30,15 @@ def about(what: str) -> Iterator[None]:
         raise NotFinite(f"{what}: {error}") from None
 
 
-def check_finite(lm: Any, rows: Iterable[Iterable[float]], what: str) -> None:
+def spoilt(rows: Iterable[Iterable[float]]) -> list[int]:
+    """The rows that hold NaN or infinity, by number."""
+    return [number for number, row in enumerate(rows) if not all(map(math.isfinite, row))]
+
+
+def check_finite(lm: Any, rows: Sequence[Iterable[float]], what: str) -> None:
     """Raises NotFinite where a row holds NaN or infinity: how many rows of how many, and what to type."""
-    sound = [all(map(math.isfinite, row)) for row in rows]
-    if not all(sound):
-        raise not_finite(lm, f"{sound.count(False)} of {len(sound)} {what}")
+    if bad := len(spoilt(rows)):
+        raise not_finite(lm, f"{bad} of {len(rows)} {what}")
 
 
 def not_finite(lm: Any, which: str) -> NotFinite:
@@ -45,10 +49,10 @@ def not_finite(lm: Any, which: str) -> NotFinite:
 
 def remedy(model: Any) -> str:
     """What to type, from where the weights themselves are no numbers and from their dtype."""
-    spoilt = next((name for name, value in model.named_parameters() if not value.isfinite().all()), None)
+    holed = next((name for name, value in model.named_parameters() if not value.isfinite().all()), None)
     low = next(model.parameters()).dtype in (torch.float16, torch.bfloat16)
-    if spoilt is not None:
-        cause = f"{spoilt} without NaN and infinity: fetch or unlearn the model again"
+    if holed is not None:
+        cause = f"{holed} without NaN and infinity: fetch or unlearn the model again"
         return f"{cause}, or try --dtype float32" if low else cause
     if low:
         return "--dtype float32"

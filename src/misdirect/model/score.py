@@ -23,7 +23,7 @@ from torch import Tensor
 
 from misdirect.data.batches import Batch, pad, pad_id
 from misdirect.model import packed, rope
-from misdirect.model.finite import check_finite
+from misdirect.model.finite import check_finite, spoilt
 from misdirect.model.load import LM, check_length
 from misdirect.model.packed import Encoded, Scored
 
@@ -77,7 +77,9 @@ def score(
     found = dict(zip(near, score_together(lm, [items[i] for i in near], batch_tokens, advance), strict=True))
     found |= zip(far, score_as_texts(lm, [items[i] for i in far], batch_tokens, advance), strict=True)
     scored = [found[i] for i in range(len(items))]
-    check_finite(lm, (one.logprobs for one in scored), what)
+    for i in spoilt(one.logprobs for one in scored):  # NaN spreads to those in the same pass
+        scored[i] = score_plainly(lm, [items[i]])[0]
+    check_finite(lm, [one.logprobs for one in scored], what)
     return scored
 
 
@@ -249,6 +251,8 @@ def text_logprobs(
     check_length(lm, max(map(len, samples), default=0), "a text")
     watch(lm, samples)
     found = logprobs_of(lm, samples, batch_tokens, advance)
+    for i in spoilt(found):
+        found[i] = logprobs_of(lm, [samples[i]])[0]
     check_finite(lm, found, "texts")
     return found
 
