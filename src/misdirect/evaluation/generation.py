@@ -33,7 +33,7 @@ from misdirect.evaluation import degeneration
 from misdirect.model import rope
 from misdirect.model.finite import not_finite
 from misdirect.model.load import LM, check_length, first_line
-from misdirect.model.score import Encoded, by_length, forward_arguments, has_plain_cache, score, watch
+from misdirect.model.score import Encoded, by_length, score, takes_padding, watch
 from misdirect.runs import Metric, Result, fingerprint, row_of
 
 MEASUREMENT = "generation"
@@ -87,8 +87,7 @@ def generation(
 ) -> Result:
     """Answers of at most `new_tokens` tokens; `edit` changes a conversation's tokens before it is answered.
 
-    Raises ValueError where a prompt is too long for the model, before it runs, and NotFinite where the logits of an answer
-    are no numbers.
+    Raises ValueError where a prompt is too long for the model, before it runs, and NotFinite where logits are no numbers.
     """
     started = time.perf_counter()
     chat = uses_chat(lm, config)
@@ -106,8 +105,7 @@ def generation(
                 asked[row].answers.append(answer)
             if advance:
                 advance(len(rows))
-    broken = sum(not all(answer.finite for answer in slot.answers) for slot in slots)
-    if broken:
+    if broken := sum(not all(answer.finite for answer in slot.answers) for slot in slots):
         raise not_finite(lm, f"{broken} of {len(slots)} answers")
     per_prompt = 1 + config.samples
     records = [record_of(slots[i : i + per_prompt], chat) for i in range(0, len(slots), per_prompt)]
@@ -169,21 +167,17 @@ def check_prompts(lm: LM, prompts: Sequence[Prompt], config: EvaluateConfig, cha
 def batches(lm: LM, contexts: Sequence[Sequence[int]], config: EvaluateConfig) -> Iterator[list[int]]:
     """Rows of similar length, within `batch_tokens` tokens when all answers are at their longest.
 
-    A model that keeps a state across tokens, or counts positions itself, must not see padding: rows of equal length. So
-    too where answers may reach beyond what a table of positions holds for every length (`misdirect.model.rope`).
+    Rows of equal length where a model must not see padding: it keeps a state across tokens, counts positions itself, or its
+    table of positions changes with the longest row (`misdirect.model.rope`).
     """
-    items = [Encoded(list(ids), [[0] * config.new_tokens]) for ids in contexts]
     watch(lm, contexts)
-    reach = rope.reach(lm.model)
-    pads = has_plain_cache(lm) and "position_ids" in forward_arguments(type(lm.model))
-    pads = pads and all(len(ids) + config.new_tokens <= reach for ids in contexts)
-    for rows in by_length(items, config.batch_tokens):
-        if pads:
-            yield rows
-        else:
-            lengths = [len(contexts[row]) for row in rows]
-            groups = ([r for r, n in zip(rows, lengths, strict=True) if n == length] for length in set(lengths))
-            yield from groups if reach else ([row] for group in groups for row in group)
+    pads = takes_padding(lm, max(map(len, contexts)) + config.new_tokens)
+    for rows in by_length([Encoded(list(ids), [[0] * config.new_tokens]) for ids in contexts], config.batch_tokens):
+        groups: dict[tuple[int, int], list[int]] = {}
+        for row in rows:
+            place = (0, 0) if pads else (len(contexts[row]), 0 if rope.reach(lm.model) else row)
+            groups.setdefault(place, []).append(row)
+        yield from groups.values()
 
 
 # ------------------------------------------------------------------------------------------------ answering

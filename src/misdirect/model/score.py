@@ -179,6 +179,13 @@ def has_plain_cache(lm: LM) -> bool:
     return kinds <= {"full_attention", "sliding_attention"} and not stateful
 
 
+def takes_padding(lm: LM, longest: int) -> bool:
+    """Whether texts of other lengths may stand, padded on the left, beside one of so many tokens."""
+    return (
+        has_plain_cache(lm) and "position_ids" in forward_arguments(type(lm.model)) and longest <= rope.reach(lm.model)
+    )
+
+
 @torch.inference_mode()
 def score_batch(lm: LM, items: Sequence[Encoded]) -> list[Scored]:
     """Contexts left-padded in one pass, then every continuation on its context's repeated cache in a second."""
