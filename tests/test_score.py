@@ -520,3 +520,11 @@ def test_a_measurement_leaves_the_model_as_it_was(family: str) -> None:
     assert repr(lm.model.config) == config
     assert not lm.model.training
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in lm.model.modules())
+
+
+def test_a_class_without_a_cache_is_scored_plainly() -> None:
+    """The first GPT takes no `past_key_values`, though nothing in its config says so."""
+    lm = tiny_lm("openai-gpt", double=False)
+    items = random_items(4, 300)
+    for found, plain in zip(score(lm, items), score_plainly(lm, items), strict=True):
+        assert found.logprobs == pytest.approx(plain.logprobs, abs=1e-4)

@@ -176,7 +176,8 @@ def has_plain_cache(lm: LM) -> bool:
     config = lm.model.config.get_text_config(decoder=True)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     stateful = bool(getattr(lm.model, "_is_stateful", False))
-    return kinds <= {"full_attention", "sliding_attention"} and not stateful
+    takes = "past_key_values" in forward_arguments(type(lm.model))  # the first GPT has none
+    return takes and kinds <= {"full_attention", "sliding_attention"} and not stateful
 
 
 def takes_padding(lm: LM, longest: int) -> bool:
