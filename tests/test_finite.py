@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from attack_cases import tiny_case
 from misdirect import runs, unsound
-from misdirect.attacks import lens, noise, probes, quantise, relearn
+from misdirect.attacks import lens, noise, probes, prune, quantise, relearn
 from misdirect.attacks.case import Attack
 from misdirect.cli import main
 from misdirect.cli_audit import gate
@@ -241,6 +242,26 @@ def test_an_attack_that_overflows_has_failed(here: Path) -> None:
     (attack,) = attacks_of(noise, case)
     with pytest.raises(NotFinite, match="biology: llama gives NaN or infinity for 8 of 8 questions"):
         attack.run(lm, case, attack, lambda count: None)
+
+
+def test_what_to_prune_is_not_chosen_by_nan() -> None:
+    """The text that is read for the norms meets it; the questions would not."""
+    lm, case = tiny_case()
+    spoil_rare(lm.model)
+    case = dataclasses.replace(case, retain_texts=[*case.retain_texts, f"the {RARE} house"])
+    (attack,) = (a for a in attacks_of(prune, case) if a.name == "prune-wanda")
+    with pytest.raises(NotFinite, match="for the inputs of"):
+        attack.run(lm, case, attack, lambda count: None)
+
+
+def test_steering_comes_from_norms_that_are_finite_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One sample of 24 is NaN: the median of the others would be a number."""
+    copy_of("spoilt", rare_nan)
+    unlearn = ["--forget", "bio=text.jsonl", "--retain", "wiki=text.jsonl", "--block", "1", "--updates", "2"]
+    assert main(["unlearn", "spoilt", *unlearn, "--batch-size", "8", "--out", "run"]) == 2
+    assert "the states of bio after block 1 are not finite numbers before anything is trained" in line_of(capsys)
+    assert main(["unlearn", "sound", *unlearn, "--steering", "1e308x", "--out", "other"]) == 2
+    assert "the steering of bio comes out as inf; expected a finite number: a smaller --steering" in line_of(capsys)
 
 
 # ------------------------------------------------------------------------------------------------ older results

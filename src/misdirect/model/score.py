@@ -98,6 +98,7 @@ def score_as_texts(
 def score_together(
     lm: LM, items: Sequence[Encoded], batch_tokens: int = 4096, advance: Callable[[int], None] | None = None
 ) -> list[Scored]:
+    """Of items whose values depend on no neighbour: packed where the model takes that, else by `score_batch`."""
     if not items:
         return []
     scorer = score_batch if has_plain_cache(lm) else score_plainly
