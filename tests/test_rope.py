@@ -254,6 +254,21 @@ def test_code_of_others_is_tried_and_every_text_then_runs_alone() -> None:
     assert [s.logprobs[0] for s in score(other, other_items)] == pytest.approx(sums, abs=1e-3)
 
 
+class Kept(Stretched):
+    """The same, and it stays stretched."""
+
+    def forward(self, x: torch.Tensor, position_ids: torch.Tensor) -> Any:
+        self.longest = max(x.shape[1], getattr(self, "longest", 0))
+        return self.inner(x, position_ids.float() * (1 if self.longest <= LIMIT else 0.25))
+
+
+def test_code_of_others_that_keeps_a_longer_text_s_table_is_refused() -> None:
+    model = tiny_model("llama")
+    model.model.rotary_emb = Kept(model.model.rotary_emb)
+    with pytest.raises(ValueError, match=r"LlamaForCausalLM, .* gives a text other values after a longer one"):
+        text_logprobs(lm_of(model), TEXTS)
+
+
 class Sound(LlamaForCausalLM):
     """Other people's class that does nothing of its own."""
 

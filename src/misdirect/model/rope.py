@@ -7,7 +7,8 @@ first one (`steady`); texts within `reach` share passes as in any model, longer 
 (`apart`). Other models are left alone.
 
 A model whose code is not transformers' own may depend on neighbours in ways that cannot be read off its config, so one
-text of a call is also run alone and beside a longer one (`watch`); where that differs, every text runs alone.
+text of a call is also run alone and beside a longer one (`watch`); where that differs, every text runs alone. Code that
+keeps what a longer text made of its tables is refused.
 """
 
 from __future__ import annotations
@@ -98,9 +99,15 @@ def watch(
         return
     _watched[model] = lengths[-1]
     short, long = (list(next(s for s in samples if len(s) == n)) for n in (lengths[0], lengths[-1]))
-    beside, alone = logprobs([short, long])[0], logprobs([short])[0]
+    alone, beside, again = (logprobs(some)[0] for some in ([short], [short, long], [short]))
     exact = next(model.parameters()).dtype in (torch.float32, torch.float64)
-    if not torch.allclose(beside, alone, rtol=0, atol=AGREE if exact else AGREE_HALF, equal_nan=True):
+    same = lambda other: torch.allclose(alone, other, rtol=0, atol=AGREE if exact else AGREE_HALF, equal_nan=True)  # noqa: E731
+    if not same(again):
+        raise ValueError(
+            f"{type(model).__name__}, which is not transformers' own code, gives a text other values after a longer one; "
+            "expected a class whose values do not depend on the texts before: convert the model, or ask its author"
+        )
+    if not same(beside):
         _reach[model] = 0
 
 
