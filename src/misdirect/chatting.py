@@ -238,9 +238,14 @@ def marked(lm: LM, prompt: str, answer: Any, config: EvaluateConfig) -> Reply:
     """An answer with the verdict on whether it is language. `lm` is the base."""
     from misdirect.evaluation import degeneration
     from misdirect.evaluation import generation as answering
+    from misdirect.model.finite import NotFinite
 
     chat = answering.uses_chat(lm, config)
-    [(nll, count)] = answering.incoherence(lm, [(prompt, answer.text)], chat, config.batch_tokens)
+    nll, count = None, 0
+    try:
+        [(nll, count)] = answering.incoherence(lm, [(prompt, answer.text)], chat, config.batch_tokens)
+    except NotFinite as error:  # the answer is shown all the same
+        note(f"Whether this is language is not judged: base: {error}")
     turn = degeneration.measures(answer.text) | {"finite": answer.finite, "base_nll": nll, "base_tokens": count}
     return Reply(answer.text, answer.num_tokens, answer.stopped, degeneration.verdict(turn))
 

@@ -30,6 +30,7 @@ from misdirect.config import AuditConfig
 from misdirect.data.batches import CHARS_PER_TOKEN
 from misdirect.data.facts import keywords, words
 from misdirect.data.questions import Question
+from misdirect.model.finite import about
 from misdirect.model.load import LM
 from misdirect.runs import Result
 
@@ -120,21 +121,12 @@ def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
     pool = typical(forget, retain) if attack.settings["kind"] == "forget" else typical(retain, forget)
     points = []
     for count in attack.settings["words"]:
-        sat = {
-            name: measure.ask(
-                lm,
-                questions,
-                with_words(
-                    measure.rendering(case.forms[name], case.seed),
-                    pool,
-                    count,
-                    attack.settings["seed"],
-                    attack.settings["place"] == "before",
-                ),
-                case.batch_tokens,
-            )
-            for name, questions in case.retained.items()
-        }
+        sat = {}
+        for name, questions in case.retained.items():
+            plain, seed = measure.rendering(case.forms[name], case.seed), attack.settings["seed"]
+            render = with_words(plain, pool, count, seed, attack.settings["place"] == "before")
+            with about(name):
+                sat[name] = measure.ask(lm, questions, render, case.batch_tokens)
         points.append((Point(budget=float(count)), sat))
         advance(1)
     return measure.results(case, attack, points, time.perf_counter() - started, 0.0)

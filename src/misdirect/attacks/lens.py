@@ -26,6 +26,7 @@ from misdirect.config import AuditConfig
 from misdirect.data.batches import pad_id
 from misdirect.data.questions import Question
 from misdirect.model.activations import hooked
+from misdirect.model.finite import about, check_finite
 from misdirect.model.interventions import replaced
 from misdirect.model.load import LM
 from misdirect.model.packed import Encoded
@@ -107,6 +108,9 @@ def lens(
             sums = iter(values.new_zeros(count).index_add_(0, seen.owner, values).tolist())
             for i in seen.items:
                 out[block][i] = [next(sums) for _ in items[i].continuations]
+    for block, found in enumerate(out):
+        with about(f"block {block}"):
+            check_finite(lm, found, "questions")
     return out
 
 

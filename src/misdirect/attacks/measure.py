@@ -23,6 +23,7 @@ from misdirect.data.prompts import Prompt
 from misdirect.data.questions import LETTERS, Question
 from misdirect.evaluation.generation import generation
 from misdirect.evaluation.mcq import largest
+from misdirect.model.finite import about
 from misdirect.model.load import LM
 from misdirect.model.score import Encoded, encode, score
 from misdirect.runs import Metric, Result
@@ -85,9 +86,11 @@ def sit(
     out = {}
     for name, halves in case.forgotten.items():
         render = rendering(case.forms[name], case.seed)
-        out[name] = ask(lm, halves.test, change(name, render) if change else render, case.batch_tokens, edit)
+        with about(name):
+            out[name] = ask(lm, halves.test, change(name, render) if change else render, case.batch_tokens, edit)
     for name, questions in case.retained.items() if general else ():
-        out[name] = ask(lm, questions, rendering(case.forms[name], case.seed), case.batch_tokens, edit)
+        with about(name):
+            out[name] = ask(lm, questions, rendering(case.forms[name], case.seed), case.batch_tokens, edit)
     return out
 
 
@@ -217,7 +220,8 @@ def language(
 
     prompts = [Prompt(f"{i}:{q.id}", (context(name, q),)) for i, (name, q) in enumerate(chosen)]
     config = EvaluateConfig(new_tokens=NEW_TOKENS, chat_template="none", batch_tokens=case.batch_tokens)
-    made = generation(lm, SPOKEN, prompts, config, edit=edit)
+    with about("answers in words"):
+        made = generation(lm, SPOKEN, prompts, config, edit=edit)
     return Result(made.measurement, made.set, config_of(case, attack), made.metrics, made.records, made.seconds)
 
 

@@ -30,8 +30,10 @@ from misdirect.config import EvaluateConfig, as_dict
 from misdirect.data.batches import CHARS_PER_TOKEN, pad, pad_id
 from misdirect.data.prompts import Prompt
 from misdirect.evaluation import degeneration
+from misdirect.model import rope
+from misdirect.model.finite import not_finite
 from misdirect.model.load import LM, check_length, first_line
-from misdirect.model.score import Encoded, by_length, forward_arguments, has_plain_cache, score
+from misdirect.model.score import Encoded, by_length, score, takes_padding, watch
 from misdirect.runs import Metric, Result, fingerprint, row_of
 
 MEASUREMENT = "generation"
@@ -85,7 +87,7 @@ def generation(
 ) -> Result:
     """Answers of at most `new_tokens` tokens; `edit` changes a conversation's tokens before it is answered.
 
-    Raises ValueError where a prompt is too long for the model, before it runs.
+    Raises ValueError where a prompt is too long for the model, before it runs, and NotFinite where logits are no numbers.
     """
     started = time.perf_counter()
     chat = uses_chat(lm, config)
@@ -103,6 +105,8 @@ def generation(
                 asked[row].answers.append(answer)
             if advance:
                 advance(len(rows))
+    if broken := sum(not all(answer.finite for answer in slot.answers) for slot in slots):
+        raise not_finite(lm, f"{broken} of {len(slots)} answers")
     per_prompt = 1 + config.samples
     records = [record_of(slots[i : i + per_prompt], chat) for i in range(0, len(slots), per_prompt)]
     seconds = time.perf_counter() - started
@@ -163,16 +167,17 @@ def check_prompts(lm: LM, prompts: Sequence[Prompt], config: EvaluateConfig, cha
 def batches(lm: LM, contexts: Sequence[Sequence[int]], config: EvaluateConfig) -> Iterator[list[int]]:
     """Rows of similar length, within `batch_tokens` tokens when all answers are at their longest.
 
-    A model that keeps a state across tokens, or counts positions itself, must not see padding: rows of equal length.
+    Rows of equal length where a model must not see padding: it keeps a state across tokens, counts positions itself, or its
+    table of positions changes with the longest row (`misdirect.model.rope`).
     """
-    items = [Encoded(list(ids), [[0] * config.new_tokens]) for ids in contexts]
-    pads = has_plain_cache(lm) and "position_ids" in forward_arguments(type(lm.model))
-    for rows in by_length(items, config.batch_tokens):
-        if pads:
-            yield rows
-        else:
-            lengths = [len(contexts[row]) for row in rows]
-            yield from ([r for r, n in zip(rows, lengths, strict=True) if n == length] for length in set(lengths))
+    watch(lm, contexts)
+    pads = takes_padding(lm, max(map(len, contexts)) + config.new_tokens)
+    for rows in by_length([Encoded(list(ids), [[0] * config.new_tokens]) for ids in contexts], config.batch_tokens):
+        groups: dict[tuple[int, int], list[int]] = {}
+        for row in rows:
+            place = (0, 0) if pads else (len(contexts[row]), 0 if rope.reach(lm.model) else row)
+            groups.setdefault(place, []).append(row)
+        yield from groups.values()
 
 
 # ------------------------------------------------------------------------------------------------ answering
@@ -223,7 +228,7 @@ def answer_batch(
 
     def choose(input_ids: Tensor, scores: Tensor) -> Tensor:
         step = input_ids.shape[1] - batch.input_ids.shape[1]
-        for row in (scores.isnan() | (scores == math.inf)).any(-1).nonzero().flatten().tolist():
+        for row in (~scores.amax(-1).isfinite()).nonzero().flatten().tolist():  # NaN, +inf, or nothing but -inf
             broken.setdefault(row, step)
         tokens = next_tokens(scores.nan_to_num(), generators, config.temperature, config.top_p)
         tokens[list(broken)] = ends[0] if ends else fill
@@ -429,7 +434,10 @@ def incoherence(
     batch_tokens: int = 4096,
     advance: Callable[[int], None] | None = None,
 ) -> list[tuple[float | None, int]]:
-    """(nats per token, tokens) of each (prompt, answer) under `lm`; None for an answer without tokens, or no number."""
+    """(nats per token, tokens) of each (prompt, answer) under `lm`; None for an answer without tokens.
+
+    Raises NotFinite where `lm` gives no numbers.
+    """
     items, rows = [], []
     for row, (prompt, answer) in enumerate(pairs):
         tail = list(lm.tokenizer(answer, add_special_tokens=False, verbose=False)["input_ids"])
@@ -437,7 +445,6 @@ def incoherence(
             items.append(Encoded(conversation(lm.tokenizer, [prompt], [], chat), [tail]))
             rows.append(row)
     out: list[tuple[float | None, int]] = [(None, 0)] * len(pairs)
-    for row, scored in zip(rows, score(lm, items, batch_tokens, advance), strict=True):
-        nll, count = -scored.logprobs[0] / scored.num_tokens[0], scored.num_tokens[0]
-        out[row] = (nll if math.isfinite(nll) else None, count)
+    for row, scored in zip(rows, score(lm, items, batch_tokens, advance, "answers"), strict=True):
+        out[row] = (-scored.logprobs[0] / scored.num_tokens[0], scored.num_tokens[0])
     return out

@@ -36,6 +36,9 @@ from misdirect.evaluation.harness_tasks import (
     quiet,
     read_task,
 )
+from misdirect.model import rope
+from misdirect.model.activations import hooked
+from misdirect.model.finite import check_finite, not_finite
 from misdirect.model.load import LM
 from misdirect.progress import note
 from misdirect.runs import Metric, Result, fingerprint
@@ -111,6 +114,8 @@ def answer(lm: LM, task: HarnessTask, config: EvaluateConfig, advance: Callable[
     tokenizer = copy.deepcopy(lm.tokenizer)  # the harness may give it a padding token
     longest = longest_request(tokenizer, task)
     rows = max(1, min(LARGEST_BATCH, config.batch_tokens // max(1, longest)))
+    if longest + longest_answer(task) > rope.reach(lm.model):  # the harness pads: a text's value would hang on others
+        rows = 1
     model = HFLM(pretrained=lm.model, tokenizer=tokenizer, batch_size=rows)
     model.set_cache_hook(SimpleNamespace(add_partial=lambda kind, request, response: advance(1)))
     if longest > model.max_length:
@@ -123,8 +128,29 @@ def answer(lm: LM, task: HarnessTask, config: EvaluateConfig, advance: Callable[
         instance.filtered_resps.clear()
         by_kind[instance.request_type] += [instance] * (instance.repeats or 1)
     for kind, asked in by_kind.items():
-        for instance, response in zip(asked, getattr(model, kind)(asked, disable_tqdm=True), strict=True):
+        generates = kind == "generate_until"
+        with hooked([lambda: lm.model.register_forward_hook(refuse_nan(lm, len(asked)))] if generates else []):  # noqa: B023
+            responses = getattr(model, kind)(asked, disable_tqdm=True)
+        if not generates:
+            check_finite(lm, [[r[0] if isinstance(r, tuple) else r] for r in responses], "requests")
+        for instance, response in zip(asked, responses, strict=True):
             instance.resps.append(response)
+
+
+def refuse_nan(lm: LM, count: int) -> Callable[..., None]:
+    """A hook that raises NotFinite where the next token of an answer would be taken from logits that are no numbers."""
+
+    def look(_module: Any, _args: Any, output: Any) -> None:
+        if not output.logits[:, -1].amax(-1).isfinite().all():
+            raise not_finite(lm, f"an answer to one of {count} requests at least")
+
+    return look
+
+
+def longest_answer(task: HarnessTask) -> int:
+    """Tokens that the longest answer may have; 256 is the harness's own where a task sets none."""
+    asked = (i.args[1] for i in task.instances if i.request_type == "generate_until")
+    return max((int(settings.get("max_gen_toks", 256)) for settings in asked), default=0)
 
 
 def longest_request(tokenizer: Any, task: HarnessTask, looked_at: int = 8) -> int:

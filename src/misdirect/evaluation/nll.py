@@ -67,7 +67,7 @@ def metrics(records: Sequence[Mapping[str, Any]]) -> tuple[Metric, ...]:
 
 
 def logprob(record: Mapping[str, Any]) -> float:
-    """NaN where the model gave no number: JSON keeps that as null."""
+    """NaN, which no mean is taken of, where an older version stored null for a model without numbers."""
     return math.nan if record["logprob"] is None else record["logprob"]
 
 

@@ -20,6 +20,7 @@ from misdirect.data.questions import read_questions
 from misdirect.evaluation import generation, mcq, nll
 from misdirect.evaluation import judge as scoring
 from misdirect.model.delta import load_delta, swapped_in
+from misdirect.model.finite import about
 from misdirect.model.load import LM
 from misdirect.model.score import tokens_per_second
 from misdirect.progress import bar, note
@@ -140,7 +141,9 @@ def measure_all(lm: LM, missing: Mapping[Side, Sequence[Task]]) -> None:
             with change:
                 for task in tasks:
                     step = lambda k, text=f"{side.label}: {task.name}": advance(k, text)  # noqa: E731
-                    runs.save_result(side.folder, side.model, task.measure(lm, step))
+                    with about(f"{side.label}, {task.name}"):
+                        made = task.measure(lm, step)
+                    runs.save_result(side.folder, side.model, made)
 
 
 def answers(sides: Sequence[Side], tasks: Sequence[Task]) -> list[Path]:
@@ -169,7 +172,9 @@ def read_answers(lm: LM, left: Mapping[Path, Mapping[str, Any]], config: Evaluat
         "Reading the answers", sum(len(generation.turns(r)) for x in left.values() for r in x["records"])
     ) as advance:
         for path, stored in left.items():
-            runs.write_json(path, generation.read_by_base(lm, stored, config, advance))
+            with about(f"base, the answers of {path.stem.partition('.')[2]}"):
+                read = generation.read_by_base(lm, stored, config, advance)
+            runs.write_json(path, read)
 
 
 def score_answers(sides: Sequence[Side], tasks: Sequence[Task], config: EvaluateConfig) -> None:

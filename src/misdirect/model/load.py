@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from misdirect.model import blocks as structure
+from misdirect.model import rope
 from misdirect.model.checks import check_causal, check_complete
 from misdirect.model.stored import Stored, check_weights, first_line, readable, refuse_remote_code, uneven
 
@@ -232,6 +233,7 @@ def load_lm(
             reason = "its index has no metadata; download it (hf download) and name the folder"
         raise ValueError(f"{source} cannot be loaded: {reason}") from None
     model.eval().requires_grad_(False).to(place)
+    rope.reach(model)  # from its first pass on, no text's value depends on the texts before it
     check_complete(source, model, info, stored, last, lambda: without_memory(config, trust_remote_code))
     check_causal(source, model, last)
     return LM(model, tokenizer, source, full_depth, prefix)

@@ -22,7 +22,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from misdirect.data.batches import Batch, pad, pad_id
-from misdirect.model import packed
+from misdirect.model import packed, rope
+from misdirect.model.finite import check_finite, spoilt
 from misdirect.model.load import LM, check_length
 from misdirect.model.packed import Encoded, Scored
 
@@ -58,10 +59,48 @@ def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def score(
+    lm: LM,
+    items: Sequence[Encoded],
+    batch_tokens: int = 4096,
+    advance: Callable[[int], None] | None = None,
+    what: str = "questions",
+) -> list[Scored]:
+    """Scores every continuation of every item, in the items' order; `advance(k)` is called as k items are done.
+
+    Raises NotFinite where a log-probability is NaN or infinite; `what`: the items' name in that message.
+    """
+    check_length(lm, max((packed.span(item) for item in items), default=0), "a question")
+    watch(lm, [item.context + item.continuations[0] for item in items])
+    reach = rope.reach(lm.model)
+    far = [i for i, item in enumerate(items) if packed.span(item) > reach]
+    near = [i for i, item in enumerate(items) if packed.span(item) <= reach]
+    found = dict(zip(near, score_together(lm, [items[i] for i in near], batch_tokens, advance), strict=True))
+    found |= zip(far, score_as_texts(lm, [items[i] for i in far], batch_tokens, advance), strict=True)
+    scored = [found[i] for i in range(len(items))]
+    for i in spoilt(one.logprobs for one in scored):  # NaN spreads to those in the same pass
+        scored[i] = score_plainly(lm, [items[i]])[0]
+    check_finite(lm, [one.logprobs for one in scored], what)
+    return scored
+
+
+def score_as_texts(
     lm: LM, items: Sequence[Encoded], batch_tokens: int = 4096, advance: Callable[[int], None] | None = None
 ) -> list[Scored]:
-    """Scores every continuation of every item, in the items' order; `advance(k)` is called as k items are done."""
-    check_length(lm, max((packed.span(item) for item in items), default=0), "a question")
+    """Every context + continuation as a text of its own, for those whose value depends on the length of their pass."""
+    texts = [item.context + tail for item in items for tail in item.continuations]
+    tails = [len(tail) for item in items for tail in item.continuations]
+    found = logprobs_of(lm, texts, batch_tokens)
+    if advance and items:
+        advance(len(items))
+    return regroup([sum(values[-count:]) for values, count in zip(found, tails, strict=True)], items)
+
+
+def score_together(
+    lm: LM, items: Sequence[Encoded], batch_tokens: int = 4096, advance: Callable[[int], None] | None = None
+) -> list[Scored]:
+    """Of items whose values depend on no neighbour: packed where the model takes that, else by `score_batch`."""
+    if not items:
+        return []
     scorer = score_batch if has_plain_cache(lm) else score_plainly
     if packed.fits(lm, scorer) and all(packed.span(item) <= packed.window(lm) for item in items):
         sums = packed.score_packed(lm, items, batch_tokens, advance)
@@ -138,7 +177,15 @@ def has_plain_cache(lm: LM) -> bool:
     config = lm.model.config.get_text_config(decoder=True)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     stateful = bool(getattr(lm.model, "_is_stateful", False))
-    return kinds <= {"full_attention", "sliding_attention"} and not stateful
+    takes = "past_key_values" in forward_arguments(type(lm.model))  # the first GPT has none
+    return takes and kinds <= {"full_attention", "sliding_attention"} and not stateful
+
+
+def takes_padding(lm: LM, longest: int) -> bool:
+    """Whether texts of other lengths may stand, padded on the left, beside one of so many tokens."""
+    return (
+        has_plain_cache(lm) and "position_ids" in forward_arguments(type(lm.model)) and longest <= rope.reach(lm.model)
+    )
 
 
 @torch.inference_mode()
@@ -206,20 +253,41 @@ def tokens_per_second(lm: LM, rows: int = 4, length: int = 32) -> float:
     return rows * length / min(seconds)
 
 
-@torch.inference_mode()
 def text_logprobs(
     lm: LM, samples: Sequence[Sequence[int]], batch_tokens: int = 4096, advance: Callable[[int], None] | None = None
 ) -> list[list[float]]:
-    """log p of every token but the first of each sample, in the samples' order."""
+    """log p of every token but the first of each sample, in the samples' order. Raises NotFinite where one is none."""
     check_length(lm, max(map(len, samples), default=0), "a text")
+    watch(lm, samples)
+    found = logprobs_of(lm, samples, batch_tokens, advance)
+    for i in spoilt(found):
+        found[i] = logprobs_of(lm, [samples[i]])[0]
+    check_finite(lm, found, "texts")
+    return found
+
+
+def logprobs_of(
+    lm: LM, samples: Sequence[Sequence[int]], batch_tokens: int = 4096, advance: Callable[[int], None] | None = None
+) -> list[list[float]]:
+    """`text_logprobs` as they come."""
     out: list[list[float]] = [[] for _ in samples]
     items = [Encoded(list(sample), [[0]]) for sample in samples]
-    for rows in by_length(items, batch_tokens):
-        batch = pad([samples[r] for r in rows], pad_id(lm.tokenizer)).to(lm.device)
-        logits = forward(lm, batch.input_ids, batch.attention_mask, keep=batch.input_ids.shape[1]).logits
-        logprobs = token_logprobs(logits[:, :-1], batch.input_ids[:, 1:])
-        for i, row in enumerate(rows):
-            out[row] = logprobs[i, : len(samples[row]) - 1].tolist()
+    for rows in rope.split(lm.model, by_length(items, batch_tokens), list(map(len, samples))):
+        for row, values in zip(rows, pass_logprobs(lm, [samples[r] for r in rows]), strict=True):
+            out[row] = values.tolist()
         if advance:
             advance(len(rows))
     return out
+
+
+@torch.inference_mode()
+def pass_logprobs(lm: LM, samples: Sequence[Sequence[int]]) -> list[Float[Tensor, " T"]]:
+    """The same of some samples in one pass."""
+    batch = pad(samples, pad_id(lm.tokenizer)).to(lm.device)
+    logits = forward(lm, batch.input_ids, batch.attention_mask, keep=batch.input_ids.shape[1]).logits
+    logprobs = token_logprobs(logits[:, :-1], batch.input_ids[:, 1:])
+    return [row[: len(sample) - 1] for row, sample in zip(logprobs, samples, strict=True)]
+
+
+def watch(lm: LM, samples: Sequence[Sequence[int]]) -> None:
+    rope.watch(lm.model, samples, lambda some: pass_logprobs(lm, some))

@@ -28,11 +28,12 @@ from torch import Tensor, nn
 from misdirect.config import Topic, UnlearnConfig
 from misdirect.data import batches
 from misdirect.data.batches import Batch
-from misdirect.model import parts
+from misdirect.model import parts, rope
 from misdirect.model.activations import Weights, capture, check_replay, replay
 from misdirect.model.blocks import find_matrix, residual_width
 from misdirect.model.delta import Delta
 from misdirect.model.load import LM, check_length
+from misdirect.progress import note
 from misdirect.unlearning import steering
 from misdirect.unlearning.loss import mean_cosine, published_distance, squared_distance
 from misdirect.unlearning.optimizer import adamw_step, clip, learning_rate
@@ -109,11 +110,22 @@ def prepare(
     kept = [tokenise(lm, texts, config, PUBLISHED_MAX_TOKENS[0], name) for name, texts, _ in retain]
     check_length(lm, max(len(ids) for found in [*samples.values(), *kept] for ids in found), "a sample")
     own = {topic.name: topic for topic in topics}
+    say_long(lm, [*samples.values(), *kept])
     made = forget_topics(lm, config, samples, own, published)
     job = Job(lm, config, num_updates(config, samples, kept), made, kept, [w for _, _, w in retain], matrices)
     probe = batch_of(job, next(iter(samples.values()))[: config.batch_size])
     check_replay(lm.model, blocks, trained[0], config.block, probe.input_ids, probe.attention_mask, matrices)
     return job
+
+
+def say_long(lm: LM, corpora: Sequence[Sequence[Sequence[int]]]) -> None:
+    """Says so where a long sample changes the table of positions of the shorter ones in its batch."""
+    longest, reach = max(len(ids) for found in corpora for ids in found), rope.reach(lm.model)
+    if longest > reach:
+        note(
+            f"A sample has {longest} tokens, and beyond {reach} {lm.source} reads all of a batch by another table of "
+            f"positions; --max-tokens {reach} trains every sample as if it stood alone"
+        )
 
 
 def tokenise(lm: LM, texts: Sequence[str], config: UnlearnConfig, published_max: int, name: str) -> list[list[int]]:
@@ -154,6 +166,10 @@ def forget_topics(
         own_batch = [padded(lm, ids[: config.batch_size], published)] if published else probes
         mean = steering.mean_norm(lm, config.block, own_batch, every_position=published)
         coefficients.append(steering.coefficient(strength or "", norms[-1], mean))
+        if not math.isfinite(coefficients[-1]):
+            raise ValueError(
+                f"the steering of {name} comes out as {coefficients[-1]}; expected a finite number: a smaller --steering"
+            )
     if published:
         dtype = next(lm.model.parameters()).dtype
         targets = steering.published_control_vectors(coefficients, width, config.seed, dtype, lm.device)
