@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from misdirect.data.choices import LETTERS, absent, short, written
-from misdirect.progress import note
+from misdirect.progress import note_once
 
 # Sets that are known by their columns, and what their numbers count from. A count that does not fit a file is not used.
 FORMS: tuple[tuple[str, frozenset[str], str], ...] = (
@@ -111,10 +111,11 @@ def check_agreement(drafts: Sequence[Draft], name: str, read: dict[str, list[int
         sure = name == BY_LABEL and not item.loose and labelled(item) is not None
         for other in read:
             if read[other][row] != read[name][row] and not sure:
+                meant = {typed(item, each): item.choices[read[each][row] or 0] for each in read}
                 raise ValueError(
                     f"{item.where}: the answer {short(item.answer)} can be read as choice {read[name][row]} or "
                     f"{read[other][row]} counted from 0; expected letters in the whole file, or "
-                    f"SOURCE#{typed(item, name)} for the one, SOURCE#{typed(item, other)} for the other"
+                    + ", ".join(f"SOURCE#{each} where it is {short(choice)}" for each, choice in meant.items())
                 )
 
 
@@ -131,14 +132,16 @@ def check_count(drafts: Sequence[Draft], name: str, source: str) -> None:
         return
     if name == FROM_1:
         form = numbers[0][0].form
-        note(f"{source}: answers are counted from 1" + (f", as {form[0]}'s are" if form and form[1] == FROM_1 else ""))
+        note_once(
+            f"{source}: answers are counted from 1" + (f", as {form[0]}'s are" if form and form[1] == FROM_1 else "")
+        )
     elif all(item.form is None and int(found) for item, found in numbers):
         if math.prod(1 - 1 / len(item.choices) for item, _ in numbers) < UNLIKELY:
             raise ValueError(
                 f"{source}: none of {len(numbers)} answers is 0, though an index counts from 0; expected SOURCE#{FROM_1} where "
                 f"they are counted from 1, else SOURCE#{FROM_0}"
             )
-        note(f"{source}: no answer is 0; they are counted from 0. Where they are counted from 1: SOURCE#{FROM_1}")
+        note_once(f"{source}: no answer is 0; they are counted from 0. Where they are counted from 1: SOURCE#{FROM_1}")
 
 
 def token(value: Any) -> str | None:

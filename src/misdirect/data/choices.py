@@ -139,7 +139,10 @@ def split_labels(value: Any) -> tuple[Any, tuple[str, ...]]:
     if isinstance(value, dict) and "text" in value:  # ARC: {"text": [...], "label": [...]}
         return value["text"], label_texts(value.get("label"))
     if isinstance(value, dict) and is_numbered(value):
-        return list(value.values()), tuple(str(label).strip().upper() for label in value)
+        kept = len(value)
+        while kept > 2 and absent(list(value.values())[kept - 1]):  # fewer choices than others of the file
+            kept -= 1
+        return list(value.values())[:kept], tuple(str(label).strip().upper() for label in value)[:kept]
     if isinstance(value, list) and value and all(isinstance(v, dict) and {"text", "label"} <= v.keys() for v in value):
         return [v["text"] for v in value], label_texts([v["label"] for v in value])
     return value, ()

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from misdirect.data.choices import normal, short
+from misdirect.data.choices import absent, normal, short
 from misdirect.data.corpora import named_column, text_column
 from misdirect.data.files import Row, is_unicode, read_rows, shown, split_column
 from misdirect.data.questions import BESIDE, READ, is_lines, is_prose, say_left_out
@@ -24,7 +24,7 @@ COLUMNS = ("turns", "messages", "prompt", "instruction", "question")
 BELOW = "instruction"  # the column that its text stands below; it stands above the others
 WITH_TEXT = ("prompt", "instruction", "question")
 TEXTS = READ | {"passage"}
-SAID = ("system", "system_prompt", "history")  # said to be left out however short they are
+SAID = TEXTS | {"document", "history", "input", "system", "system_prompt"}  # said to be left out however short they are
 ANSWERS = frozenset(
     {
         "answer", "answers", "best_answer", "category", "chosen", "completion", "correct_answers", "expected", "ideal",
@@ -53,7 +53,7 @@ def read_prompts(source: str) -> list[Prompt]:
             raise ValueError(f"{source}, row {number}: the id {prompt.id!r} is already taken; expected one id a prompt")
         seen.add(prompt.id)
     unread = (name for row, prompt in zip(rows, prompts, strict=True) for name in left_out_of(row, prompt))
-    if left_out := tuple(dict.fromkeys(unread)):
+    if left_out := list(dict.fromkeys(unread)):
         say_left_out(source, left_out)
     return prompts
 
@@ -94,7 +94,7 @@ def left_out_of(row: Row, prompt: Prompt) -> list[str]:
         if key in ANSWERS or key in BESIDE:
             continue
         if not isinstance(text, str):
-            is_left_out = key in SAID and bool(value)
+            is_left_out = key in SAID and not absent(value) and value != []
         else:  # a part of what is asked, or all of it as it was rendered, is none
             is_left_out = (is_prose(text) or (key in SAID and bool(text.strip()))) and not (
                 text.strip() in asked or asked in text

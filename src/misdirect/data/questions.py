@@ -13,7 +13,6 @@ column's text above the question, `#fact=COLUMN` makes it the fact's source; `#n
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -44,7 +43,7 @@ from misdirect.data.files import (
     shown,
     split_column,
 )
-from misdirect.progress import note
+from misdirect.progress import note_once
 
 QUESTION = ("question", "query", "stem", "prompt", "sentence", "ctx", "question_stem", "goal", "startphrase", "problem")
 ANSWER = (
@@ -67,6 +66,7 @@ BESIDE = frozenset(
         "reference", "references", "solution", "source", "subject", "topic", "url", "category", "mc1_targets", "mc2_targets",
     }
 )  # fmt: skip
+SAID = frozenset({*SUPPORT, "document", "fact", "fact1", "hint", "lecture", "text"})  # said however short they are
 MIN_TEXT = 20  # characters from which on a column is called a text
 ENDS = re.compile(r"_(?:test|val|dev)$")  # of the names of MMLU's files
 
@@ -119,9 +119,14 @@ def read_questions(source: str) -> list[Question]:
             )
         seen.add(item.id)
     answers = answered(drafts, shown(name), options.rule)
-    left_out = dict.fromkeys(column for item in drafts for column in item.left_out)
+    left_out = list(dict.fromkeys(column for item in drafts for column in item.left_out))
     if left_out:
-        say_left_out(shown(name), tuple(left_out))
+        say_left_out(shown(name), left_out)
+    twins = sum(item.choices.count(item.choices[answer]) > 1 for item, answer in zip(drafts, answers, strict=True))
+    if twins:
+        note_once(
+            f"{shown(name)}: the right choice stands twice in {twins} question(s); only the one that is named counts"
+        )
     return [finished(item, answer) for item, answer in zip(drafts, answers, strict=True)]
 
 
@@ -159,11 +164,11 @@ def parse_source(source: str) -> tuple[str, Options]:
     return name, options
 
 
-@functools.cache
-def say_left_out(source: str, columns: tuple[str, ...]) -> None:
-    """Once a source, however often it is read."""
+def say_left_out(source: str, columns: Sequence[str]) -> None:
     named = ", ".join(shown(column, 40) for column in columns[:5]) + (", ..." if len(columns) > 5 else "")
-    note(f"{source}: asked without the text of {named}; SOURCE#read={shown(columns[0], 40)} puts it above the question")
+    note_once(
+        f"{source}: asked without the text of {named}; SOURCE#read={shown(columns[0], 40)} puts it above the question"
+    )
 
 
 def headless_groups(source: str) -> Iterator[Group]:
@@ -274,7 +279,7 @@ def unread(row: Row, options: Options, used: set[str | None], shown_text: str) -
         if name in used or key in BESIDE or key in options.fact or key in map(normal, ANSWER):
             continue
         is_nested = key in READ and isinstance(value, dict | list) and bool(value) and not is_lines(value)
-        is_text = isinstance(text, str) and (is_prose(text) or key in SUPPORT) and text.strip() not in shown_text
+        is_text = isinstance(text, str) and (is_prose(text) or key in SAID) and text.strip() not in shown_text
         if is_nested or is_text:
             found.append(str(name))
     return tuple(found)
