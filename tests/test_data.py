@@ -217,9 +217,7 @@ def test_an_answer_is_an_index_or_a_letter(answer: Any, index: int) -> None:
     assert parse_question(question(answer=answer), "here", 1).answer == index
 
 
-@pytest.mark.parametrize(
-    "answer", [4, -1, "4", "-1", "E", "", "AB", 1.0, True, None, [1], "\u0131", "²", "9" * 5000, 10**30, "A."]
-)
+@pytest.mark.parametrize("answer", [4, -2, "4", "-2", "E", "(E)", "E.", 4.0, "4.0", "9" * 5000, 10**30])
 def test_an_answer_out_of_range_is_refused(answer: Any) -> None:
     with pytest.raises(ValueError, match=r"here: the answer .* is out of range; expected 0 to 3 or A to D"):
         parse_question(question(answer=answer), "here", 1)

@@ -38,7 +38,7 @@ def rendering(form: Form, seed: int, examples: Sequence[Question] = ()) -> Rende
 
     def render(item: Question) -> tuple[str, list[str]]:
         if form == "cloze":
-            return asking.cloze_prompt(item.question, examples), [f" {choice}" for choice in item.choices]
+            return asking.cloze_prompt(item, examples), [f" {choice}" for choice in item.choices]
         count, prompt = len(item.choices), asking.prompt_form("auto", [item])
         if form == "letter":
             return asking.letter_prompt(item, prompt, examples), [f" {x}" for x in LETTERS[:count]]
@@ -215,7 +215,7 @@ def language(
         return (
             change(name, rendering(case.forms[name], case.seed))(question)[0]
             if change
-            else asking.cloze_prompt(question.question)
+            else asking.cloze_prompt(question)
         )
 
     prompts = [Prompt(f"{i}:{q.id}", (context(name, q),)) for i, (name, q) in enumerate(chosen)]
@@ -229,7 +229,7 @@ def sitting_tokens(case: Case, general: bool = True) -> float:
     """Tokens of one `sit`, for estimates."""
     questions = [q for halves in case.forgotten.values() for q in halves.test]
     questions += [q for found in case.retained.values() for q in found] if general else []
-    return sum(len(q.question) + 20 + sum(map(len, q.choices)) for q in questions) / CHARS_PER_TOKEN
+    return sum(len(asking.stem(q)) + 20 + sum(map(len, q.choices)) for q in questions) / CHARS_PER_TOKEN
 
 
 LANGUAGE_TOKENS = ANSWERS * 4 * NEW_TOKENS  # of one `language`, in the time of as many tokens read at once

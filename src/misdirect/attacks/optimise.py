@@ -25,6 +25,7 @@ from torch import Tensor
 
 from misdirect.attacks.case import Case
 from misdirect.attacks.measure import rendering
+from misdirect.data import asking
 from misdirect.data.batches import CHARS_PER_TOKEN, pad, pad_id
 from misdirect.model import rope
 from misdirect.model.finite import check_finite
@@ -58,7 +59,9 @@ def lacking(case: Case) -> str:
 def example_tokens(case: Case) -> float:
     """Tokens of the mean training question, for estimates."""
     asked = [q for halves in case.forgotten.values() for q in halves.train]
-    return sum(len(q.question) + len(q.choices[q.answer]) + 20 for q in asked) / max(1, len(asked)) / CHARS_PER_TOKEN
+    return (
+        sum(len(asking.stem(q)) + len(q.choices[q.answer]) + 20 for q in asked) / max(1, len(asked)) / CHARS_PER_TOKEN
+    )
 
 
 def update_bytes(case: Case, batch_size: int, more: int = 0) -> float:

@@ -37,7 +37,7 @@ from misdirect.attacks.case import Advance, Attack, Case, Cost
 from misdirect.attacks.measure import best_point, config_of, rendering
 from misdirect.attacks.states import last_states
 from misdirect.config import AuditConfig
-from misdirect.data.asking import cloze_prompt
+from misdirect.data.asking import cloze_prompt, stem
 from misdirect.data.batches import CHARS_PER_TOKEN
 from misdirect.data.facts import LEAST_FACTS, Halves, facts, split
 from misdirect.data.questions import LETTERS, Question
@@ -137,7 +137,7 @@ def cost(case: Case, kind: str, sets: Sequence[Halves]) -> Cost:
     for halves in sets:
         asked = (*halves.train, *halves.test)
         answers = sum(len(choice) for q in asked for choice in q.choices)
-        stems = sum(len(q.question) + 20 for q in asked)
+        stems = sum(len(stem(q)) + 20 for q in asked)
         chars += stems + answers + (answers + 8 * len(asked) if kind == "true-false" else 0)
         fits = 2 if kind == "true-false" else 1 + SPLITS
         each = len(asked[0].choices) if kind == "true-false" else 1
@@ -189,7 +189,7 @@ def true_false(lm: LM, case: Case, name: str, halves: Halves, advance: Advance) 
         tokens = sum(len(i.context) + sum(map(len, i.continuations)) for i in items[: len(halves.train)])
         return [part.mT for part in found.split(counts, dim=1)], tokens
 
-    found, tokens = scores(lambda q: cloze_prompt(q.question), labels)
+    found, tokens = scores(cloze_prompt, labels)
     floors, more = scores(lambda q: cloze_prompt(""), labels[:, :1])
     shuffled = [row[1:] for row in answers[len(halves.train) :]]
     return Probed(found, [floor[:, 0] for floor in floors], shuffled, tokens + more)

@@ -277,6 +277,21 @@ def csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
         ) from None
 
 
+def bare_rows(path: Path) -> Iterator[list[str]]:
+    """The fields of each row of a CSV file without a header."""
+    if kind(path) not in (".csv", ".tsv"):
+        raise ValueError(f"{shown(path)}#no-header is not a CSV file; expected .csv or .tsv")
+    text = decoded(b"".join(chunks(path)), shown(path))
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if kind(path) == ".tsv" else ",", strict=True)
+    try:
+        yield from filter(None, reader)
+    except csv.Error as error:
+        raise ValueError(
+            f"{shown(path)} is not readable as CSV (after line {reader.line_num}): {reason(error)}"
+        ) from None
+
+
 def parquet_rows(path: Path) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
