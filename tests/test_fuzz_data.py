@@ -28,8 +28,9 @@ from hypothesis import strategies as st
 from misdirect import runs
 from misdirect.data import batches, builtin, hub
 from misdirect.data.corpora import TEXT_COLUMNS, read_texts
-from misdirect.data.files import SUFFIXES, read_rows, split_column
+from misdirect.data.files import SUFFIXES
 from misdirect.data.questions import ANSWER, CHOICES, QUESTION, Question, read_questions
+from misdirect.data.sources import read_rows, split_column
 from tiny import tiny_tokenizer
 
 FACTOR = int(os.environ.get("MISDIRECT_FUZZ", "1"))

@@ -18,7 +18,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeGuard
 
-from misdirect.data.files import Row, is_unicode, read_groups, shown, split_column
+from misdirect.data.files import Row, is_unicode, shown
+from misdirect.data.sources import read_groups, split_column
+from misdirect.data.splits import QUESTIONS, Order
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 QUESTION = ("question", "query", "stem", "prompt", "sentence", "ctx")
@@ -59,8 +61,8 @@ class Draft(NamedTuple):
     support: str
 
 
-def read_questions(source: str) -> list[Question]:
-    """The questions of SOURCE; a row without `id` is named by its number from 0.
+def read_questions(source: str, order: Order = QUESTIONS) -> list[Question]:
+    """The questions of SOURCE; a row without `id` is named by its number from 0. `order`: which split, where there are several.
 
     Raises ValueError naming the row for a missing column, fewer than two choices, an answer out of range or that can be
     read in two ways, and an id that comes twice.
@@ -69,7 +71,7 @@ def read_questions(source: str) -> list[Question]:
     if column is not None:
         raise ValueError(f"{shown(source)} names the column {shown(column, 40)!r}; expected questions without #COLUMN")
     drafts: list[Draft] = []
-    for group in read_groups(name):
+    for group in read_groups(name, order):
         first = len(drafts)
         rows = enumerate(group.rows, first)
         drafts += [draft(row, f"{group.where}, row {number - first + 1}", number) for number, row in rows]
