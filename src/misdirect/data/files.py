@@ -278,20 +278,23 @@ def parquet_rows(path: Path) -> Iterator[Row]:
 
 def arrow_rows(path: Path) -> Iterator[Row]:
     """Arrow's stream, which `datasets` writes, or its file format."""
-    import pyarrow as pa
-
     try:
-        data = b"".join(chunks(path))
-        if data.startswith(b"ARROW1"):
-            with pa.ipc.open_file(data) as file:
-                for i in range(file.num_record_batches):
-                    yield from file.get_batch(i).to_pylist()
-        else:
-            with pa.ipc.open_stream(data) as stream:
-                for batch in stream:
-                    yield from batch.to_pylist()
+        for batch in arrow_batches(b"".join(chunks(path))):
+            batch.validate(full=True)  # offsets of a damaged file point anywhere
+            yield from batch.to_pylist()
     except Exception as error:  # as above
         raise ValueError(f"{shown(path)} is not a readable Arrow file: {reason(error)}") from None
+
+
+def arrow_batches(data: bytes) -> Iterator[Any]:
+    import pyarrow as pa
+
+    if data.startswith(b"ARROW1"):
+        with pa.ipc.open_file(data) as file:
+            yield from (file.get_batch(i) for i in range(file.num_record_batches))
+    else:
+        with pa.ipc.open_stream(data) as stream:
+            yield from stream
 
 
 def is_unicode(text: str) -> bool:

@@ -15,7 +15,7 @@ import torch
 
 from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig
 from misdirect.data.batches import CHARS_PER_TOKEN
-from misdirect.data.corpora import Documents, read_documents, read_texts
+from misdirect.data.corpora import read_documents, read_texts
 from misdirect.data.prompts import read_prompts
 from misdirect.data.questions import Question, read_questions
 from misdirect.data.splits import EXAMPLES
@@ -184,7 +184,8 @@ def evaluation(
             said.append(f"{name}: {source} is not fetched for a plan, so it counts as {count} full texts")
             documents.append([[0] * config.max_tokens] * count)
         else:
-            documents.append(text_samples(tokenizer, read_documents(source), config))
+            read = read_documents(source)
+            documents.append(text_samples(tokenizer, read.texts, config, read.whole))
     for name, source in prompts.items():
         if fetched(source):
             said.append(f"{name}: {source} is not fetched for a plan, so it counts as {ASSUMED_PROMPTS} prompts")
@@ -231,9 +232,8 @@ def tokens_of(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, verbose=False)["input_ids"])
 
 
-def text_samples(tokenizer: Any, documents: Documents, config: EvaluateConfig) -> list[list[int]]:
+def text_samples(tokenizer: Any, texts: Sequence[str], config: EvaluateConfig, whole: bool = False) -> list[list[int]]:
     """The samples that `nll` draws."""
-    texts, whole = documents
     if tokenizer is not None:
         return list(nll.drawn(tokenizer, texts, config, whole).values())
     if nll.is_cut(texts, config, whole):
