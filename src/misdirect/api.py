@@ -207,11 +207,11 @@ def evaluate(
         raise ValueError(
             "nothing to measure; expected --questions NAME=SOURCE, --text NAME=SOURCE, --prompts NAME=SOURCE or --tasks NAME"
         )
-    if is_run:
-        say_doubtful(folder, [task.name for task in wanted if task.measurement != "generation"])
     sides = running.sides_of(folder, is_run)
     with runs.writing(*dict.fromkeys(side.folder for side in sides)):
         missing = running.missing_tasks(sides, wanted)
+        if is_run:
+            say_doubtful(folder, [task.name for task in wanted if task.measurement != "generation"])
         if any(missing.values()) or running.unread(sides, wanted):
             source = (model or runs.read_json(folder / runs.CONFIG)["model"]) if is_run else str(target)
             lm = load_lm(source, None, config.device, config.dtype, trust_remote_code, allow_pickle)
