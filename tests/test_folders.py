@@ -321,3 +321,13 @@ def test_places_inside_a_folder_are_parsed_and_files_with_colons_win(tmp_path: P
     assert folder_of(f"{tmp_path}/none:b") is None
     assert split_column(f"{tmp_path}/a:one:two#text") == (f"{tmp_path}/a:one:two", "text")
     assert folders.folder_files(tmp_path) == []
+
+
+def test_a_task_of_the_harness_takes_its_own_config_and_subject(clone: Path) -> None:
+    from misdirect.evaluation.harness_tasks import local_splits
+
+    said = {"dataset_name": "virology", "test_split": "test", "fewshot_split": "dev"}
+    wanted = {split: asked(split, "virology") for split in ("test", "dev")}
+    assert local_splits(str(clone), said) == wanted
+    shutil.rmtree(clone / "virology")  # out of `all`
+    assert local_splits(str(clone), said) == wanted

@@ -218,8 +218,12 @@ class EvaluateConfig:
         "newline less), plain (no description). auto is current where the questions have a subject.",
     )
     shots: int = knob(0, "Answered examples before each question, of its subject where it has one.")
-    text_limit: int | None = knob(200, "Documents per text set (of whole text files: samples), drawn with the seed; 0 is all.")
-    max_tokens: int = knob(512, "Longest text sample in tokens; longer ones are cut off, whole text files cut into samples.")
+    text_limit: int | None = knob(
+        200, "Documents per text set (of whole text files: samples), drawn with the seed; 0 is all."
+    )
+    max_tokens: int = knob(
+        512, "Longest text sample in tokens; longer ones are cut off, whole text files cut into samples."
+    )
     new_tokens: int = knob(40, "Longest answer to a prompt in tokens.")
     samples: int = knob(0, "Sampled answers to each prompt, beside the greedy one.")
     temperature: float = knob(0.7, "Temperature of sampled answers.")
