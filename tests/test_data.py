@@ -29,8 +29,9 @@ from misdirect.cli import weighted
 from misdirect.data import batches, builtin, files, hub
 from misdirect.data.asking import cloze_prompt, letter_prompt, sample
 from misdirect.data.corpora import read_texts
-from misdirect.data.files import SUFFIXES, file_rows, read_rows, split_column
+from misdirect.data.files import SUFFIXES, file_rows
 from misdirect.data.questions import Question, parse_question, read_questions
+from misdirect.data.sources import read_rows, split_column
 from tiny import texts as draw_texts
 from tiny import tiny_tokenizer
 
@@ -862,7 +863,7 @@ def test_a_gated_and_a_missing_data_set(tmp_path: Path) -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     code = (
-        "from misdirect.data.files import read_rows\n"
+        "from misdirect.data.sources import read_rows\n"
         "for source in ('hub:cais/gated', 'hub:cais/none:all:test'):\n"
         "    try: read_rows(source)\n"
         "    except ValueError as error: print(error)\n"

@@ -17,8 +17,10 @@ from typing import Any
 
 from misdirect.data.choices import absent, normal, short
 from misdirect.data.corpora import named_column, text_column
-from misdirect.data.files import Row, is_unicode, read_rows, shown, split_column
+from misdirect.data.files import Row, is_unicode, shown
 from misdirect.data.questions import BESIDE, READ, is_lines, is_prose, say_left_out
+from misdirect.data.sources import read_rows, split_column
+from misdirect.data.splits import PROMPTS
 
 COLUMNS = ("turns", "messages", "prompt", "instruction", "question")
 BELOW = "instruction"  # the column that its text stands below; it stands above the others
@@ -45,7 +47,7 @@ class Prompt:
 def read_prompts(source: str) -> list[Prompt]:
     """The prompts of SOURCE. Raises ValueError naming the row for a missing column, a turn without text, an id twice."""
     plain, column = split_column(source)
-    rows, source = read_rows(plain), shown(source)
+    rows, source = read_rows(plain, PROMPTS, (column,) if column else ()), shown(source)
     prompts = [parse_prompt(row, f"{source}, row {number}", number, column) for number, row in enumerate(rows, 1)]
     seen: set[str] = set()
     for number, prompt in enumerate(prompts, 1):

@@ -32,17 +32,9 @@ from misdirect.data.choices import (
     parse_choices,
     short,
 )
-from misdirect.data.files import (
-    Group,
-    Row,
-    bare_rows,
-    file_exists,
-    find_files,
-    is_unicode,
-    read_groups,
-    shown,
-    split_column,
-)
+from misdirect.data.files import Group, Row, bare_rows, is_unicode, shown
+from misdirect.data.sources import file_exists, find_files, read_groups, split_column
+from misdirect.data.splits import QUESTIONS, Order
 from misdirect.progress import note_once
 
 QUESTION = ("question", "query", "stem", "prompt", "sentence", "ctx", "question_stem", "goal", "startphrase", "problem")
@@ -97,15 +89,15 @@ class Options(NamedTuple):
     fact: tuple[str, ...] = ()
 
 
-def read_questions(source: str) -> list[Question]:
-    """The questions of SOURCE; a row without `id` is named by its number from 0.
+def read_questions(source: str, order: Order = QUESTIONS) -> list[Question]:
+    """The questions of SOURCE; a row without `id` is named by its number from 0. `order`: which split, where there are several.
 
     Raises ValueError naming the row for a missing column, fewer than two choices, an answer that is not one of them or that
     can be read in two ways, and an id that comes twice.
     """
     name, options = parse_source(source)
     drafts: list[Draft] = []
-    for group in read_groups(name) if options.header else headless_groups(name):
+    for group in read_groups(name, order) if options.header else headless_groups(name):
         first = len(drafts)
         rows = enumerate(group.rows, first)
         drafts += [draft(row, f"{group.where}, row {number - first + 1}", number, options) for number, row in rows]
@@ -175,7 +167,7 @@ def headless_groups(source: str) -> Iterator[Group]:
     """CSV files as MMLU's own are: question, choices, answer by position; the subject in the file's name."""
     if not file_exists(source):
         raise ValueError(f"{shown(source)}#no-header is not a local file or folder; expected a .csv or .tsv file")
-    for path in find_files(source):
+    for path in find_files(source, QUESTIONS):
         subject = (
             ENDS.sub("", path.name.split(".")[0]).replace("_", " ") if ENDS.search(path.name.split(".")[0]) else ""
         )

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 from misdirect import runs
 from misdirect.config import EvaluateConfig
 from misdirect.data.batches import CHARS_PER_TOKEN
-from misdirect.data.corpora import read_texts
+from misdirect.data.corpora import read_documents
 from misdirect.data.prompts import read_prompts
 from misdirect.data.questions import read_questions
+from misdirect.data.splits import EXAMPLES as EXAMPLE_SPLITS
 from misdirect.evaluation import generation, mcq, nll
 from misdirect.evaluation import judge as scoring
 from misdirect.model.delta import load_delta, swapped_in
@@ -76,13 +77,13 @@ def make_tasks(
     if examples and not config.shots:
         raise ValueError("--examples has no effect without --shots; expected --shots N")
     own = {name: pool for name, source in questions.items() if config.shots and (pool := examples_of(source))}
-    pools = {name: read_questions(source) for name, source in {**own, **(examples or {})}.items()}
+    pools = {name: read_questions(source, EXAMPLE_SPLITS) for name, source in {**own, **(examples or {})}.items()}
     asked = {name: read_questions(source) for name, source in questions.items()}
-    documents = {name: read_texts(source) for name, source in texts.items()}
+    documents = {name: read_documents(source) for name, source in texts.items()}
     said = {name: read_prompts(source) for name, source in prompts.items()}
     return [
         *(task_of(mcq, mcq.mcq, name, items, config, pools.get(name, ())) for name, items in asked.items()),
-        *(task_of(nll, nll.nll, name, items, config) for name, items in documents.items()),
+        *(task_of(nll, nll.nll, name, found.texts, config, found.whole) for name, found in documents.items()),
         *(task_of(generation, generation.generation, name, items, config) for name, items in said.items()),
         *harness_tasks(named, config),
     ]

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from misdirect import __version__
-from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig, as_dict, flag
+from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig, as_dict, doubtful, flag
 from misdirect.planning.form import File, Machine, Plan, Stage, duration, size
+from misdirect.progress import note
 from misdirect.recipes import resolve
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ def plan(
     config = config or UnlearnConfig()
     settings = resolve(config, source.get_text_config(decoder=True).num_hidden_layers)
     sets = (questions or {}, texts or {}, prompts or {})
+    for doubt in doubtful([*sets[0], *sets[1]], [topic.name for topic in topics]):
+        note(doubt)
     wanted = evaluate or EvaluateConfig()
     given = Given(model, topics, corpora, config, settings, wanted, any(sets), seeds, trust_remote_code)
     found = shape.shape_of(source, settings, trust_remote_code)

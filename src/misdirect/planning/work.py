@@ -7,7 +7,6 @@ is as long as `max_tokens` allows. Token ids then mean nothing: only lengths mat
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -15,12 +14,12 @@ from typing import Any, NamedTuple
 import torch
 
 from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig
-from misdirect.data import batches
 from misdirect.data.batches import CHARS_PER_TOKEN
-from misdirect.data.corpora import read_texts
+from misdirect.data.corpora import read_documents, read_texts
 from misdirect.data.prompts import read_prompts
 from misdirect.data.questions import Question, read_questions
-from misdirect.evaluation import mcq
+from misdirect.data.splits import EXAMPLES
+from misdirect.evaluation import mcq, nll
 from misdirect.model import packed
 from misdirect.model.load import LM
 from misdirect.model.score import Encoded, by_length, encode
@@ -174,7 +173,7 @@ def evaluation(
             asked, pool, drawn = [assumed_question(i) for i in range(count)], [], [assumed_question(0)] * config.shots
         else:
             asked = read_questions(source)
-            pool = read_questions(examples[name]) if name in examples else []
+            pool = read_questions(examples[name], EXAMPLES) if name in examples else []
             drawn = []
         found = encoded(tokenizer, asked, config, pool or drawn)
         num_questions += len(found) // passes(config)
@@ -185,7 +184,8 @@ def evaluation(
             said.append(f"{name}: {source} is not fetched for a plan, so it counts as {count} full texts")
             documents.append([[0] * config.max_tokens] * count)
         else:
-            documents.append(text_samples(tokenizer, read_texts(source), config))
+            read = read_documents(source)
+            documents.append(text_samples(tokenizer, read.texts, config, read.whole))
     for name, source in prompts.items():
         if fetched(source):
             said.append(f"{name}: {source} is not fetched for a plan, so it counts as {ASSUMED_PROMPTS} prompts")
@@ -232,12 +232,11 @@ def tokens_of(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, verbose=False)["input_ids"])
 
 
-def text_samples(tokenizer: Any, texts: Sequence[str], config: EvaluateConfig) -> list[list[int]]:
-    """The documents that `nll` draws, each cut off."""
-    rows = list(range(len(texts)))
-    if config.text_limit is not None and config.text_limit < len(rows):
-        rows = sorted(random.Random(config.seed).sample(rows, config.text_limit))
-    if tokenizer is None:
-        return approximate([texts[row] for row in rows], config.max_tokens, cut_off=True)
-    cut = [batches.tokenise(tokenizer, [texts[row]], config.max_tokens)[:1] for row in rows]
-    return [piece for pieces in cut for piece in pieces]
+def text_samples(tokenizer: Any, texts: Sequence[str], config: EvaluateConfig, whole: bool = False) -> list[list[int]]:
+    """The samples that `nll` draws."""
+    if tokenizer is not None:
+        return list(nll.drawn(tokenizer, texts, config, whole).values())
+    if nll.is_cut(texts, config, whole):
+        samples = approximate(texts, config.max_tokens, cut_off=False)
+        return [samples[row] for row in nll.rows(len(samples), config)]
+    return approximate([texts[row] for row in nll.rows(len(texts), config)], config.max_tokens, cut_off=True)
