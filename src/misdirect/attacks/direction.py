@@ -26,10 +26,11 @@ from misdirect.attacks.case import Advance, Attack, Case, Cost
 from misdirect.attacks.measure import LANGUAGE_TOKENS, Point, language, results, sit, sitting_tokens
 from misdirect.attacks.writers import folded, without, writers
 from misdirect.config import AuditConfig
-from misdirect.data.batches import beginnings, pad, pad_id
+from misdirect.data.batches import beginnings
 from misdirect.model.activations import first_output, hooked, states_after
 from misdirect.model.interventions import blocks_changed
 from misdirect.model.load import LM
+from misdirect.model.rows import padded
 from misdirect.model.score import forward
 from misdirect.runs import Metric, Result
 
@@ -161,7 +162,7 @@ def forget_states(lm: LM, case: Case, block: int) -> Float[Tensor, "N D"]:
     """States of at most `STATES` forget tokens of the model under attack after `block`, first tokens left out."""
     samples, parts = forget_samples(lm, case), []
     for i in range(0, len(samples), 8):
-        batch = pad(samples[i : i + 8], pad_id(lm.tokenizer)).to(lm.device)
+        batch = padded(lm, samples[i : i + 8])
         states = states_after(lm.model, lm.blocks, block, batch.input_ids, batch.attention_mask)
         parts.append(states[batch.counts].float().cpu())
     found = torch.cat(parts)

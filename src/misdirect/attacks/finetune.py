@@ -20,8 +20,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from misdirect.data.batches import pad, pad_id, plan_single, tokenise
+from misdirect.data.batches import plan_single, tokenise
 from misdirect.model.load import LM
+from misdirect.model.rows import num_rows, padded
 from misdirect.model.score import forward
 
 Method = Literal["full", "lora"]
@@ -34,7 +35,8 @@ def samples_of(lm: LM, texts: Sequence[str], max_tokens: int, seed: int) -> list
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
     longest = max(len(text.encode("utf-8", "surrogatepass")) for text in texts) + 2  # so many tokens at most
     encoded = tokenise(lm.tokenizer, [texts[i] for i in order], longest)
-    between = [lm.tokenizer.eos_token_id] if lm.tokenizer.eos_token_id is not None else []
+    end = lm.tokenizer.eos_token_id
+    between = [end] if end is not None and end < num_rows(lm.model) else []
     flat = [token for ids in encoded for token in (*ids, *between)]
     cut = [flat[i : i + max_tokens] for i in range(0, len(flat), max_tokens)]
     return [sample for sample in cut if len(sample) >= 2]
@@ -108,7 +110,7 @@ def train(
     masters = [p.detach().float().clone().requires_grad_() if low(p) else p for p in parameters]
     optimizer = torch.optim.AdamW(masters, lr=lr, weight_decay=0.0, fused=True)
     for step, rows in enumerate(plan_single(len(samples), steps, batch_size, seed), 1):
-        batch = pad([samples[row] for row in rows], pad_id(lm.tokenizer)).to(lm.device)
+        batch = padded(lm, [samples[row] for row in rows])
         with torch.enable_grad():
             logits = forward(lm, batch.input_ids, batch.attention_mask, keep=batch.input_ids.shape[1]).logits
             loss = nll(logits, batch.input_ids, batch.counts)

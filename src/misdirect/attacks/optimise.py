@@ -25,8 +25,9 @@ from torch import Tensor
 
 from misdirect.attacks.case import Case
 from misdirect.attacks.measure import rendering
-from misdirect.data.batches import CHARS_PER_TOKEN, pad, pad_id
+from misdirect.data.batches import CHARS_PER_TOKEN
 from misdirect.model.load import LM
+from misdirect.model.rows import padded
 from misdirect.model.score import Encoded, encode, forward, token_logprobs
 from misdirect.runs import Metric
 
@@ -71,7 +72,7 @@ def num_tokens(item: Encoded) -> int:
 
 def nlls(lm: LM, items: Sequence[Encoded]) -> Float[Tensor, " B"]:
     """Mean negative log-likelihood per token of each item's (only) continuation; differentiable."""
-    batch = pad([item.context + item.continuations[0] for item in items], pad_id(lm.tokenizer)).to(lm.device)
+    batch = padded(lm, [item.context + item.continuations[0] for item in items])
     wanted = torch.zeros_like(batch.counts)
     for row, item in enumerate(items):
         wanted[row, len(item.context) : len(item.context) + len(item.continuations[0])] = True

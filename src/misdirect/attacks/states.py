@@ -20,11 +20,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from misdirect.data.batches import pad, pad_id
 from misdirect.model import packed
 from misdirect.model.activations import first_output, hooked, split_hidden
 from misdirect.model.load import LM, check_length
 from misdirect.model.packed import Encoded
+from misdirect.model.rows import check_rows, fill_id, padded
 from misdirect.model.score import by_length, forward_arguments, has_plain_cache, positions, score_batch, score_plainly
 
 
@@ -56,6 +56,7 @@ def read(
 ) -> Iterator[Seen]:
     """Raises ValueError for an architecture that has no single residual stream through all of its blocks."""
     check_length(lm, max((packed.span(item) for item in items), default=0), "a question")
+    check_rows(lm, (ids for item in items for ids in (item.context, *item.continuations)), "a question")
     for rows in groups(lm, items, batch_tokens):
         flat = [index for row in rows for index in row]
         layout = as_packed(lm, items, rows) if takes_packed(lm, items) else as_padded(lm, [items[i] for i in flat])
@@ -83,7 +84,7 @@ def groups(lm: LM, items: Sequence[Encoded], batch_tokens: int) -> Iterator[list
 
 
 def as_packed(lm: LM, items: Sequence[Encoded], rows: list[list[int]]) -> Layout:
-    made = packed.pack(items, rows, pad_id(lm.tokenizer))
+    made = packed.pack(items, rows, fill_id(lm))
     dtype = next(lm.model.parameters()).dtype
     shut = torch.zeros(made.allowed.shape, dtype=dtype).masked_fill_(~made.allowed, torch.finfo(dtype).min)
     inputs = {"input_ids": made.input_ids, "attention_mask": shut, "position_ids": made.position_ids}
@@ -93,7 +94,7 @@ def as_packed(lm: LM, items: Sequence[Encoded], rows: list[list[int]]) -> Layout
 def as_padded(lm: LM, items: Sequence[Encoded]) -> Layout:
     """Padding stands behind the text, where no token of it looks."""
     tails = [(item.context, tail) for item in items for tail in item.continuations]
-    batch = pad([context + tail[:-1] for context, tail in tails], pad_id(lm.tokenizer))
+    batch = padded(lm, [context + tail[:-1] for context, tail in tails])
     width = batch.input_ids.shape[1]
     starts = [row * width + len(context) - 1 for row, (context, _) in enumerate(tails)]
     predicting = [start + i for start, (_, tail) in zip(starts, tails, strict=True) for i in range(len(tail))]
@@ -146,7 +147,7 @@ def last_states(
 
     An empty continuation gives the context's last token.
     """
-    fill = pad_id(lm.tokenizer)
+    fill = fill_id(lm)
     longer = [Encoded(item.context, [[*tail, fill] for tail in item.continuations]) for item in items]
     starts = [0, *itertools.accumulate(len(item.continuations) for item in items)]
     out: Tensor | None = None

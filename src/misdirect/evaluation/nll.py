@@ -52,7 +52,7 @@ def nll(
             samples[row] = pieces[0]
     if not samples:
         raise ValueError(f"{name} holds no text of two tokens or more; expected some")
-    scored = text_logprobs(lm, list(samples.values()), config.batch_tokens, advance)
+    scored = text_logprobs(lm, list(samples.values()), config.batch_tokens, advance, f"a text of {name}")
     records = [
         {"id": str(row), "logprob": sum(values), "num_tokens": len(values)}
         for row, values in zip(samples, scored, strict=True)

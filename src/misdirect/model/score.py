@@ -22,29 +22,30 @@ from jaxtyping import Float
 from torch import Tensor
 
 from misdirect.data.batches import Batch, pad, pad_id
+from misdirect.data.tokens import starting_ids, token_ids
 from misdirect.model import packed
 from misdirect.model.load import LM, check_length
 from misdirect.model.packed import Encoded, Scored
+from misdirect.model.rows import check_rows, fill_id, padded
 
 
 def encode(tokenizer: Any, context: str, continuations: Sequence[str]) -> Encoded:
     """Splits `context + continuation` into tokens so that both parts together are the whole text's tokens.
 
     White space at the end of the context goes to the continuations (as lm-evaluation-harness does), and so does a token
-    of the context that the tokenizer would merge with what follows. Special tokens that the tokenizer adds itself (BOS)
-    start the context; a context without any token starts with BOS, else with the end-of-text token. Raises ValueError
-    for a continuation without a token of its own.
+    of the context that the tokenizer would merge with what follows. Special tokens that the tokenizer puts before a text
+    (BOS) start the context, those that it appends (EOS) are left away; a context without any token starts with BOS, else
+    with the end-of-text token. Raises ValueError for a continuation without a token of its own.
     """
     stripped = context.rstrip()
     space = context[len(stripped) :]
     start = next(t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id, pad_id(tokenizer)) if t is not None)
     if stripped:
-        ids = list(tokenizer(stripped, verbose=False)["input_ids"])
-        wholes = [list(w) for w in tokenizer([stripped + space + c for c in continuations], verbose=False)["input_ids"]]
+        ids, *wholes = token_ids(tokenizer, [stripped, *(stripped + space + c for c in continuations)])
         shared = min(shared_length(ids, whole) for whole in wholes)
         ids, tails = ids[:shared], [whole[shared:] for whole in wholes]
     else:
-        ids, tails = [], [list(tokenizer(space + c, add_special_tokens=False)["input_ids"]) for c in continuations]
+        ids, tails = starting_ids(tokenizer), token_ids(tokenizer, [space + c for c in continuations], start=False)
     ids = ids or [start]
     for text, tail in zip(continuations, tails, strict=True):
         if not tail:
@@ -58,10 +59,18 @@ def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def score(
-    lm: LM, items: Sequence[Encoded], batch_tokens: int = 4096, advance: Callable[[int], None] | None = None
+    lm: LM,
+    items: Sequence[Encoded],
+    batch_tokens: int = 4096,
+    advance: Callable[[int], None] | None = None,
+    what: str = "a question",
 ) -> list[Scored]:
-    """Scores every continuation of every item, in the items' order; `advance(k)` is called as k items are done."""
-    check_length(lm, max((packed.span(item) for item in items), default=0), "a question")
+    """Scores every continuation of every item, in the items' order; `advance(k)` is called as k items are done.
+
+    `what`: what an item is called in an error. Raises ValueError for one that is too long, or holds a token without a row.
+    """
+    check_length(lm, max((packed.span(item) for item in items), default=0), what)
+    check_rows(lm, (ids for item in items for ids in (item.context, *item.continuations)), what)
     scorer = score_batch if has_plain_cache(lm) else score_plainly
     if packed.fits(lm, scorer) and all(packed.span(item) <= packed.window(lm) for item in items):
         sums = packed.score_packed(lm, items, batch_tokens, advance)
@@ -144,8 +153,7 @@ def has_plain_cache(lm: LM) -> bool:
 @torch.inference_mode()
 def score_batch(lm: LM, items: Sequence[Encoded]) -> list[Scored]:
     """Contexts left-padded in one pass, then every continuation on its context's repeated cache in a second."""
-    fill = pad_id(lm.tokenizer)
-    contexts: Batch = pad([item.context for item in items], fill, left=True).to(lm.device)
+    contexts: Batch = padded(lm, [item.context for item in items], left=True)
     output = forward(lm, contexts.input_ids, contexts.attention_mask, keep=1, use_cache=True)
     heads = at_least_fp32(output.logits[:, -1]).log_softmax(-1)  # (B, V): the first token of every continuation
     owner = [row for row, item in enumerate(items) for _ in item.continuations]
@@ -156,7 +164,7 @@ def score_batch(lm: LM, items: Sequence[Encoded]) -> list[Scored]:
         cache = copy.deepcopy(output.past_key_values)
         chosen = torch.tensor([owner[i] for i in rows], device=lm.device)
         cache.batch_select_indices(chosen)
-        inputs = pad([tails[i][:-1] for i in rows], fill).to(lm.device)
+        inputs = padded(lm, [tails[i][:-1] for i in rows])
         targets = pad([tails[i][1:] for i in rows], 0).input_ids.to(lm.device)  # (K, S)
         mask = torch.cat([contexts.attention_mask[chosen], inputs.attention_mask], dim=1)
         logits = forward(lm, inputs.input_ids, mask, inputs.input_ids.shape[1], cache, use_cache=True).logits
@@ -197,7 +205,7 @@ def score_plainly(lm: LM, items: Sequence[Encoded]) -> list[Scored]:
 @torch.inference_mode()
 def tokens_per_second(lm: LM, rows: int = 4, length: int = 32) -> float:
     """Speed of a short forward pass on this machine, for estimates; the better of two, the first one warms up."""
-    ids = torch.full((rows, length), pad_id(lm.tokenizer), device=lm.device)
+    ids = torch.full((rows, length), fill_id(lm), device=lm.device)
     seconds = []
     for _ in range(2):
         started = time.perf_counter()
@@ -208,14 +216,19 @@ def tokens_per_second(lm: LM, rows: int = 4, length: int = 32) -> float:
 
 @torch.inference_mode()
 def text_logprobs(
-    lm: LM, samples: Sequence[Sequence[int]], batch_tokens: int = 4096, advance: Callable[[int], None] | None = None
+    lm: LM,
+    samples: Sequence[Sequence[int]],
+    batch_tokens: int = 4096,
+    advance: Callable[[int], None] | None = None,
+    what: str = "a text",
 ) -> list[list[float]]:
-    """log p of every token but the first of each sample, in the samples' order."""
-    check_length(lm, max(map(len, samples), default=0), "a text")
+    """log p of every token but the first of each sample, in the samples' order. `what` and errors: as of `score`."""
+    check_length(lm, max(map(len, samples), default=0), what)
+    check_rows(lm, samples, what)
     out: list[list[float]] = [[] for _ in samples]
     items = [Encoded(list(sample), [[0]]) for sample in samples]
     for rows in by_length(items, batch_tokens):
-        batch = pad([samples[r] for r in rows], pad_id(lm.tokenizer)).to(lm.device)
+        batch = padded(lm, [samples[r] for r in rows])
         logits = forward(lm, batch.input_ids, batch.attention_mask, keep=batch.input_ids.shape[1]).logits
         logprobs = token_logprobs(logits[:, :-1], batch.input_ids[:, 1:])
         for i, row in enumerate(rows):
