@@ -20,9 +20,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from misdirect.data.batches import pad, pad_id, plan_single, tokenise
+from misdirect.data.batches import plan_single, tokenise
 from misdirect.model import rope
 from misdirect.model.load import LM
+from misdirect.model.rows import num_rows, padded
 from misdirect.model.score import forward
 
 Method = Literal["full", "lora"]
@@ -35,7 +36,8 @@ def samples_of(lm: LM, texts: Sequence[str], max_tokens: int, seed: int) -> list
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
     longest = max(len(text.encode("utf-8", "surrogatepass")) for text in texts) + 2  # so many tokens at most
     encoded = tokenise(lm.tokenizer, [texts[i] for i in order], longest)
-    between = [lm.tokenizer.eos_token_id] if lm.tokenizer.eos_token_id is not None else []
+    end = lm.tokenizer.eos_token_id
+    between = [end] if end is not None and end < num_rows(lm.model) else []
     flat = [token for ids in encoded for token in (*ids, *between)]
     cut = [flat[i : i + max_tokens] for i in range(0, len(flat), max_tokens)]
     return [sample for sample in cut if len(sample) >= 2]
@@ -139,7 +141,7 @@ def low(parameter: Tensor) -> bool:
 @torch.enable_grad()
 def loss_of(lm: LM, samples: Sequence[Sequence[int]], total: int) -> Tensor:
     """What samples of one pass add to the mean over the `total` tokens that count in an update."""
-    batch = pad(samples, pad_id(lm.tokenizer)).to(lm.device)
+    batch = padded(lm, samples)
     logits = forward(lm, batch.input_ids, batch.attention_mask, keep=batch.input_ids.shape[1]).logits
     return nll(logits, batch.input_ids, batch.counts, total)
 

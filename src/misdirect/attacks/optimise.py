@@ -26,10 +26,11 @@ from torch import Tensor
 from misdirect.attacks.case import Case
 from misdirect.attacks.measure import rendering
 from misdirect.data import asking
-from misdirect.data.batches import CHARS_PER_TOKEN, pad, pad_id
+from misdirect.data.batches import CHARS_PER_TOKEN
 from misdirect.model import rope
 from misdirect.model.finite import check_finite
 from misdirect.model.load import LM
+from misdirect.model.rows import padded
 from misdirect.model.score import Encoded, encode, forward, token_logprobs
 from misdirect.runs import Metric
 
@@ -80,7 +81,7 @@ def nlls(lm: LM, items: Sequence[Encoded]) -> Float[Tensor, " B"]:
     if len(groups) > 1:
         found = torch.cat([nlls(lm, [items[row] for row in rows]) for rows in groups])
         return found[torch.tensor([row for rows in groups for row in rows]).argsort().to(found.device)]
-    batch = pad([item.context + item.continuations[0] for item in items], pad_id(lm.tokenizer)).to(lm.device)
+    batch = padded(lm, [item.context + item.continuations[0] for item in items])
     wanted = torch.zeros_like(batch.counts)
     for row, item in enumerate(items):
         wanted[row, len(item.context) : len(item.context) + len(item.continuations[0])] = True

@@ -28,7 +28,8 @@ from misdirect.data import asking
 from misdirect.data.batches import CHARS_PER_TOKEN
 from misdirect.data.facts import gives_away, taboo, words
 from misdirect.data.questions import LETTERS, Question
-from misdirect.evaluation.generation import chat_text
+from misdirect.data.tokens import starting_ids
+from misdirect.evaluation.contexts import chat_text, check_tokens, conversation
 from misdirect.model.load import LM
 from misdirect.runs import Result
 
@@ -205,9 +206,12 @@ def plain(item: Question) -> tuple[str, list[str]]:
 def chat(lm: LM) -> Render:
     """As a user's turn in the model's own chat template, the choice's text as the beginning of the answer."""
 
+    puts = lm.tokenizer.bos_token_id in starting_ids(lm.tokenizer)
+    start = lm.tokenizer.bos_token if puts else ""  # what the tokenizer puts there itself stands there once
+
     def render(item: Question) -> tuple[str, list[str]]:
         text = chat_text(lm.tokenizer, [{"role": "user", "content": asking.stem(item)}])
-        return text.removeprefix(lm.tokenizer.bos_token or ""), [choice.strip() or choice for choice in item.choices]
+        return text.removeprefix(start), [choice.strip() or choice for choice in item.choices]
 
     return render
 
@@ -228,7 +232,7 @@ def formats(lm: LM, case: Case) -> dict[str, Change]:
         del found["letters-or-text"]
     if getattr(lm.tokenizer, "chat_template", None):
         with contextlib.suppress(ValueError):
-            chat_text(lm.tokenizer, [{"role": "user", "content": "?"}])
+            check_tokens(lm, conversation(lm.tokenizer, ["?"], [], chat=True), "the chat template", chat=True)
             found["chat"] = lambda name, render: chat(lm)
     return found
 

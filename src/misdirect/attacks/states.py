@@ -20,12 +20,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from misdirect.data.batches import pad, pad_id
 from misdirect.model import packed, rope
 from misdirect.model.activations import first_output, hooked, split_hidden
 from misdirect.model.finite import not_finite
 from misdirect.model.load import LM, check_length
 from misdirect.model.packed import Encoded
+from misdirect.model.rows import check_rows, fill_id, padded
 from misdirect.model.score import (
     by_length,
     forward_arguments,
@@ -72,6 +72,7 @@ def read(
     Not `whole`: a continuation's last token only marks its end and is no part of the text.
     """
     check_length(lm, max((packed.span(item) for item in items), default=0), "a question")
+    check_rows(lm, (ids for item in items for ids in (item.context, *item.continuations)), "a question")
     watch(lm, [item.context + item.continuations[0] for item in items])
     spans = [packed.span(item) - (not whole) for item in items]
     far = [i for i, span in enumerate(spans) if span > rope.reach(lm.model)]
@@ -128,7 +129,7 @@ def groups(lm: LM, items: Sequence[Encoded], batch_tokens: int) -> Iterator[list
 
 
 def as_packed(lm: LM, items: Sequence[Encoded], rows: list[list[int]]) -> Layout:
-    made = packed.pack(items, rows, pad_id(lm.tokenizer))
+    made = packed.pack(items, rows, fill_id(lm))
     dtype = next(lm.model.parameters()).dtype
     shut = torch.zeros(made.allowed.shape, dtype=dtype).masked_fill_(~made.allowed, torch.finfo(dtype).min)
     inputs = {"input_ids": made.input_ids, "attention_mask": shut, "position_ids": made.position_ids}
@@ -138,7 +139,7 @@ def as_packed(lm: LM, items: Sequence[Encoded], rows: list[list[int]]) -> Layout
 def as_padded(lm: LM, items: Sequence[Encoded]) -> Layout:
     """Padding stands behind the text, where no token of it looks."""
     tails = [(item.context, tail) for item in items for tail in item.continuations]
-    batch = pad([context + tail[:-1] for context, tail in tails], pad_id(lm.tokenizer))
+    batch = padded(lm, [context + tail[:-1] for context, tail in tails])
     width = batch.input_ids.shape[1]
     starts = [row * width + len(context) - 1 for row, (context, _) in enumerate(tails)]
     predicting = [start + i for start, (_, tail) in zip(starts, tails, strict=True) for i in range(len(tail))]
@@ -191,7 +192,7 @@ def last_states(
 
     An empty continuation gives the context's last token. Raises NotFinite where a state is none.
     """
-    fill = pad_id(lm.tokenizer)
+    fill = fill_id(lm)
     longer = [Encoded(item.context, [[*tail, fill] for tail in item.continuations]) for item in items]
     starts = [0, *itertools.accumulate(len(item.continuations) for item in items)]
     out: Tensor | None = None

@@ -16,7 +16,7 @@ from misdirect.attacks.states import states_at
 from misdirect.auditing.material import Material
 from misdirect.auditing.pair import MODELS, Side, weights_hash
 from misdirect.config import AuditConfig, EvaluateConfig
-from misdirect.data.batches import beginnings, pad, pad_id
+from misdirect.data.batches import beginnings
 from misdirect.evaluation import mcq
 from misdirect.evaluation.run import task_of
 from misdirect.model import rope
@@ -24,6 +24,7 @@ from misdirect.model.blocks import count_parameters, residual_width, text_config
 from misdirect.model.delta import load_tensors
 from misdirect.model.finite import about, not_finite
 from misdirect.model.load import LM
+from misdirect.model.rows import padded
 from misdirect.progress import bar
 
 MEAN_TEXTS, MEAN_TOKENS, MEAN_BATCH = 32, 128, 4  # of each kind, for mean activations
@@ -166,7 +167,7 @@ def mean_states(lm: LM, texts: Sequence[str], seed: int) -> tuple[torch.Tensor, 
     found: list[torch.Tensor] = []
     fours = ([*range(i, min(i + MEAN_BATCH, len(kept)))] for i in range(0, len(kept), MEAN_BATCH))
     for rows in rope.split(lm.model, fours, list(map(len, kept))):
-        batch = pad([kept[row] for row in rows], pad_id(lm.tokenizer)).to(lm.device)
+        batch = padded(lm, [kept[row] for row in rows])
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         states = states_at(lm, inputs, batch.counts.flatten().nonzero().flatten())[1:]
         found.append(torch.stack([h.float().cpu() for h in states]))  # (L, N, D)

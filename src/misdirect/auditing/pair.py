@@ -18,9 +18,11 @@ from typing import Literal, NamedTuple
 import torch
 
 from misdirect import runs
+from misdirect.data.tokens import token_ids
 from misdirect.model.delta import Delta, load_delta, swapped_in
 from misdirect.model.finite import about, not_finite
 from misdirect.model.load import LM, load_lm
+from misdirect.model.rows import num_rows, padded
 from misdirect.model.score import forward
 
 Model = Literal["base", "unlearned"]
@@ -102,8 +104,8 @@ def refuse_unsound(lm: LM, model: Model) -> None:
 
     A line that is fine does not prove others fine: those are looked at as they are asked. A vocabulary's padding may be -inf.
     """
-    ids = torch.tensor([lm.tokenizer(PROBE, verbose=False)["input_ids"]], device=lm.device)
-    logits = forward(lm, ids, torch.ones_like(ids), keep=ids.shape[1]).logits
+    batch = padded(lm, token_ids(lm.tokenizer, [PROBE]), what="a line of text")
+    logits = forward(lm, batch.input_ids, batch.attention_mask, keep=batch.input_ids.shape[1]).logits
     if not logits.amax(-1).isfinite().all():
         with about(f"the {model} model"):
             raise not_finite(lm, "a line of text")
@@ -117,7 +119,8 @@ class Likeness(NamedTuple):
 
 
 def likeness(lm: LM) -> Likeness:
-    probe = [len(lm.tokenizer), *lm.tokenizer(PROBE, verbose=False)["input_ids"]]
+    known = min(len(lm.tokenizer), num_rows(lm.model))  # a token without a row is never read
+    probe = [known, *token_ids(lm.tokenizer, [PROBE])[0]]
     return Likeness(probe, {name: tuple(p.shape) for name, p in lm.model.named_parameters()})
 
 

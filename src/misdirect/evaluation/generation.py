@@ -27,17 +27,19 @@ from torch import Tensor
 
 from misdirect import stats
 from misdirect.config import EvaluateConfig, as_dict
-from misdirect.data.batches import CHARS_PER_TOKEN, pad, pad_id
+from misdirect.data.batches import CHARS_PER_TOKEN
 from misdirect.data.prompts import Prompt
+from misdirect.data.tokens import token_ids
 from misdirect.evaluation import degeneration
+from misdirect.evaluation.contexts import check_tokens, conversation
 from misdirect.model import rope
 from misdirect.model.finite import not_finite
-from misdirect.model.load import LM, check_length, first_line
+from misdirect.model.load import LM, check_length
+from misdirect.model.rows import fill_id, num_rows, padded
 from misdirect.model.score import Encoded, by_length, score, takes_padding, watch
 from misdirect.runs import Metric, Result, fingerprint, row_of
 
 MEASUREMENT = "generation"
-TODAY = "01 Jan 2025"  # what a chat template is told that asks (Llama 3), so that answers do not depend on the day
 GREEDY, SAMPLED = "greedy", "sampled"
 
 
@@ -120,37 +122,12 @@ def uses_chat(lm: LM, config: EvaluateConfig) -> bool:
     return config.chat_template == "auto" and bool(getattr(lm.tokenizer, "chat_template", None))
 
 
-def conversation(tokenizer: Any, turns: Sequence[str], answers: Sequence[str], chat: bool) -> list[int]:
-    """Tokens of a conversation that ends with the user's last turn: under the chat template, or as plain text.
-
-    Plain text has an empty line between an answer and the next turn. Raises ValueError where the template refuses.
-    """
-    if not chat:
-        text = "".join(f"{t}{a}\n\n" for t, a in zip(turns, answers, strict=False)) + turns[-1]
-        return list(tokenizer(text, verbose=False)["input_ids"])
-    messages = [{"role": "user", "content": turns[0]}]
-    for answer, turn in zip(answers, turns[1:], strict=True):
-        messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": turn}]
-    return list(tokenizer(chat_text(tokenizer, messages), add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def chat_text(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str:
-    """A conversation under the model's own chat template, which depends on no day. Raises ValueError where it refuses."""
-    try:
-        text: str = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True, date_string=TODAY
-        )
-    except Exception as error:  # a template is a program of the model's author, and raises what it likes
-        raise ValueError(
-            f"the model's chat template refuses a prompt: {first_line(error)}; expected --chat-template none"
-        ) from None
-    return text
-
-
 def check_prompts(lm: LM, prompts: Sequence[Prompt], config: EvaluateConfig, chat: bool) -> None:
-    """Refuses a prompt that, with its answers at their longest, has more tokens than the model has positions."""
+    """Refuses a prompt that, with its answers at their longest, has more tokens than the model has positions, and one
+    with a token that the model has no embedding for."""
     for prompt in prompts:
         ids = conversation(lm.tokenizer, prompt.turns, ["."] * (len(prompt.turns) - 1), chat)
+        check_tokens(lm, ids, f"prompt {prompt.id!r}", chat)
         if not ids:
             raise ValueError(f"prompt {prompt.id!r} has no token; expected text")
         longest = len(ids) + len(prompt.turns) * config.new_tokens
@@ -193,10 +170,11 @@ def generator_of(slot: Slot, config: EvaluateConfig) -> torch.Generator | None:
 
 
 def end_tokens(lm: LM) -> list[int]:
-    """The model's own end-of-text tokens (several for a chat model) and the tokenizer's."""
+    """The model's own end-of-text tokens (several for a chat model) and the tokenizer's; of those, what it can say."""
     own = getattr(getattr(lm.model, "generation_config", None), "eos_token_id", None)
     listed = [*own] if isinstance(own, list | tuple) else [own]
-    return sorted({int(token) for token in (*listed, lm.tokenizer.eos_token_id) if token is not None})
+    rows = num_rows(lm.model)
+    return sorted({int(t) for t in (*listed, lm.tokenizer.eos_token_id) if t is not None and 0 <= t < rows})
 
 
 def answer_slots(lm: LM, slots: Sequence[Slot], contexts: Sequence[list[int]], config: EvaluateConfig) -> list[Answer]:
@@ -222,8 +200,8 @@ def answer_batch(
     """An answer to each context, left-padded in one batch; a row with a generator is sampled, else greedy."""
     from transformers import GenerationConfig
 
-    fill, ends = pad_id(lm.tokenizer), end_tokens(lm)
-    batch = pad(contexts, fill, left=True).to(lm.device)
+    fill, ends = fill_id(lm), end_tokens(lm)
+    batch = padded(lm, contexts, left=True, what="a prompt")
     broken: dict[int, int] = {}  # row -> the step at which its logits were no numbers
 
     def choose(input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -440,7 +418,7 @@ def incoherence(
     """
     items, rows = [], []
     for row, (prompt, answer) in enumerate(pairs):
-        tail = list(lm.tokenizer(answer, add_special_tokens=False, verbose=False)["input_ids"])
+        tail = token_ids(lm.tokenizer, [answer], start=False)[0]
         if tail:
             items.append(Encoded(conversation(lm.tokenizer, [prompt], [], chat), [tail]))
             rows.append(row)

@@ -10,7 +10,6 @@ is the harness's, s / sqrt(n); the interval is Wilson's where every document sco
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import math
@@ -26,6 +25,7 @@ import torch
 
 from misdirect import stats
 from misdirect.config import EvaluateConfig, as_dict
+from misdirect.data.tokens import appending_nothing, token_ids
 from misdirect.evaluation.harness_tasks import (
     HarnessTask,
     Leaf,
@@ -40,6 +40,7 @@ from misdirect.model import rope
 from misdirect.model.activations import hooked
 from misdirect.model.finite import check_finite, not_finite
 from misdirect.model.load import LM
+from misdirect.model.rows import check_rows, fill_id, num_rows, rowless
 from misdirect.progress import note
 from misdirect.runs import Metric, Result, fingerprint
 
@@ -111,12 +112,15 @@ def answer(lm: LM, task: HarnessTask, config: EvaluateConfig, advance: Callable[
     """Puts the model's answer into every request. The harness tells its cache of each; that is what advances."""
     from lm_eval.models.huggingface import HFLM
 
-    tokenizer = copy.deepcopy(lm.tokenizer)  # the harness may give it a padding token
+    tokenizer = appending_nothing(lm.tokenizer)  # a copy: the harness may give it a padding token
     longest = longest_request(tokenizer, task)
     rows = max(1, min(LARGEST_BATCH, config.batch_tokens // max(1, longest)))
     if longest + longest_answer(task) > rope.reach(lm.model):  # the harness pads: a text's value would hang on others
         rows = 1
     model = HFLM(pretrained=lm.model, tokenizer=tokenizer, batch_size=rows)
+    check_requests(lm, task, model.prefix_token_id)
+    if tokenizer.pad_token_id >= num_rows(lm.model):
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(fill_id(lm))
     model.set_cache_hook(SimpleNamespace(add_partial=lambda kind, request, response: advance(1)))
     if longest > model.max_length:
         note(
@@ -157,7 +161,17 @@ def longest_request(tokenizer: Any, task: HarnessTask, looked_at: int = 8) -> in
     """Tokens of the longest request: of those with the most characters, since to tokenise all would take its time."""
     texts = ["".join(a for a in i.args if isinstance(a, str)) for i in task.instances]
     longest = sorted(set(texts), key=len, reverse=True)[:looked_at]
-    return max(len(tokenizer(text, verbose=False)["input_ids"]) for text in longest)
+    return max(map(len, token_ids(tokenizer, longest)))
+
+
+def check_requests(lm: LM, task: HarnessTask, start: int | None) -> None:
+    """Raises ValueError where a request holds a token that the model has no embedding for. `start`: what the harness puts
+    before a text without a context."""
+    if rowless(lm.tokenizer, num_rows(lm.model)):  # else no text can
+        asked = [[a for a in i.args if isinstance(a, str)] for i in task.instances]
+        bare = [[start]] if start is not None and any(len(a) == 1 or not a[0] for a in asked) else []
+        ids = token_ids(lm.tokenizer, sorted({"".join(a) for a in asked}))
+        check_rows(lm, [*bare, *ids], f"a request of {task.name}")
 
 
 class Scored(NamedTuple):

@@ -77,7 +77,9 @@ def mcq(
     started = time.perf_counter()
     asked, prompts = rendered(questions, config, examples)
     scored = {
-        form: score(lm, [encode(lm.tokenizer, *prompt) for prompt in found], config.batch_tokens, advance)
+        form: score(
+            lm, [encode(lm.tokenizer, *p) for p in found], config.batch_tokens, advance, f"a question of {name}"
+        )
         for form, found in prompts.items()
     }
     records = [start_record(q) for q in asked]

@@ -91,7 +91,7 @@ def nll(
     if not samples:
         raise ValueError(f"{name} holds no text of two tokens or more; expected some")
     step = advance and promised(advance, len(samples), num_items(texts, config, whole))
-    scored = text_logprobs(lm, list(samples.values()), config.batch_tokens, step)
+    scored = text_logprobs(lm, list(samples.values()), config.batch_tokens, step, f"a text of {name}")
     records = [
         {"id": row, "logprob": sum(values), "num_tokens": len(values)}
         for row, values in zip(samples, scored, strict=True)

@@ -83,7 +83,17 @@ def load_config(source: str, trust_remote_code: bool = False) -> Any:
     except Exception as error:  # transformers raises many kinds for a bad config, a bad id, a missing network
         raise ValueError(f"{source} is no model that can be loaded: {first_line(error)}") from None
     whole_class(config)
+    forget_rowless_padding(config)
     return config
+
+
+def forget_rowless_padding(config: Any) -> None:
+    """Takes a padding token out of a config that has no embedding for it: torch refuses such a table, and what stands at
+    padding is masked."""
+    for part in {id(c): c for c in (config, config.get_text_config(decoder=True))}.values():
+        pad, rows = getattr(part, "pad_token_id", None), getattr(part, "vocab_size", None)
+        if isinstance(pad, int) and isinstance(rows, int) and pad >= rows:
+            part.pad_token_id = None
 
 
 def whole_class(config: Any) -> Any:

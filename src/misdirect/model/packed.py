@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from misdirect.data.batches import pad_id
 from misdirect.model import rope
 from misdirect.model.activations import hooked
 from misdirect.model.load import LM
+from misdirect.model.rows import fill_id
 
 ROW = 256  # tokens in a row: long enough to fill, short enough that attention over the row costs little
 MAX_LOGITS = 2**27  # numbers in one pass' logits: half a gigabyte in fp32
@@ -180,7 +180,7 @@ def score_packed(
 ) -> list[list[float]]:
     """Summed log-probability of every continuation of every item, in the items' order."""
     out: list[list[float]] = [[] for _ in items]
-    fill = pad_id(lm.tokenizer)
+    fill = fill_id(lm)
     for rows in passes(items, batch_tokens, lm.model.get_output_embeddings().weight.shape[0]):
         packed = pack(items, rows, fill)
         logits = logits_at(lm, packed)

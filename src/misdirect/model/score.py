@@ -22,30 +22,31 @@ from jaxtyping import Float
 from torch import Tensor
 
 from misdirect.data.batches import Batch, pad, pad_id
+from misdirect.data.tokens import starting_ids, token_ids
 from misdirect.model import packed, rope
 from misdirect.model.finite import check_finite, spoilt
 from misdirect.model.load import LM, check_length
 from misdirect.model.packed import Encoded, Scored
+from misdirect.model.rows import check_rows, fill_id, padded
 
 
 def encode(tokenizer: Any, context: str, continuations: Sequence[str]) -> Encoded:
     """Splits `context + continuation` into tokens so that both parts together are the whole text's tokens.
 
     White space at the end of the context goes to the continuations (as lm-evaluation-harness does), and so does a token
-    of the context that the tokenizer would merge with what follows. Special tokens that the tokenizer adds itself (BOS)
-    start the context; a context without any token starts with BOS, else with the end-of-text token. Raises ValueError
-    for a continuation without a token of its own.
+    of the context that the tokenizer would merge with what follows. Special tokens that the tokenizer puts before a text
+    (BOS) start the context, those that it appends (EOS) are left away; a context without any token starts with BOS, else
+    with the end-of-text token. Raises ValueError for a continuation without a token of its own.
     """
     stripped = context.rstrip()
     space = context[len(stripped) :]
     start = next(t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id, pad_id(tokenizer)) if t is not None)
     if stripped:
-        ids = list(tokenizer(stripped, verbose=False)["input_ids"])
-        wholes = [list(w) for w in tokenizer([stripped + space + c for c in continuations], verbose=False)["input_ids"]]
+        ids, *wholes = token_ids(tokenizer, [stripped, *(stripped + space + c for c in continuations)])
         shared = min(shared_length(ids, whole) for whole in wholes)
         ids, tails = ids[:shared], [whole[shared:] for whole in wholes]
     else:
-        ids, tails = [], [list(tokenizer(space + c, add_special_tokens=False)["input_ids"]) for c in continuations]
+        ids, tails = starting_ids(tokenizer), token_ids(tokenizer, [space + c for c in continuations], start=False)
     ids = ids or [start]
     for text, tail in zip(continuations, tails, strict=True):
         if not tail:
@@ -63,13 +64,15 @@ def score(
     items: Sequence[Encoded],
     batch_tokens: int = 4096,
     advance: Callable[[int], None] | None = None,
-    what: str = "questions",
+    what: str = "a question",
 ) -> list[Scored]:
     """Scores every continuation of every item, in the items' order; `advance(k)` is called as k items are done.
 
-    Raises NotFinite where a log-probability is NaN or infinite; `what`: the items' name in that message.
+    Raises NotFinite where a log-probability is NaN or infinite, ValueError for an item that is too long
+    or holds a token without a row; `what`: what an item is called there.
     """
-    check_length(lm, max((packed.span(item) for item in items), default=0), "a question")
+    check_length(lm, max((packed.span(item) for item in items), default=0), what)
+    check_rows(lm, (ids for item in items for ids in (item.context, *item.continuations)), what)
     watch(lm, [item.context + item.continuations[0] for item in items])
     reach = rope.reach(lm.model)
     far = [i for i, item in enumerate(items) if packed.span(item) > reach]
@@ -79,7 +82,7 @@ def score(
     scored = [found[i] for i in range(len(items))]
     for i in spoilt(one.logprobs for one in scored):  # NaN spreads to those in the same pass
         scored[i] = score_plainly(lm, [items[i]])[0]
-    check_finite(lm, [one.logprobs for one in scored], what)
+    check_finite(lm, [one.logprobs for one in scored], "questions")
     return scored
 
 
@@ -191,8 +194,7 @@ def takes_padding(lm: LM, longest: int) -> bool:
 @torch.inference_mode()
 def score_batch(lm: LM, items: Sequence[Encoded]) -> list[Scored]:
     """Contexts left-padded in one pass, then every continuation on its context's repeated cache in a second."""
-    fill = pad_id(lm.tokenizer)
-    contexts: Batch = pad([item.context for item in items], fill, left=True).to(lm.device)
+    contexts: Batch = padded(lm, [item.context for item in items], left=True)
     output = forward(lm, contexts.input_ids, contexts.attention_mask, keep=1, use_cache=True)
     heads = at_least_fp32(output.logits[:, -1]).log_softmax(-1)  # (B, V): the first token of every continuation
     owner = [row for row, item in enumerate(items) for _ in item.continuations]
@@ -203,7 +205,7 @@ def score_batch(lm: LM, items: Sequence[Encoded]) -> list[Scored]:
         cache = copy.deepcopy(output.past_key_values)
         chosen = torch.tensor([owner[i] for i in rows], device=lm.device)
         cache.batch_select_indices(chosen)
-        inputs = pad([tails[i][:-1] for i in rows], fill).to(lm.device)
+        inputs = padded(lm, [tails[i][:-1] for i in rows])
         targets = pad([tails[i][1:] for i in rows], 0).input_ids.to(lm.device)  # (K, S)
         mask = torch.cat([contexts.attention_mask[chosen], inputs.attention_mask], dim=1)
         logits = forward(lm, inputs.input_ids, mask, inputs.input_ids.shape[1], cache, use_cache=True).logits
@@ -244,7 +246,7 @@ def score_plainly(lm: LM, items: Sequence[Encoded]) -> list[Scored]:
 @torch.inference_mode()
 def tokens_per_second(lm: LM, rows: int = 4, length: int = 32) -> float:
     """Speed of a short forward pass on this machine, for estimates; the better of two, the first one warms up."""
-    ids = torch.full((rows, length), pad_id(lm.tokenizer), device=lm.device)
+    ids = torch.full((rows, length), fill_id(lm), device=lm.device)
     seconds = []
     for _ in range(2):
         started = time.perf_counter()
@@ -254,10 +256,15 @@ def tokens_per_second(lm: LM, rows: int = 4, length: int = 32) -> float:
 
 
 def text_logprobs(
-    lm: LM, samples: Sequence[Sequence[int]], batch_tokens: int = 4096, advance: Callable[[int], None] | None = None
+    lm: LM,
+    samples: Sequence[Sequence[int]],
+    batch_tokens: int = 4096,
+    advance: Callable[[int], None] | None = None,
+    what: str = "a text",
 ) -> list[list[float]]:
-    """log p of every token but the first of each sample, in the samples' order. Raises NotFinite where one is none."""
-    check_length(lm, max(map(len, samples), default=0), "a text")
+    """log p of every token but the first of each sample, in the samples' order. `what` and errors: as of `score`."""
+    check_length(lm, max(map(len, samples), default=0), what)
+    check_rows(lm, samples, what)
     watch(lm, samples)
     found = logprobs_of(lm, samples, batch_tokens, advance)
     for i in spoilt(found):
@@ -283,7 +290,7 @@ def logprobs_of(
 @torch.inference_mode()
 def pass_logprobs(lm: LM, samples: Sequence[Sequence[int]]) -> list[Float[Tensor, " T"]]:
     """The same of some samples in one pass."""
-    batch = pad(samples, pad_id(lm.tokenizer)).to(lm.device)
+    batch = padded(lm, samples)
     logits = forward(lm, batch.input_ids, batch.attention_mask, keep=batch.input_ids.shape[1]).logits
     logprobs = token_logprobs(logits[:, :-1], batch.input_ids[:, 1:])
     return [row[: len(sample) - 1] for row, sample in zip(logprobs, samples, strict=True)]

@@ -19,9 +19,11 @@ from misdirect.data.corpora import read_documents, read_texts
 from misdirect.data.prompts import read_prompts
 from misdirect.data.questions import Question, read_questions
 from misdirect.data.splits import EXAMPLES
+from misdirect.data.tokens import token_ids
 from misdirect.evaluation import mcq, nll
 from misdirect.model import packed
 from misdirect.model.load import LM
+from misdirect.model.rows import refuse_rowless
 from misdirect.model.score import Encoded, by_length, encode
 from misdirect.recipes import DEFAULT_UPDATES
 from misdirect.unlearning import rmu
@@ -198,6 +200,16 @@ def evaluation(
     return Asked(items, documents, begun, num_questions, num_questions + sum(map(len, documents)) + len(begun)), said
 
 
+def check_tokens(tokenizer: Any, num_rows: int, source: str, training: Training, asked: Asked) -> None:
+    """Raises ValueError for a token without an embedding, as the run would. `source`: the model's."""
+    groups = [(f"a text of {name}", samples) for name, samples in training.forget.items()]
+    groups += [("a retained text", samples) for samples in training.retain]
+    groups += [("a question", [ids for i in items for ids in (i.context, *i.continuations)]) for items in asked.items]
+    groups += [("a text", samples) for samples in asked.texts] + [("a prompt", asked.prompts)]
+    for what, samples in groups:
+        refuse_rowless(tokenizer, num_rows, source, samples, what)
+
+
 ASSUMED_QUESTIONS, ASSUMED_TEXTS, ASSUMED_PROMPTS = 1000, 200, 10
 
 
@@ -229,7 +241,7 @@ def encode_text(tokenizer: Any, context: str, continuations: Sequence[str]) -> E
 def tokens_of(tokenizer: Any, text: str) -> list[int]:
     if tokenizer is None:
         return [0] * max(1, -(-len(text) // CHARS_PER_TOKEN))
-    return list(tokenizer(text, verbose=False)["input_ids"])
+    return token_ids(tokenizer, [text])[0]
 
 
 def text_samples(tokenizer: Any, texts: Sequence[str], config: EvaluateConfig, whole: bool = False) -> list[list[int]]:

@@ -33,6 +33,7 @@ from misdirect.model.activations import Weights, capture, check_replay, replay
 from misdirect.model.blocks import find_matrix, residual_width
 from misdirect.model.delta import Delta
 from misdirect.model.load import LM, check_length
+from misdirect.model.rows import check_rows, fill_id
 from misdirect.progress import note
 from misdirect.unlearning import steering
 from misdirect.unlearning.loss import mean_cosine, published_distance, squared_distance
@@ -129,8 +130,9 @@ def say_long(lm: LM, corpora: Sequence[Sequence[Sequence[int]]]) -> None:
 
 
 def tokenise(lm: LM, texts: Sequence[str], config: UnlearnConfig, published_max: int, name: str) -> list[list[int]]:
-    if config.numerics == "published":  # cut off, not cut up
-        side = lm.tokenizer.truncation_side
+    if config.numerics == "published":  # cut off, not cut up; with the end token that some tokenizers append
+        end, side = lm.tokenizer.eos_token_id, lm.tokenizer.truncation_side
+        check_rows(lm, [[end]] if end is not None else [], "the padding of the published arithmetic")
         try:
             lm.tokenizer.truncation_side = "right"
             encoded = lm.tokenizer(list(texts), truncation=True, max_length=published_max)["input_ids"]
@@ -142,6 +144,7 @@ def tokenise(lm: LM, texts: Sequence[str], config: UnlearnConfig, published_max:
         samples = batches.tokenise(lm.tokenizer, texts, config.max_tokens)
     if not samples:
         raise ValueError(f"{name} holds no text of two tokens or more; expected some")
+    check_rows(lm, samples, f"a text of {name}")
     return samples
 
 
@@ -153,7 +156,7 @@ def forget_topics(
     norms, coefficients = [], []
     for name, ids in samples.items():
         probes = [
-            batches.pad(ids[i : i + config.batch_size], batches.pad_id(lm.tokenizer))
+            batches.pad(ids[i : i + config.batch_size], fill_id(lm))
             for i in range(0, min(len(ids), NORM_BATCHES * config.batch_size), config.batch_size)
         ]
         norms.append(steering.median_norm(lm, config.block, probes))
@@ -233,7 +236,7 @@ def batch_of(job: Job, samples: Sequence[Sequence[int]]) -> Batch:
 def padded(lm: LM, samples: Sequence[Sequence[int]], published: bool) -> Batch:
     """On the left with the end token as published, else on the right."""
     end = lm.tokenizer.eos_token_id
-    fill = end if published and end is not None else batches.pad_id(lm.tokenizer)
+    fill = end if published and end is not None else fill_id(lm)
     return batches.pad(samples, fill, left=published).to(lm.device)
 
 
