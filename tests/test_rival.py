@@ -205,7 +205,9 @@ TOPICS, CORPORA = [Topic("bio", "bio.jsonl")], [Corpus("wiki", "wiki.jsonl"), Co
 
 
 def execute(lm: LM, run: Path, config: RivalConfig = FAST, advance: Any = None) -> Any:
-    return rival_run.execute(lm, run, TOPICS, FORGET, CORPORA, RETAIN, BUDGET, config, "misdirect rival", advance)
+    return rival_run.execute(
+        lm, run, TOPICS, FORGET, CORPORA, RETAIN, BUDGET, config, {"command": "misdirect rival"}, advance
+    )
 
 
 def test_a_run_directory_that_evaluate_and_report_read(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from misdirect import runs
 from misdirect.collateral import topics_of
-from misdirect.config import AuditConfig, Corpus, EvaluateConfig, Method, Topic, UnlearnConfig, doubtful
+from misdirect.config import AuditConfig, Corpus, EvaluateConfig, Method, Topic, UnlearnConfig, as_dict, doubtful
 from misdirect.data.files import shown
 from misdirect.progress import bar, note
 from misdirect.recipes import resolve
@@ -90,12 +90,15 @@ def unlearn_once(order: Order, config: UnlearnConfig, run: Path) -> None:
 
     source = load_config(resolve_source(order.model), order.trust_remote_code)
     config = resolve(config, source.get_text_config(decoder=True).num_hidden_layers)
+    files = model_files(order.model, source)
+    if is_repeated(order, config, as_dict(config), "rmu", files, run):
+        return
     lm = load_lm(order.model, config.block, config.device, config.dtype, order.trust_remote_code, order.allow_pickle)
     job = rmu.prepare(lm, order.forget, order.retain, config, order.topics)
     asked = running.describe(
         job, running.model_hash(lm, config.block or 0), order.topics, order.forget, order.corpora, order.retain
     )
-    asked["command"] = unlearn_command(order.model, order.topics, order.corpora, config, str(run))
+    asked |= {"command": command_of(order, config, run), "model_files": files}
     running.refuse_other_run(run, asked)
     if running.finished(run) is not None:
         note(f"{run} is finished already; nothing to do")
@@ -119,12 +122,53 @@ def rival_once(order: Order, method: Any, given: UnlearnConfig, config: UnlearnC
     settings = dataclasses.replace(
         settings, lr=given.lr or settings.lr, retain_weight=given.alpha or settings.retain_weight
     )
+    files = model_files(order.model, source)
+    if is_repeated(order, budget, rival_run.settings_of(budget, settings), method, files, run):
+        return
     lm = load_lm(order.model, None, budget.device, budget.dtype, order.trust_remote_code, order.allow_pickle)
-    command = unlearn_command(order.model, order.topics, order.corpora, given, str(run)) + f" --method {method}"
+    own = dataclasses.replace(budget, lr=settings.lr, alpha=settings.retain_weight)
+    more = {"command": f"{command_of(order, own, run)} --method {method}", "model_files": files}
     with bar(f"Unlearning {', '.join(t.name for t in order.topics)} by {method}", budget.updates or 0) as advance:
         rival_run.execute(
-            lm, run, order.topics, order.forget, order.corpora, order.retain, budget, settings, command, advance
+            lm, run, order.topics, order.forget, order.corpora, order.retain, budget, settings, more, advance
         )
+
+
+def command_of(order: Order, config: UnlearnConfig, run: Path) -> str:
+    allowed = (" --trust-remote-code" * order.trust_remote_code) + (" --allow-pickle" * order.allow_pickle)
+    return unlearn_command(order.model, order.topics, order.corpora, config, str(run)) + allowed
+
+
+def model_files(model: str, config: Any) -> dict[str, Any]:
+    """What tells, without a tensor read, that MODEL is as it was: sizes and times of its files, or the hub's commit.
+
+    Empty where that cannot be told, as of an adapter, whose base may have changed.
+    """
+    from misdirect.model.load import resolve_source
+
+    folder = Path(resolve_source(model)).expanduser()
+    if not folder.is_dir():
+        commit = getattr(config, "_commit_hash", None)
+        return {"commit": commit} if commit else {}
+    if not (folder / "config.json").is_file():
+        return {}
+    stats = {path.name: path.stat() for path in sorted(folder.iterdir()) if path.is_file()}
+    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+
+
+def is_repeated(
+    order: Order, config: UnlearnConfig, settings: Mapping[str, Any], method: str, files: Mapping[str, Any], run: Path
+) -> bool:
+    """Whether `run` holds this very run, finished; it is said then. Nothing is loaded or measured."""
+    from misdirect.model.load import pick_device, pick_dtype
+    from misdirect.unlearning import run as running
+
+    dtype = str(pick_dtype(config.dtype, pick_device(config.device)))
+    asked = running.outline(settings, dtype, order.topics, order.forget, order.corpora, order.retain)
+    if not running.is_repeated(run, asked | {"method": method, "model_files": dict(files)}):
+        return False
+    note(f"{run} is finished already; nothing to do")
+    return True
 
 
 def say_chosen(job: Any) -> None:

@@ -12,6 +12,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shlex
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -432,5 +433,5 @@ def environment() -> dict[str, Any]:
         "processor": platform.machine(),
         "cores": os.cpu_count(),
         "versions": versions,
-        "command": " ".join(["misdirect", *sys.argv[1:]]),
+        "command": shlex.join(["misdirect", *sys.argv[1:]]),
     }

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ def execute(
     retain: Sequence[tuple[str, Sequence[str], float]],
     budget: UnlearnConfig,
     config: RivalConfig,
-    command: str = "",
+    more: Mapping[str, Any] | None = None,
     advance: Callable[[int, str], None] | None = None,
 ) -> Delta:
     """Trains a rival inside `run`; a finished run with the same settings is not repeated.
@@ -48,7 +47,7 @@ def execute(
     """
     with runs.writing(run):
         job = rival.prepare(lm, forget, retain, budget, config)
-        asked = describe(job, topics, forget, corpora, retain) | {"command": command}
+        asked = describe(job, topics, forget, corpora, retain) | dict(more or {})
         running.refuse_other_run(run, asked)
         done = running.finished(run)
         if done is None:
@@ -82,22 +81,16 @@ def describe(
 ) -> dict[str, Any]:
     """`config.json`: everything that the result depends on, as plain data. The hash is over every block of the model."""
     lm, plan, last = job.lm, job.plan, job.lm.num_hidden_layers - 1
-    settings = as_dict(plan.config) | {"updates": plan.updates} | as_dict(job.config)
-    used = ("beta",) if job.config.method != "npo" else ()
+    settings = settings_of(plan.config, job.config)
+    asked = running.outline(
+        settings | {"updates": plan.updates}, str(next(lm.model.parameters()).dtype), topics, forget, corpora, retain
+    )
     sizes = lambda samples: {"num_samples": len(samples), "tokens": sum(map(len, samples))}  # noqa: E731
-    return {
+    return asked | {
         "misdirect": __version__,
         "method": job.config.method,
         "model": lm.source,
-        "settings": {name: value for name, value in settings.items() if name not in (*UNUSED, *used)},
-        "topics": [asdict(topic) for topic in topics],
-        "retain": [asdict(corpus) for corpus in corpora],
-        "data": {
-            "model_sha256": running.model_hash(lm, last),
-            "dtype": str(next(lm.model.parameters()).dtype),
-            "forget_sha256": {name: runs.fingerprint(texts) for name, texts in forget.items()},
-            "retain_sha256": {name: runs.fingerprint(texts) for name, texts, _ in retain},
-        },
+        "data": {"model_sha256": running.model_hash(lm, last)} | asked["data"],
         "chosen": {
             "block": last,
             "trained": job.names,
@@ -105,6 +98,13 @@ def describe(
             "retain": {name: sizes(found) for (name, _, _), found in zip(retain, plan.retain, strict=True)},
         },
     }
+
+
+def settings_of(budget: UnlearnConfig, config: RivalConfig) -> dict[str, Any]:
+    """The settings of RMU's budget and of the rival, less those that mean nothing to it."""
+    used = ("beta",) if config.method != "npo" else ()
+    settings = as_dict(budget) | as_dict(config)
+    return {name: value for name, value in settings.items() if name not in (*UNUSED, *used)}
 
 
 def needed_bytes(job: rival.Job) -> int:

@@ -35,18 +35,12 @@ def describe(
     retain: Sequence[tuple[str, Sequence[str], float]],
 ) -> dict[str, Any]:
     """`config.json`: everything that the result depends on, as plain data."""
-    return {
+    settings = as_dict(job.config) | {"updates": job.updates}
+    asked = outline(settings, str(next(job.lm.model.parameters()).dtype), topics, forget, corpora, retain)
+    return asked | {
         "misdirect": __version__,
         "model": job.lm.source,
-        "settings": as_dict(job.config) | {"updates": job.updates},
-        "topics": [asdict(topic) for topic in topics],
-        "retain": [asdict(corpus) for corpus in corpora],
-        "data": {
-            "model_sha256": model_hash,
-            "dtype": str(next(job.lm.model.parameters()).dtype),
-            "forget_sha256": {name: runs.fingerprint(texts) for name, texts in forget.items()},
-            "retain_sha256": {name: runs.fingerprint(texts) for name, texts, _ in retain},
-        },
+        "data": {"model_sha256": model_hash} | asked["data"],
         "chosen": {
             "block": job.config.block,
             "trained": [f"{job.lm.block_prefix}.{index}.{path}" for index, path in job.matrices.items()],
@@ -66,6 +60,48 @@ def describe(
             },
         },
     }
+
+
+def outline(
+    settings: Mapping[str, Any],
+    dtype: str,
+    topics: Sequence[Topic],
+    forget: Mapping[str, Sequence[str]],
+    corpora: Sequence[Corpus],
+    retain: Sequence[tuple[str, Sequence[str], float]],
+) -> dict[str, Any]:
+    """The part of `config.json` that is known before a model is loaded."""
+    return {
+        "settings": dict(settings),
+        "topics": [asdict(topic) for topic in topics],
+        "retain": [asdict(corpus) for corpus in corpora],
+        "data": {
+            "dtype": dtype,
+            "forget_sha256": {name: runs.fingerprint(texts) for name, texts in forget.items()},
+            "retain_sha256": {name: runs.fingerprint(texts) for name, texts, _ in retain},
+        },
+    }
+
+
+def is_repeated(run: Path, asked: Mapping[str, Any]) -> bool:
+    """Whether `run` is finished and is what is `asked`: an `outline`, `method` and `model_files`.
+
+    False also where that takes more than these to tell: the model is then loaded, and its hash compared.
+    """
+    if not asked["model_files"] or not runs.is_run(run) or finished(run) is None:
+        return False
+    stored = runs.read_json(run / runs.CONFIG)
+    one, other = (compared(json.loads(json.dumps(runs.finite(dict(found))))) for found in (stored, asked))
+    for found in (one, other):
+        if not all(isinstance(found[part], dict) for part in ("settings", "data")):
+            return False
+        found["data"].pop("model_sha256", None)
+    settings = other["settings"]
+    if settings.get("epochs") is not None or settings.get("numerics") == "published" or settings.get("updates") is None:
+        for found in (one, other):  # counted from the samples
+            found["settings"].pop("updates", None)
+    same_model = stored.get("model_files") == asked["model_files"]
+    return one == other and same_model and stored.get("method", "rmu") == asked["method"]
 
 
 def refuse_other_run(run: Path, asked: Mapping[str, Any]) -> None:
