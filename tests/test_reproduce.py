@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import fill_shelf
 
 from misdirect import runs
 from misdirect.cli import main
 from misdirect.model import load
 from misdirect.model.delta import load_delta
+from tiny import fill_shelf
 
 COMMON = [
     "--forget",

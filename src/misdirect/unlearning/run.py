@@ -90,18 +90,11 @@ def is_repeated(run: Path, asked: Mapping[str, Any]) -> bool:
     """
     if not asked["model_files"] or not runs.is_run(run) or finished(run) is None:
         return False
-    stored = runs.read_json(run / runs.CONFIG)
-    one, other = (compared(json.loads(json.dumps(runs.finite(dict(found))))) for found in (stored, asked))
-    for found in (one, other):
-        if not all(isinstance(found[part], dict) for part in ("settings", "data")):
-            return False
-        found["data"].pop("model_sha256", None)
-    settings = other["settings"]
-    if settings.get("epochs") is not None or settings.get("numerics") == "published" or settings.get("updates") is None:
-        for found in (one, other):  # counted from the samples
-            found["settings"].pop("updates", None)
-    same_model = stored.get("model_files") == asked["model_files"]
-    return one == other and same_model and stored.get("method", "rmu") == asked["method"]
+    stored, settings = runs.read_json(run / runs.CONFIG), asked["settings"]
+    counted = settings.get("epochs") is not None or settings.get("numerics") == "published"  # from the samples
+    unknown = {"data.model_sha256", *(["settings.updates"] if counted or settings.get("updates") is None else [])}
+    same = stored.get("model_files") == asked["model_files"] and stored.get("method", "rmu") == asked["method"]
+    return same and set(other_fields(stored, asked)) <= unknown
 
 
 def refuse_other_run(run: Path, asked: Mapping[str, Any]) -> None:
@@ -110,17 +103,7 @@ def refuse_other_run(run: Path, asked: Mapping[str, Any]) -> None:
         if (run / runs.CONFIG).exists() or (run / "results").exists():
             raise ValueError(f"{run} holds something that is no run; expected an empty or new folder for --out")
         return
-    stored = compared(runs.read_json(run / runs.CONFIG))
-    new = compared(json.loads(json.dumps(runs.finite(dict(asked)))))
-    names = [
-        f"{part}.{field}" if isinstance(stored.get(part), dict) else part
-        for part in new
-        for field in (
-            runs.differing(stored[part], new[part])
-            if isinstance(stored.get(part), dict)
-            else [""] * (stored.get(part) != new[part])
-        )
-    ]
+    names = other_fields(runs.read_json(run / runs.CONFIG), asked)
     if names:
         raise ValueError(
             f"{run} holds a run with other settings ({', '.join(names)} differ); expected the same settings, "
@@ -128,9 +111,25 @@ def refuse_other_run(run: Path, asked: Mapping[str, Any]) -> None:
         )
 
 
+def other_fields(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """Where two `config.json` differ in what makes a run another run."""
+    one, new = compared(stored), compared(json.loads(json.dumps(runs.finite(dict(asked)))))
+    return [
+        f"{part}.{field}" if isinstance(one.get(part), dict) else part
+        for part in new
+        for field in (
+            runs.differing(one[part], new[part])
+            if isinstance(one.get(part), dict)
+            else [""] * (one.get(part) != new[part])
+        )
+    ]
+
+
 def compared(config: Mapping[str, Any]) -> dict[str, Any]:
     """What makes a run another run. Model and texts are told apart by their hashes, under whatever name they were typed."""
     parts: dict[str, Any] = {name: config.get(name) for name in ("settings", "topics", "retain", "data")}
+    if isinstance(parts["settings"], dict):  # what the recipe gave is there, setting by setting
+        parts["settings"] = {key: value for key, value in parts["settings"].items() if key != "recipe"}
     for name in ("topics", "retain"):
         if isinstance(parts[name], list):
             rows = [row for row in parts[name] if isinstance(row, dict)]
