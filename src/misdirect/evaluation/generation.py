@@ -423,6 +423,6 @@ def incoherence(
             items.append(Encoded(conversation(lm.tokenizer, [prompt], [], chat), [tail]))
             rows.append(row)
     out: list[tuple[float | None, int]] = [(None, 0)] * len(pairs)
-    for row, scored in zip(rows, score(lm, items, batch_tokens, advance, "answers"), strict=True):
+    for row, scored in zip(rows, score(lm, items, batch_tokens, advance, "an answer"), strict=True):
         out[row] = (-scored.logprobs[0] / scored.num_tokens[0], scored.num_tokens[0])
     return out

@@ -82,7 +82,7 @@ def score(
     scored = [found[i] for i in range(len(items))]
     for i in spoilt(one.logprobs for one in scored):  # NaN spreads to those in the same pass
         scored[i] = score_plainly(lm, [items[i]])[0]
-    check_finite(lm, [one.logprobs for one in scored], "questions")
+    check_finite(lm, [one.logprobs for one in scored], f"{what.split()[1]}s")  # "a question of biology": "questions"
     return scored
 
 
