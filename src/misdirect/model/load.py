@@ -1,13 +1,15 @@
 """`LM`: a model and its tokenizer, whole or only as far as the mathematics needs.
 
-MODEL is `demo` (SmolLM2-135M-Instruct out of a package), a local folder, or a hub id. Weights are read from safetensors;
-pickle checkpoints and code that comes with a model are refused unless asked for by name.
+MODEL is `demo` (SmolLM2-135M-Instruct out of a package), a local folder, or a hub id; an adapter among them is merged into
+its base. Weights are read from safetensors; pickle checkpoints and code that comes with a model are refused unless asked for
+by name.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -18,8 +20,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from misdirect.model import adapters, quantized, sources
 from misdirect.model import blocks as structure
 from misdirect.model.delta import file_problem, shown
+from misdirect.model.sources import first_line
+from misdirect.progress import note
+
+NO_ADAPTER = {
+    "subfolder": "no-adapter"
+}  # where transformers is to look for an adapter: nowhere, whether or not peft is there
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,7 @@ class LM:
     source: str
     num_hidden_layers: int  # of the full model, also where `model` is truncated
     block_prefix: str  # the block list's name in the full causal model, such as `model.layers`
+    dequantized: str = ""  # how the matrices were quantised that were made plain in loading, such as `bitsandbytes nf4`
 
     @property
     def device(self) -> torch.device:
@@ -71,10 +81,11 @@ def load_config(source: str, trust_remote_code: bool = False) -> Any:
     """The Hugging Face config of MODEL. Raises ValueError where there is none or where it asks to run its own code."""
     from transformers import AutoConfig
 
+    source = sources.adapter_base(source) or source
     folder = Path(source).expanduser()
     looks_local = folder.exists() or source.startswith((".", "/", "~"))
     if looks_local and not (folder / "config.json").is_file():
-        raise ValueError(f"{source} holds no config.json; expected a model folder, a hub id, or demo")
+        raise ValueError(sources.not_a_model(source))
     if looks_local and not trust_remote_code:
         refuse_remote_code(folder)
     try:
@@ -123,16 +134,13 @@ def refuse_remote_code(folder: Path) -> None:
         config = json.loads((folder / "config.json").read_text())
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'} is not JSON: {error}") from None
+    if problem := sources.foreign_config(str(folder), config):
+        raise ValueError(problem)
     if isinstance(config, dict) and config.get("auto_map"):
         raise ValueError(
             f"{folder} wants to run its own code (auto_map in config.json), which is refused; "
             "expected an architecture of transformers, or --trust-remote-code if you have read that code"
         )
-
-
-def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
 
 
 def check_weights(folder: Path, allow_pickle: bool) -> None:
@@ -145,7 +153,8 @@ def check_weights(folder: Path, allow_pickle: bool) -> None:
                 f"{folder} holds only pickle checkpoints ({pickles[0]}), which can run code when loaded; "
                 "expected safetensors, or --allow-pickle if you trust its author"
             )
-        raise ValueError(f"{folder} holds no weights; expected *.safetensors")
+        other = sources.other_weights(folder)
+        raise ValueError(f"{folder} holds no weights; expected *.safetensors" if not other else f"{folder}: {other}")
     for file in files:
         problem = file_problem(file)
         if problem:
@@ -229,37 +238,104 @@ def load_lm(
     dtype: str = "auto",
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    *,
+    base: str | None = None,
+    dequantize: bool = True,
+    tell: bool = True,
 ) -> LM:
     """MODEL as an `LM`: the full causal model, or with `last` only the embeddings and blocks 0..last.
 
+    `base`: the model that an adapter is put on, instead of the one that it names, and whose tokenizer a folder without one
+    takes. `dequantize`: a quantised model gets plain matrices, without which nothing can be trained or swapped in. `tell`:
+    whether what is particular about the source is said.
     Raises ValueError for a source that is no model, is damaged, holds only pickle, or wants to run its own code.
     """
-    from transformers import AutoTokenizer
-
     place = pick_device(device)
     where = (
         str(Path(resolve_source(source)).expanduser()) if Path(source).expanduser().exists() else resolve_source(source)
     )
+    flags = (trust_remote_code, allow_pickle)
+    if (adapter := sources.find_adapter(where)) is not None:
+        return load_adapted(adapter._replace(where=source), base, device, dtype, *flags, tell)
     config = load_config(where, trust_remote_code)
     if Path(where).is_dir():
         check_weights(Path(where), allow_pickle)
+    tokenizer = load_tokenizer(source, where, base, trust_remote_code, tell)
     full_depth = config.get_text_config(decoder=True).num_hidden_layers
     wanted, prefix = prefix_config(config, full_depth - 1 if last is None else last, trust_remote_code)
     loader = whole_class(config) if last is None else prefix_class(config)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "adapter_kwargs": NO_ADAPTER}
     if not allow_pickle:
         options["use_safetensors"] = True
+    quantized.hush(config)
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
             model, info = loader.from_pretrained(
                 where, config=wanted, dtype=pick_dtype(dtype, place), output_loading_info=True, **options
             )
     except Exception as error:  # missing files, an unknown architecture, a size mismatch: many kinds, one line
-        raise ValueError(f"{source} cannot be loaded: {first_line(error)}") from None
+        hint = quantized.library_hint(source, config, error)
+        raise ValueError(hint or f"{source} cannot be loaded: {first_line(error)}") from None
     refuse_gaps(source, model, info)
+    if tell and (line := sources.left_over(where)):
+        note(line)
+    made_from = quantized.described(config) if dequantize else ""
+    if made_from:
+        with quiet():
+            model = quantized.made_plain(model, source, pick_dtype(dtype, place))
+        if tell:
+            note(f"{source} is quantised ({made_from}): its matrices are dequantised, and any change is made to those")
     model.eval().requires_grad_(False).to(place)
-    return LM(model, tokenizer, source, full_depth, prefix)
+    return LM(model, tokenizer, source, full_depth, prefix, made_from)
+
+
+def load_adapted(
+    adapter: sources.Adapter, base: str | None, device: str, dtype: str, trust: bool, allow_pickle: bool, tell: bool
+) -> LM:
+    """The whole base of an adapter with the adapter merged in. The base is loaded first, and is the one that was named."""
+    adapters.check_adapter(adapter)
+    tensors = adapters.adapter_tensors(adapter, allow_pickle)
+    named = sources.base_of(adapter, base)
+    if sources.find_adapter(named) is not None:
+        raise ValueError(
+            f"{named} is an adapter itself, and {adapter.where} cannot be put on it; expected a whole model"
+        )
+    own = not sources.lacks_tokenizer(adapter.where)
+    try:
+        lm = load_lm(named, None, device, dtype, trust, allow_pickle, tell=tell)
+    except ValueError as error:
+        if base:
+            raise
+        raise ValueError(
+            f"{adapter.where} is an adapter on {named}: {error}; {sources.expected_base(adapter)}"
+        ) from None
+    model = adapters.merge(lm.model, adapter, tensors, named).eval().requires_grad_(False)
+    tokenizer = load_tokenizer(adapter.where, adapter.where, None, trust, False) if own else lm.tokenizer
+    if tell:
+        note(f"{adapter.where} is an adapter ({adapter.config['peft_type']}), merged into {named}")
+    return dataclasses.replace(lm, model=model.to(lm.device), tokenizer=tokenizer, source=adapter.where)
+
+
+def load_tokenizer(source: str, where: str, base: str | None, trust_remote_code: bool, tell: bool) -> Any:
+    """The tokenizer of MODEL, or of `base` where a folder holds none. Raises ValueError where there is none to be had."""
+    from transformers import AutoTokenizer
+
+    lacks = sources.lacks_tokenizer(where)
+    if lacks and base is not None:
+        if tell:
+            note(f"{source} holds no tokenizer: that of {base} is taken")
+        return load_tokenizer(base, str(Path(resolve_source(base)).expanduser()), None, trust_remote_code, tell)
+    try:
+        with quiet():
+            found = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+    except Exception as error:  # files that cannot be read, a library that is missing: many kinds, one line
+        line = " ".join(str(error).split())[:300]
+        raise ValueError(
+            sources.no_tokenizer(source) if lacks else f"the tokenizer of {source} cannot be loaded: {line}"
+        ) from None
+    if lacks and "cell" not in found.decode(found("a cell", verbose=False)["input_ids"]):  # some come up empty
+        raise ValueError(sources.no_tokenizer(source))
+    return found
 
 
 def refuse_gaps(source: str, model: nn.Module, info: Mapping[str, Any]) -> None:

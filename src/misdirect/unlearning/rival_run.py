@@ -95,6 +95,7 @@ def describe(
         "data": {
             "model_sha256": running.model_hash(lm, last),
             "dtype": str(next(lm.model.parameters()).dtype),
+            **({"dequantized": lm.dequantized} if lm.dequantized else {}),
             "forget_sha256": {name: runs.fingerprint(texts) for name, texts in forget.items()},
             "retain_sha256": {name: runs.fingerprint(texts) for name, texts, _ in retain},
         },

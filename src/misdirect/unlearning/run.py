@@ -44,6 +44,7 @@ def describe(
         "data": {
             "model_sha256": model_hash,
             "dtype": str(next(job.lm.model.parameters()).dtype),
+            **({"dequantized": job.lm.dequantized} if job.lm.dequantized else {}),
             "forget_sha256": {name: runs.fingerprint(texts) for name, texts in forget.items()},
             "retain_sha256": {name: runs.fingerprint(texts) for name, texts, _ in retain},
         },
