@@ -20,7 +20,6 @@ from misdirect import runs
 from misdirect.attacks import catalogue, finetune, measure, relearn
 from misdirect.auditing import before, material, pair, timing
 from misdirect.auditing import run as running
-from misdirect.auditing.lost import refuse_silent
 from misdirect.cli import main
 from misdirect.cli_audit import gate
 from misdirect.config import AuditConfig
@@ -407,17 +406,9 @@ def test_a_model_without_numbers_is_refused(here: Path, capsys: pytest.CaptureFi
     lm.model.save_pretrained("broken")
     lm.tokenizer.save_pretrained("broken")
     assert audit(unlearned="broken") == 2
-    assert "the unlearned model gives no numbers (NaN or infinity) on a line of text" in capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the unlearned model: broken gives NaN or infinity for a line of text" in said
     assert not Path("audit/results").exists(), "before any question is asked"
-
-
-def test_answers_that_are_no_numbers_are_refused() -> None:
-    good, bad = {"biology": [[-1.0, -2.0]]}, {"biology": [[-1.0, -2.0], [float("nan"), -1.0]]}
-    refuse_silent({"base": good, "unlearned": good})
-    with pytest.raises(
-        ValueError, match=r"the unlearned model gives no numbers \(NaN\) on 1 of 2 questions of biology"
-    ):
-        refuse_silent({"base": good, "unlearned": bad})
 
 
 @pytest.mark.parametrize(

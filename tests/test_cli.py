@@ -479,7 +479,7 @@ def test_any_set_name_is_a_file_of_its_own(shelf: Path, tmp_path: Path) -> None:
     assert files(tmp_path) == {f"out/{name}" for name in files(tmp_path / "out")}
 
 
-def test_a_model_without_numbers_is_measured_without_a_crash(
+def test_a_model_without_numbers_is_refused_without_a_crash(
     shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from misdirect.model import load
@@ -494,9 +494,7 @@ def test_a_model_without_numbers_is_measured_without_a_crash(
     monkeypatch.setattr(load, "load_lm", broken)
     out = tmp_path / "out"
     sources = ["--questions", f"q={shelf / 'bio-questions.jsonl'}", "--text", f"t={shelf / 'kept.jsonl'}"]
-    assert main(["evaluate", str(shelf / "llama"), *sources, "--out", str(out)]) == 0
-    (row,) = [row for row in summary(out) if row["metric"] == "nll_per_token"]
-    assert row["value"] is None
-    assert "not a number" in capsys.readouterr().out
-    assert main(["report", str(out)]) == 0
-    assert runs.load_results(out)
+    assert main(["evaluate", str(shelf / "llama"), *sources, "--out", str(out)]) == 2
+    assert "base, q: " in (said := " ".join(capsys.readouterr().err.split()))
+    assert "gives NaN or infinity for" in said
+    assert not list(out.rglob("mcq.*"))

@@ -29,8 +29,9 @@ from misdirect.cli import weighted
 from misdirect.data import batches, builtin, files, hub
 from misdirect.data.asking import cloze_prompt, letter_prompt, sample
 from misdirect.data.corpora import read_texts
-from misdirect.data.files import SUFFIXES, file_rows, read_rows, split_column
+from misdirect.data.files import SUFFIXES, file_rows
 from misdirect.data.questions import Question, parse_question, read_questions
+from misdirect.data.sources import read_rows, split_column
 from tiny import texts as draw_texts
 from tiny import tiny_tokenizer
 
@@ -217,9 +218,7 @@ def test_an_answer_is_an_index_or_a_letter(answer: Any, index: int) -> None:
     assert parse_question(question(answer=answer), "here", 1).answer == index
 
 
-@pytest.mark.parametrize(
-    "answer", [4, -1, "4", "-1", "E", "", "AB", 1.0, True, None, [1], "\u0131", "²", "9" * 5000, 10**30, "A."]
-)
+@pytest.mark.parametrize("answer", [4, -2, "4", "-2", "E", "(E)", "E.", 4.0, "4.0", "9" * 5000, 10**30])
 def test_an_answer_out_of_range_is_refused(answer: Any) -> None:
     with pytest.raises(ValueError, match=r"here: the answer .* is out of range; expected 0 to 3 or A to D"):
         parse_question(question(answer=answer), "here", 1)
@@ -864,7 +863,7 @@ def test_a_gated_and_a_missing_data_set(tmp_path: Path) -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     code = (
-        "from misdirect.data.files import read_rows\n"
+        "from misdirect.data.sources import read_rows\n"
         "for source in ('hub:cais/gated', 'hub:cais/none:all:test'):\n"
         "    try: read_rows(source)\n"
         "    except ValueError as error: print(error)\n"

@@ -53,9 +53,10 @@ class Row(NamedTuple):
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in self) + " |"
 
 
-# No other family may be refused: these have no MLP, no single list of blocks, several streams, or an encoder.
+# No other family may be refused: these have no MLP, no single list of blocks, several streams, or an encoder, or read ahead.
 REFUSED = {
-    "bart", "t5", "falcon_mamba", "mamba2", "zamba", "zamba2", "gemma3n_text", "hrm_text", "longcat_flash", "xlm",
+    "bart", "t5", "falcon_mamba", "mamba2", "zamba", "zamba2", "gemma3n_text", "hrm_text", "longcat_flash", "paligemma",
+    "xlm",
 }  # fmt: skip
 
 
@@ -120,7 +121,7 @@ def walk(family: str, folder: Path) -> Row:
         with warnings_of("misdirect.model.load") as said:
             lm = load_lm(str(folder), LAST)
     except ValueError as error:
-        return row._replace(note=f"refused: {shorten(error)}")
+        return row._replace(note=f"refused: {shorten(str(error).replace(str(folder), family))}")
     notes = [f"loaded whole: {shorten(text.split(', ', 1)[1])}" for text in said]
     assert bool(notes) == (len(lm.blocks) > LAST + 1)
     try:

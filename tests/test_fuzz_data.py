@@ -28,8 +28,9 @@ from hypothesis import strategies as st
 from misdirect import runs
 from misdirect.data import batches, builtin, hub
 from misdirect.data.corpora import TEXT_COLUMNS, read_texts
-from misdirect.data.files import SUFFIXES, read_rows, split_column
+from misdirect.data.files import SUFFIXES
 from misdirect.data.questions import ANSWER, CHOICES, QUESTION, Question, read_questions
+from misdirect.data.sources import read_rows, split_column
 from tiny import tiny_tokenizer
 
 FACTOR = int(os.environ.get("MISDIRECT_FUZZ", "1"))
@@ -277,7 +278,7 @@ COLUMNS: Mapping[pa.DataType, st.SearchStrategy[Any]] = {
 
 
 @st.composite
-def parquet(draw: st.DrawFn) -> bytes:
+def arrow_table(draw: st.DrawFn) -> pa.Table:
     count = draw(st.integers(0, 4))
     names = draw(st.lists(st.sampled_from(NAMES) | st.text(max_size=5), min_size=1, max_size=4))
     columns = []
@@ -285,9 +286,22 @@ def parquet(draw: st.DrawFn) -> bytes:
         kind = draw(st.sampled_from(list(COLUMNS)))
         values = draw(st.lists(COLUMNS[kind] | st.none(), min_size=count, max_size=count))
         columns.append(pa.array(values, kind))
+    return pa.Table.from_arrays(columns, names=names)
+
+
+@st.composite
+def parquet(draw: st.DrawFn) -> bytes:
     stream = io.BytesIO()
-    compression = draw(st.sampled_from(("none", "snappy", "gzip")))
-    pq.write_table(pa.Table.from_arrays(columns, names=names), stream, compression=compression)
+    pq.write_table(draw(arrow_table()), stream, compression=draw(st.sampled_from(("none", "snappy", "gzip"))))
+    return stream.getvalue()
+
+
+@st.composite
+def arrow(draw: st.DrawFn) -> bytes:
+    """As `datasets` writes it, and as others do."""
+    stream, found = io.BytesIO(), draw(arrow_table())
+    with draw(st.sampled_from((pa.ipc.new_stream, pa.ipc.new_file)))(stream, found.schema) as writer:
+        writer.write_table(found)
     return stream.getvalue()
 
 
@@ -298,6 +312,7 @@ CONTENT: Mapping[str, st.SearchStrategy[bytes]] = {
     ".csv": table(),
     ".tsv": table(),
     ".parquet": parquet(),
+    ".arrow": arrow(),
     ".txt": prose,
     ".md": prose,
 }

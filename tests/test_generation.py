@@ -263,20 +263,19 @@ def test_a_draw_follows_the_softmax_and_the_nucleus() -> None:
     assert g.nucleus(logits, 1e-9).isfinite().tolist() == [True, False, False, False, False]
 
 
-def test_a_model_without_numbers_is_recorded_as_such() -> None:
+def test_a_model_without_numbers_is_refused_as_speaker_and_as_reader() -> None:
     lm = tiny_lm(dtype=torch.float32)
+    config = EvaluateConfig(new_tokens=4, samples=1)
+    said = saved(g.generation(tiny_lm(), "x", prompts(), config))
     with torch.no_grad():
         lm.model.model.layers[2].mlp.down_proj.weight.fill_(float("nan"))
-    result = g.generation(lm, "x", prompts(), EvaluateConfig(new_tokens=4, samples=1))
-    turns = [t for r in result.records for t in g.turns(r)]
-    assert {(t["text"], t["num_tokens"], t["stopped"], t["finite"], t["why"]) for t in turns} == {
-        ("", 0, False, False, "not a number")
-    }
-    assert result.metrics[0].value == 1
-    read = g.read_by_base(tiny_lm(), saved(result), EvaluateConfig())
-    assert not g.unread(read)
-    assert {t["base_nll"] for r in read["records"] for t in g.turns(r)} == {None}
-    runs.finite(read)
+    count = 2 * len(prompts())
+    with pytest.raises(ValueError, match=f"llama gives NaN or infinity for {count} of {count} answers"):
+        g.generation(lm, "x", prompts(), config)
+    with pytest.raises(ValueError, match=r"gives NaN or infinity for .* answers"):
+        g.read_by_base(lm, said, config)
+    [answer] = g.answer_batch(lm, [[5, 6]], [None], config)  # as a conversation shows it
+    assert (answer.text, answer.num_tokens, answer.stopped, answer.finite) == ("", 0, False, False)
 
 
 def test_a_prompt_too_long_for_the_model_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:

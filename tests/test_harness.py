@@ -352,3 +352,46 @@ def test_real_mmlu_on_the_real_model() -> None:
     row = row_of(result, "acc")
     assert row.n == 6 and row.low < row.value < row.high
     assert all(-30 < max(r["logprobs"]) < 0 for r in result.records)
+
+
+LONGROPE = {
+    "rope_type": "longrope", "factor": 8.0, "rope_theta": 10000.0, "original_max_position_embeddings": 24,
+    "short_factor": [1.0] * 4, "long_factor": [6.0] * 4,
+}  # fmt: skip
+
+
+def test_no_request_s_value_hangs_on_a_longer_one(tmp_path: Path) -> None:
+    """Positions of `longrope` change with the longest row of a pass: each request has one of its own."""
+    rows = [{"q": " ".join(["the river"] * n), "a": ["house", "stone bread"]} for n in (2, 9, 20, 3)]
+    data = {"data_files": {"test": str(write(tmp_path / "d.jsonl", rows))}}
+    said = {"task": "lengths", "output_type": "multiple_choice", "doc_to_text": "{{q}}", "doc_to_choice": "{{a}}",
+            "doc_to_target": 0, "test_split": "test", "dataset_path": "json", "dataset_kwargs": data}  # fmt: skip
+    (tmp_path / "task.yaml").write_text(json.dumps(said))
+    lm = LM(tiny_model("llama", rope_parameters=LONGROPE), tiny_tokenizer(), "tiny", LAYERS, "model.layers")
+    result = ours.harness(lm, "x", ours.read_task(str(tmp_path / "task.yaml"), None, ALL), ALL)
+    for row, record in zip(rows, result.records, strict=True):
+        context = lm.tokenizer(row["q"])["input_ids"]
+        for answer, found in zip(row["a"], record["logprobs"], strict=True):
+            ids = torch.tensor([lm.tokenizer(f"{row['q']} {answer}")["input_ids"]])
+            with torch.no_grad():
+                logprobs = lm.model(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+            assert found == pytest.approx(logprobs[len(context) - 1 :].sum().item(), abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", ["multiple_choice", "generate_until"])
+def test_a_model_without_numbers_is_refused(tmp_path: Path, kind: str) -> None:
+    rows = [{"q": text, "a": ["house", "stone"]} for text in texts(4, 8)]
+    data = {"data_files": {"test": str(write(tmp_path / "d.jsonl", rows))}}
+    said = {"task": "broken", "output_type": kind, "doc_to_text": "{{q}}", "test_split": "test", "dataset_path": "json",
+            "dataset_kwargs": data}  # fmt: skip
+    said |= {"doc_to_choice": "{{a}}", "doc_to_target": 0} if kind == "multiple_choice" else {
+        "doc_to_target": "{{a[0]}}", "generation_kwargs": {"until": ["."], "max_gen_toks": 3},
+        "metric_list": [{"metric": "exact_match"}],
+    }  # fmt: skip
+    (tmp_path / "task.yaml").write_text(json.dumps(said))
+    lm = LM(tiny_model("llama"), tiny_tokenizer(), "tiny", LAYERS, "model.layers")
+    lm.model.model.norm.weight.data[:] = math.nan
+    task = ours.read_task(str(tmp_path / "task.yaml"), None, ALL)
+    of = "8 of 8 requests" if kind == "multiple_choice" else "an answer to one of 4 requests at least"
+    with pytest.raises(ValueError, match=f"tiny gives NaN or infinity for {of}, .*model.norm.weight"):
+        ours.harness(lm, "x", task, ALL)

@@ -102,6 +102,9 @@ def test_a_loss_that_is_no_number_is_one_line() -> None:
     lm, case = tiny_case()
     lm.model.lm_head.weight.data[0, 0] = float("nan")
     attack = of_kind(case, "facts", "full")
+    with pytest.raises(ValueError, match="biology: llama gives NaN or infinity for 8 of 8 questions"):
+        attack.run(lm, case, attack, lambda k: None)
+    case = dataclasses.replace(case, plain={"biology": [[-1.0] * 4] * 8})
     with pytest.raises(
         ValueError, match=r"finetuning broke down at update 1, loss nan; expected a smaller --lr than 0\.001"
     ):

@@ -73,7 +73,7 @@ def test_loss_and_gradient_are_those_of_two_models(family: str, method: Any, ret
     config = RivalConfig(method, beta=0.05, retain_term=retain_term, retain_weight=2.5)
     job = rival.prepare(lm, FORGET, RETAIN, LONG, config)
     _, forget, retain = rmu.schedule(job.plan)[0]
-    assert len(rival.grouped(forget)) > 1 and len(rival.grouped(retain)) > 1
+    assert len(rival.grouped(lm, forget)) > 1 and len(rival.grouped(lm, retain)) > 1
     draw = torch.Generator().manual_seed(0)
     own = dict(lm.model.named_parameters())
     leaves = {n: (own[n] + 0.02 * torch.randn(own[n].shape, generator=draw)).requires_grad_() for n in job.names}

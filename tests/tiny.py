@@ -75,7 +75,7 @@ PLAIN = [
     "glm", "glm4", "gpt_neox_japanese", "granite", "granite_swa", "helium", "hyperclovax", "jais2", "lfm2", "lfm3",
     "ministral3", "mpt", "nanochat", "nemotron", "olmo", "olmo_hybrid", "opt", "persimmon", "phi", "seed_oss",
     "smollm3", "stablelm", "starcoder2", "xglm", "xlstm", "recurrent_gemma", "rwkv", "mamba", "falcon_mamba",
-    "minimax", "flex_olmo", "granitemoeshared", "fuyu", "bert", "bart", "hrm_text", "xlm", "openai-gpt",
+    "minimax", "flex_olmo", "granitemoeshared", "fuyu", "bart", "hrm_text", "xlm", "openai-gpt",
 ]  # fmt: skip
 SETTINGS: dict[str, dict[str, Any]] = {
     "llama": COMMON,
@@ -123,6 +123,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "num_kv_shared_layers": 2, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 400, "laurel_rank": 4,
         "layer_types": ["sliding_attention", "full_attention"] * 3, "activation_sparsity_pattern": [0.0] * LAYERS,
     },
+    "bert": COMMON | {"is_decoder": True},  # without it, an encoder
     "gpt_bigcode": GPT, "gptj": GPT | {"rotary_dim": 4}, "codegen": GPT | {"rotary_dim": 4},
     "openai-gpt": GPT | {"attn_pdrop": 0.0}, "ctrl": GPT | {"dff": INNER},
     "gpt_neo": {

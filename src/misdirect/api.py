@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from misdirect import runs
-from misdirect.config import AuditConfig, Corpus, EvaluateConfig, Method, Topic, UnlearnConfig
+from misdirect.collateral import topics_of
+from misdirect.config import AuditConfig, Corpus, EvaluateConfig, Method, Topic, UnlearnConfig, doubtful
 from misdirect.data.files import shown
 from misdirect.progress import bar, note
 from misdirect.recipes import resolve
@@ -176,7 +177,8 @@ def evaluate(
 
     `questions`, `texts` and `prompts`: set name -> SOURCE; `examples`: a questions set -> SOURCE of its answered
     examples (`config.shots`); `tasks`: names of lm-evaluation-harness tasks, TASK or TASK=SOURCE; `model`: where a run's
-    base lies now, if it has moved, or the base of an adapter or of a model without a tokenizer. What is stored already is not measured again. Raises ValueError for bad input, and
+    base lies now, if it has moved, or the base of an adapter or of a model without a tokenizer. What is stored already is
+    not measured again. Raises ValueError for bad input, and
     where a stored result was measured with other settings.
     """
     from misdirect.evaluation import judge as scoring
@@ -213,6 +215,8 @@ def evaluate(
     sides = running.sides_of(folder, is_run)
     with runs.writing(*dict.fromkeys(side.folder for side in sides)):
         missing = running.missing_tasks(sides, wanted)
+        if is_run:
+            say_doubtful(folder, [task.name for task in wanted if task.measurement != "generation"])
         if any(missing.values()) or running.unread(sides, wanted):
             source = (model or runs.read_json(folder / runs.CONFIG)["model"]) if is_run else str(target)
             base = None if is_run else model
@@ -230,6 +234,17 @@ def evaluate(
         running.score_answers(sides, wanted, config)
         running.judge(sides, wanted)
         return runs.write_summary(folder, over_seeds(folder))
+
+
+def say_doubtful(run: Path, names: Sequence[str] = ()) -> None:
+    """Says which of these sets, and of those measured already, may be named unlike the topic that they are meant for."""
+    stored = runs.read_json(run / runs.SUMMARY) if (run / runs.SUMMARY).is_file() else []
+    rows = [row for row in stored if isinstance(row, dict)] if isinstance(stored, list) else []
+    there = [
+        str(row.get("set")) for row in rows if row.get("attack") is None and row.get("measurement") != "generation"
+    ]
+    for doubt in doubtful(list(dict.fromkeys([*names, *there])), topics_of(run)):
+        note(doubt)
 
 
 def refuse_other_model(folder: Path, model: str, base: str | None = None) -> None:
@@ -371,6 +386,7 @@ def report(
         if len(paths) > 1:
             return reporting.compare(paths, Path(out) if out else paths[0] / "comparison.html")
         if runs.is_run(paths[0]):
+            say_doubtful(paths[0])
             card(paths[0])
         return reporting.report(paths[0], show_text)
 

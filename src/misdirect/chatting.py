@@ -208,11 +208,14 @@ def answers(lm: LM, delta: Delta, history: list[Exchange], prompt: str, config: 
 def reply(lm: LM, side: str, history: list[Exchange], prompt: str, config: EvaluateConfig) -> Any:
     """One model's next answer, as `misdirect.evaluation.generation` gives it."""
     from misdirect.data.prompts import Prompt
+    from misdirect.evaluation import contexts
     from misdirect.evaluation import generation as answering
 
     turns = [*(exchange.prompt for exchange in history), prompt]
     earlier = [exchange.replies[side].text for exchange in history]
-    context = answering.conversation(lm.tokenizer, turns, earlier, answering.uses_chat(lm, config))
+    chat = answering.uses_chat(lm, config)
+    context = contexts.conversation(lm.tokenizer, turns, earlier, chat)
+    contexts.check_tokens(lm, context, "this prompt", chat)
     refuse_long(lm, len(context), config.new_tokens, bool(history))
     before = [answering.Answer(text, 0, True, True) for text in earlier]
     slot = answering.Slot(Prompt("chat", tuple(turns)), 0 if config.samples else None, before)
@@ -238,9 +241,14 @@ def marked(lm: LM, prompt: str, answer: Any, config: EvaluateConfig) -> Reply:
     """An answer with the verdict on whether it is language. `lm` is the base."""
     from misdirect.evaluation import degeneration
     from misdirect.evaluation import generation as answering
+    from misdirect.model.finite import NotFinite
 
     chat = answering.uses_chat(lm, config)
-    [(nll, count)] = answering.incoherence(lm, [(prompt, answer.text)], chat, config.batch_tokens)
+    nll, count = None, 0
+    try:
+        [(nll, count)] = answering.incoherence(lm, [(prompt, answer.text)], chat, config.batch_tokens)
+    except NotFinite as error:  # the answer is shown all the same
+        note(f"Whether this is language is not judged: base: {error}")
     turn = degeneration.measures(answer.text) | {"finite": answer.finite, "base_nll": nll, "base_tokens": count}
     return Reply(answer.text, answer.num_tokens, answer.stopped, degeneration.verdict(turn))
 

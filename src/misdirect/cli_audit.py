@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -148,6 +149,8 @@ def gate(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any], limit: fl
     for row in rows:
         if row["attack"] == "strongest" and (row.get("headline") or row["metric"] == "gap_closed"):
             shares[row["set"]] = max(row["value"], shares.get(row["set"], row["value"]))
+    if not all(map(math.isfinite, shares.values())):
+        raise ValueError(f"a recovered share is not a finite number; expected {runs.SUMMARY} as the audit wrote it")
     done = [a["settings"] for a in record["attacks"] if a["status"] == "done"]
     relearned = any(settings.get("attack") == "relearn" and settings.get("text") == "facts" for settings in done)
     code = 0

@@ -10,6 +10,7 @@ marked as changed, the chance that any is false is 5 %. What was to be forgotten
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,7 +95,8 @@ def is_shown(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool:
 def change_of(row: Mapping[str, Any], base: Mapping[str, Any] | None, topics: Sequence[str]) -> Change | None:
     paired = row.get("paired") or {}
     needed = [paired.get(name) for name in ("difference", "stderr", "low", "high")]
-    if base is None or base.get("value") is None or any(x is None for x in needed):
+    p_value = paired.get("p_value", 0.0)  # null where an older version stored a test of numbers that are none
+    if base is None or base.get("value") is None or any(x is None or not math.isfinite(x) for x in (*needed, p_value)):
         return None
     difference, stderr, low, high = (float(x) for x in needed if x is not None)
     p_value = paired.get("p_value")

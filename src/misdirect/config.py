@@ -8,6 +8,10 @@ This module imports no torch.
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import itertools
+import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -33,18 +37,52 @@ WMDP = {
 
 
 def kind_of(name: str, topics: Sequence[str]) -> Kind:
-    """A set is a forget set when it is named like a topic: `biology`, `biology-hard`, `biology.test`, `biology_2`.
+    """A set is a forget set when it is named like a topic: `biology`, `Biology-hard`, `biology.test`, `biology_2`.
 
-    WMDP's sets belong to the topic that they are about, however it is called: `wmdp_bio` to `bio` and to `biology`.
+    Case does not count, nor do the space, hyphen, underscore and dot between words. WMDP's sets belong to the topic that
+    they are about, however it is called: `wmdp_bio` to `bio` and to `biology`.
     """
     if not topics:
         return "other"
-    names = [name, *WMDP.get(name.replace("_", "-"), ())]
-    return (
-        "forget"
-        if any(n == t or n.startswith((t + "-", t + ".", t + "_")) for n in names for t in topics)
-        else "retain"
-    )
+    begun = [beginnings(n) for n in (name, *WMDP.get("-".join(words_of(name)), ()))]
+    return "forget" if any("".join(words_of(topic)) in found for topic in topics for found in begun) else "retain"
+
+
+def words_of(name: str) -> list[str]:
+    """The words of a set's or topic's name; a name of signs alone is one."""
+    plain = unicodedata.normalize("NFKC", name).casefold()
+    return re.findall(r"[^\s._-]+", plain) or [plain]
+
+
+def beginnings(name: str) -> set[str]:
+    """`cyber security-hard` -> cyber, cybersecurity, cybersecurityhard."""
+    return set(itertools.accumulate(words_of(name)))
+
+
+def doubtful(names: Sequence[str], topics: Sequence[str]) -> list[str]:
+    """What is to be said before sets are measured: names close to a topic's that do not belong to it; or that none does."""
+    kept = [name for name in names if kind_of(name, topics) == "retain"]
+    near = {name: found for name in kept if (found := next((t for t in topics if is_near(name, t)), None)) is not None}
+    said = [
+        f"the set {name!r} counts as to be kept, though its name is close to the topic {topic!r}; if it is to be forgotten, "
+        f"call it {topic} or {topic}-..."
+        for name, topic in near.items()
+    ]
+    if kept and len(kept) == len(names):
+        said.append(
+            f"no set is named like a topic ({', '.join(topics)}), so all count as to be kept: {', '.join(names)}; a set that "
+            f"is to be forgotten is called {topics[0]} or {topics[0]}-..."
+        )
+    return said
+
+
+def is_near(name: str, topic: str) -> bool:
+    """Whether a word of one begins with the other, or they differ by a slip of typing."""
+    whole, other = "".join(words_of(name)), "".join(words_of(topic))
+    short = min(len(whole), len(other)) < 3
+    begins = any(word.startswith(other) or (len(word) >= 3 and other.startswith(word)) for word in words_of(name))
+    slip = whole[:1] == other[:1] and difflib.SequenceMatcher(None, whole, other).ratio() >= 0.75
+    return not short and (begins or slip)
 
 
 def knob(default: Any, text: str) -> Any:
@@ -180,8 +218,12 @@ class EvaluateConfig:
         "newline less), plain (no description). auto is current where the questions have a subject.",
     )
     shots: int = knob(0, "Answered examples before each question, of its subject where it has one.")
-    text_limit: int | None = knob(200, "Documents per text set, drawn with the seed; 0 is all.")
-    max_tokens: int = knob(512, "Longest text sample in tokens; longer ones are cut off.")
+    text_limit: int | None = knob(
+        200, "Documents per text set (of whole text files: samples), drawn with the seed; 0 is all."
+    )
+    max_tokens: int = knob(
+        512, "Longest text sample in tokens; longer ones are cut off, whole text files cut into samples."
+    )
     new_tokens: int = knob(40, "Longest answer to a prompt in tokens.")
     samples: int = knob(0, "Sampled answers to each prompt, beside the greedy one.")
     temperature: float = knob(0.7, "Temperature of sampled answers.")

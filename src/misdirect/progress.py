@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -16,6 +17,12 @@ console = Console(stderr=True, soft_wrap=True, highlight=False)
 def note(text: str) -> None:
     """One line to standard error, as it is."""
     console.print(escape(text))
+
+
+@functools.cache
+def note_once(text: str) -> None:
+    """A note that a process gives once, however often it reads the same file."""
+    note(text)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ no torch; JSON here, tensors in `misdirect.model.delta`.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -19,9 +20,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from misdirect import locking
+from misdirect import locking, unsound
 from misdirect.config import SPEED_ONLY
 from misdirect.disk import is_full
+from misdirect.progress import note
 
 CONFIG, ENV, LOG, SUMMARY = "config.json", "env.json", "log.jsonl", "summary.json"
 DELTA, CONTROL, CHECKPOINT = "delta.safetensors", "control.safetensors", "checkpoint.safetensors"
@@ -299,6 +301,7 @@ def load_result(
     if not path.exists():
         return None
     stored = read_result(path)
+    check_sound(path, stored)
     own = dict(stored["config"])
     provisional = own.pop("asked_by", None) == "audit"  # a sample, to find the format: an evaluation takes its place
     fields = differing(own, json_form(config))
@@ -313,8 +316,23 @@ def load_result(
 
 
 def load_results(run: Path) -> list[dict[str, Any]]:
-    """Every result of a run in a fixed order: base, unlearned, then attacks."""
-    return [read_result(path) for path in sorted((run / "results").rglob("*.json"))]
+    """Every result of a run in a fixed order: base, unlearned, then attacks; what is not sound is left out, and said."""
+    results, lines = unsound.usable([(path, read_result(path)) for path in sorted((run / "results").rglob("*.json"))])
+    for line in lines:
+        note_once(line)
+    return results
+
+
+@functools.cache
+def note_once(line: str) -> None:
+    """A run's results are read several times in one call."""
+    note(line)
+
+
+def check_sound(path: Path, result: Mapping[str, Any]) -> None:
+    """Raises ValueError where a stored result holds log-probabilities that are not finite."""
+    if line := unsound.complaint(path, result):
+        raise ValueError(line)
 
 
 def read_result(path: Path) -> dict[str, Any]:

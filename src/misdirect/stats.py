@@ -80,6 +80,13 @@ def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
     return Paired(difference, stderr, low, high, lost, gained, n, p_value)
 
 
+def check_finite(values: Sequence[float]) -> None:
+    """Raises ValueError where some are NaN or infinite: no mean and no test is computed from those."""
+    bad = sum(not math.isfinite(x) for x in values)
+    if bad:
+        raise ValueError(f"{bad} of {len(values)} numbers are NaN or infinite; expected finite ones")
+
+
 class Mean(NamedTuple):
     value: float
     stderr: float
@@ -92,6 +99,7 @@ def ratio_of_sums(numerators: Sequence[float], denominators: Sequence[float]) ->
 
     Linearised: the residuals a_i - r b_i, over the mean of b; Student's interval. A single item has no spread: stderr NaN.
     """
+    check_finite([*numerators, *denominators])
     n, total = len(numerators), sum(denominators)
     if not n or total <= 0:
         raise ValueError("no tokens to average over; expected at least one")
@@ -116,6 +124,7 @@ def mean_of_means(values: Sequence[float], stderrs: Sequence[float]) -> Mean:
 
 def sample_mean(values: Sequence[float]) -> Mean:
     """Mean of a small sample with Student's 95 % interval; one value has no spread: stderr NaN."""
+    check_finite(values)
     count = len(values)
     value = sum(values) / count
     if count == 1:
@@ -129,8 +138,10 @@ def sample_mean(values: Sequence[float]) -> Mean:
 
 def two_sided_p(difference: float, stderr: float, n: int) -> float:
     """Of Student's test that a mean difference of `n` units is 0; 1 where nothing can be said (no spread, or one unit)."""
+    check_finite([difference])
     if n < 2 or stderr == 0:
         return 1.0
+    check_finite([stderr])
     from scipy.stats import t
 
     return float(2 * t.sf(abs(difference / stderr), n - 1))
@@ -138,6 +149,7 @@ def two_sided_p(difference: float, stderr: float, n: int) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment (Holm 1979): the chance that any rejection among all is false stays below its level."""
+    check_finite(p_values)
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     adjusted, largest = [1.0] * len(p_values), 0.0
     for rank, index in enumerate(order):

@@ -27,9 +27,11 @@ from misdirect.attacks import measure
 from misdirect.attacks.case import Advance, Attack, Case, Cost
 from misdirect.attacks.measure import Point, Render
 from misdirect.config import AuditConfig
+from misdirect.data import asking
 from misdirect.data.batches import CHARS_PER_TOKEN
 from misdirect.data.facts import keywords, words
 from misdirect.data.questions import Question
+from misdirect.model.finite import about
 from misdirect.model.load import LM
 from misdirect.runs import Result
 
@@ -68,7 +70,7 @@ def two_sides(case: Case) -> tuple[list[str], list[str]]:
 
 
 def text_of(item: Question) -> str:
-    return " ".join([item.question, *item.choices])
+    return " ".join([asking.stem(item), *item.choices])
 
 
 def cut(texts: Sequence[str]) -> list[str]:
@@ -99,7 +101,7 @@ def attacks(case: Case, config: AuditConfig) -> list[Attack]:
     """Forget words and, as the control, words of the other sets; before the question and after it."""
     missing = "" if any(case.retained.values()) else "needs another set of questions: --questions NAME=FILE"
     asked = [q for questions in case.retained.values() for q in questions]
-    characters = sum(len(q.question) + 20 + sum(map(len, q.choices)) for q in asked)
+    characters = sum(len(asking.stem(q)) + 20 + sum(map(len, q.choices)) for q in asked)
     added = sum(COUNTS) * WORD_CHARS * len(asked)
     cost = Cost((len(COUNTS) * characters + added) / CHARS_PER_TOKEN)
     made = []
@@ -120,21 +122,12 @@ def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
     pool = typical(forget, retain) if attack.settings["kind"] == "forget" else typical(retain, forget)
     points = []
     for count in attack.settings["words"]:
-        sat = {
-            name: measure.ask(
-                lm,
-                questions,
-                with_words(
-                    measure.rendering(case.forms[name], case.seed),
-                    pool,
-                    count,
-                    attack.settings["seed"],
-                    attack.settings["place"] == "before",
-                ),
-                case.batch_tokens,
-            )
-            for name, questions in case.retained.items()
-        }
+        sat = {}
+        for name, questions in case.retained.items():
+            plain, seed = measure.rendering(case.forms[name], case.seed), attack.settings["seed"]
+            render = with_words(plain, pool, count, seed, attack.settings["place"] == "before")
+            with about(name):
+                sat[name] = measure.ask(lm, questions, render, case.batch_tokens)
         points.append((Point(budget=float(count)), sat))
         advance(1)
     return measure.results(case, attack, points, time.perf_counter() - started, 0.0)

@@ -26,10 +26,13 @@ from misdirect.attacks.case import Advance, Attack, Case, Cost
 from misdirect.attacks.measure import LANGUAGE_TOKENS, Point, language, results, sit, sitting_tokens
 from misdirect.attacks.writers import folded, without, writers
 from misdirect.config import AuditConfig
-from misdirect.data.batches import beginnings, pad, pad_id
+from misdirect.data.batches import beginnings
+from misdirect.model import rope
 from misdirect.model.activations import first_output, hooked, states_after
+from misdirect.model.finite import not_finite
 from misdirect.model.interventions import blocks_changed
 from misdirect.model.load import LM
+from misdirect.model.rows import padded
 from misdirect.model.score import forward
 from misdirect.runs import Metric, Result
 
@@ -160,11 +163,14 @@ def forget_samples(lm: LM, case: Case) -> list[list[int]]:
 def forget_states(lm: LM, case: Case, block: int) -> Float[Tensor, "N D"]:
     """States of at most `STATES` forget tokens of the model under attack after `block`, first tokens left out."""
     samples, parts = forget_samples(lm, case), []
-    for i in range(0, len(samples), 8):
-        batch = pad(samples[i : i + 8], pad_id(lm.tokenizer)).to(lm.device)
+    eights = ([*range(i, min(i + 8, len(samples)))] for i in range(0, len(samples), 8))
+    for rows in rope.split(lm.model, eights, list(map(len, samples))):
+        batch = padded(lm, [samples[row] for row in rows])
         states = states_after(lm.model, lm.blocks, block, batch.input_ids, batch.attention_mask)
         parts.append(states[batch.counts].float().cpu())
     found = torch.cat(parts)
+    if not found.isfinite().all():
+        raise not_finite(lm, f"the states of {int((~found.isfinite().all(-1)).sum())} of {len(found)} tokens of text")
     return found[torch.linspace(0, len(found) - 1, min(STATES, len(found))).long()]
 
 

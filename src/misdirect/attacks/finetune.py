@@ -20,8 +20,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from misdirect.data.batches import pad, pad_id, plan_single, tokenise
+from misdirect.data.batches import plan_single, tokenise
+from misdirect.model import rope
 from misdirect.model.load import LM
+from misdirect.model.rows import num_rows, padded
 from misdirect.model.score import forward
 
 Method = Literal["full", "lora"]
@@ -34,7 +36,8 @@ def samples_of(lm: LM, texts: Sequence[str], max_tokens: int, seed: int) -> list
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
     longest = max(len(text.encode("utf-8", "surrogatepass")) for text in texts) + 2  # so many tokens at most
     encoded = tokenise(lm.tokenizer, [texts[i] for i in order], longest)
-    between = [lm.tokenizer.eos_token_id] if lm.tokenizer.eos_token_id is not None else []
+    end = lm.tokenizer.eos_token_id
+    between = [end] if end is not None and end < num_rows(lm.model) else []
     flat = [token for ids in encoded for token in (*ids, *between)]
     cut = [flat[i : i + max_tokens] for i in range(0, len(flat), max_tokens)]
     return [sample for sample in cut if len(sample) >= 2]
@@ -108,14 +111,12 @@ def train(
     masters = [p.detach().float().clone().requires_grad_() if low(p) else p for p in parameters]
     optimizer = torch.optim.AdamW(masters, lr=lr, weight_decay=0.0, fused=True)
     for step, rows in enumerate(plan_single(len(samples), steps, batch_size, seed), 1):
-        batch = pad([samples[row] for row in rows], pad_id(lm.tokenizer)).to(lm.device)
-        with torch.enable_grad():
-            logits = forward(lm, batch.input_ids, batch.attention_mask, keep=batch.input_ids.shape[1]).logits
-            loss = nll(logits, batch.input_ids, batch.counts)
-            value = loss.item()
-            if not math.isfinite(value):
+        chosen = [samples[row] for row in rows]
+        for group in rope.apart(lm.model, list(map(len, chosen))):
+            loss = loss_of(lm, [chosen[i] for i in group], sum(map(len, chosen)) - len(chosen))
+            if not math.isfinite(loss.item()):
                 raise ValueError(
-                    f"finetuning broke down at update {step}, loss {value}; expected a smaller --lr than {lr:g}"
+                    f"finetuning broke down at update {step}, loss {loss.item()}; expected a smaller --lr than {lr:g}"
                 )
             loss.backward()
         for master, p in zip(masters, parameters, strict=True):
@@ -129,7 +130,7 @@ def train(
                 if master is not p:
                     p.copy_(master)
                 p.grad = None
-        yield step, int(batch.attention_mask.sum())
+        yield step, sum(map(len, chosen))
 
 
 def low(parameter: Tensor) -> bool:
@@ -137,11 +138,19 @@ def low(parameter: Tensor) -> bool:
     return parameter.dtype in (torch.bfloat16, torch.float16)
 
 
-def nll(logits: Tensor, ids: Tensor, counts: Tensor) -> Tensor:
-    """Mean negative log-likelihood of the tokens that count."""
+@torch.enable_grad()
+def loss_of(lm: LM, samples: Sequence[Sequence[int]], total: int) -> Tensor:
+    """What samples of one pass add to the mean over the `total` tokens that count in an update."""
+    batch = padded(lm, samples)
+    logits = forward(lm, batch.input_ids, batch.attention_mask, keep=batch.input_ids.shape[1]).logits
+    return nll(logits, batch.input_ids, batch.counts, total)
+
+
+def nll(logits: Tensor, ids: Tensor, counts: Tensor, total: int | None = None) -> Tensor:
+    """Mean negative log-likelihood of the tokens that count; of `total` tokens, where others are in other passes."""
     targets = ids.roll(-1, dims=1).flatten()  # the last logits of a row predict nothing, and are left out below
     found = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets, reduction="none")
     kept = counts.roll(-1, dims=1)
     kept[:, -1] = False
     kept = kept.flatten()
-    return (found * kept).sum() / kept.sum()
+    return (found * kept).sum() / (kept.sum() if total is None else total)

@@ -44,6 +44,7 @@ from misdirect.attacks.measure import (
     sitting_tokens,
 )
 from misdirect.config import AuditConfig
+from misdirect.data import asking
 from misdirect.data.batches import CHARS_PER_TOKEN
 from misdirect.data.questions import Question
 from misdirect.model.load import LM
@@ -140,7 +141,7 @@ def step_tokens(
 
     Counted against searches on the demo's questions: within a quarter.
     """
-    question = statistics.fmean(len(q.question) for q in asked) / CHARS_PER_TOKEN
+    question = statistics.fmean(len(asking.stem(q)) for q in asked) / CHARS_PER_TOKEN
     cloze = case.forms[name] == "cloze"
     target = 1 + statistics.fmean(len(q.choices[q.answer]) for q in asked) / ANSWER_CHARS if cloze else 1
     listed = 0 if cloze else statistics.fmean(sum(4 + len(c) / ANSWER_CHARS for c in q.choices) for q in asked)

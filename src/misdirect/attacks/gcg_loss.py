@@ -32,7 +32,7 @@ from misdirect.attacks.gcg_tree import (
     tree_losses,
     with_leaf,
 )
-from misdirect.model import packed
+from misdirect.model import packed, rope
 from misdirect.model.load import LM, check_length
 from misdirect.model.score import at_least_fp32, forward, has_plain_cache, score_batch, token_logprobs
 
@@ -69,7 +69,7 @@ def job_of(lm: LM, frames: Sequence[Frame], ids: Ids, batch_tokens: int = 4096, 
 
 def possible_forms(lm: LM, frames: Sequence[Frame], num_tokens: int) -> list[Form]:
     """From the fastest. In the tree a sliding window that ends within the prompt would be lost."""
-    if not has_plain_cache(lm):
+    if not has_plain_cache(lm) or any(frame.length(num_tokens) > rope.reach(lm.model) for frame in frames):
         return ["plain"]
     short = all(frame.length(num_tokens) <= packed.window(lm) for frame in frames)
     tree: list[Form] = ["tree"] if short and packed.fits(lm, score_batch) else []
@@ -87,7 +87,7 @@ def agrees(job: Job, plain: Job, ids: Ids) -> bool:
         return False
     exact = next(job.lm.model.parameters()).dtype in (torch.float32, torch.float64)
     known = losses(plain, every, texts, ids)
-    return torch.allclose(mine, known, rtol=1e-4, atol=AGREE if exact else AGREE_HALF, equal_nan=True)
+    return torch.allclose(mine, known, rtol=1e-4, atol=AGREE if exact else AGREE_HALF)
 
 
 @torch.no_grad()  # not inference_mode: the gradient pass reads the cache

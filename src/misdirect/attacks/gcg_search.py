@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from misdirect.attacks.gcg_loss import Frame, Ids, Job, gradient, losses, slopes
+from misdirect.data.tokens import token_ids
 from misdirect.model.load import LM
 from misdirect.model.score import encode, shared_length
 
@@ -97,7 +98,7 @@ def frame_around(tokenizer: Any, place: Place, text: str, num_tokens: int) -> tu
     """(the frame, the text's ids), or None where the text's tokens merge with what is around it or are of another number."""
     encoded = encode(tokenizer, place.before + text + place.after, [place.target])
     whole = [*encoded.context, *encoded.continuations[0]]
-    alone = list(tokenizer(place.before, verbose=False)["input_ids"])
+    alone = token_ids(tokenizer, [place.before])[0]
     at = len(alone)
     end = len(whole) - len(encoded.continuations[0])
     if shared_length(alone, whole) < at or at + num_tokens > end:
@@ -126,7 +127,7 @@ def typable(tokenizer: Any, frames: Sequence[Frame], candidates: Sequence[Ids]) 
         rows = [i for i, fine in enumerate(good) if fine]
         if rows:
             prompts = [frame.before_text + texts[i] + frame.rest_text for i in rows]
-            for i, ids in zip(rows, tokenizer(prompts, verbose=False)["input_ids"], strict=True):
+            for i, ids in zip(rows, token_ids(tokenizer, prompts), strict=True):
                 good[i] = tuple(ids) == (*frame.before, *candidates[i], *frame.after, *frame.target)
     return good
 

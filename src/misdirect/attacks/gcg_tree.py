@@ -20,11 +20,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from misdirect.data.batches import pad_id
 from misdirect.model import packed
 from misdirect.model.activations import hooked
 from misdirect.model.interventions import embeddings_changed
 from misdirect.model.load import LM
+from misdirect.model.rows import fill_id
 from misdirect.model.score import at_least_fp32
 
 Ids = tuple[int, ...]
@@ -205,7 +205,7 @@ def passes(
         for at in range(0, len(rows), size):
             group = rows[at : at + size]
             cache = joined([cache for _, cache in held], len(group)) if held else None
-            made = tree_rows(group, frames, incumbent, pad_id(lm.tokenizer))
+            made = tree_rows(group, frames, incumbent, fill_id(lm))
             yield Pass(made, [branch for row in group for branch in row], cache, cached)
 
 

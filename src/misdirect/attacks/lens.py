@@ -23,12 +23,13 @@ from misdirect.attacks import measure
 from misdirect.attacks.case import NO_LETTERS, Advance, Attack, Case, Cost, Form
 from misdirect.attacks.states import read, states_at
 from misdirect.config import AuditConfig
-from misdirect.data.batches import pad_id
 from misdirect.data.questions import Question
 from misdirect.model.activations import hooked
+from misdirect.model.finite import about, check_finite
 from misdirect.model.interventions import replaced
 from misdirect.model.load import LM
 from misdirect.model.packed import Encoded
+from misdirect.model.rows import fill_id
 from misdirect.model.score import at_least_fp32, encode, forward
 from misdirect.runs import Result
 
@@ -107,6 +108,9 @@ def lens(
             sums = iter(values.new_zeros(count).index_add_(0, seen.owner, values).tolist())
             for i in seen.items:
                 out[block][i] = [next(sums) for _ in items[i].continuations]
+    for block, found in enumerate(out):
+        with about(f"block {block}"):
+            check_finite(lm, found, "questions")
     return out
 
 
@@ -133,7 +137,7 @@ def read_out(lm: LM, states: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
     def put(module: Any, args: Any, output: Any) -> Any:
         return replaced(output, states.unsqueeze(1))
 
-    one = torch.full((1, 1), pad_id(lm.tokenizer), device=lm.device)
+    one = torch.full((1, 1), fill_id(lm), device=lm.device)
     with hooked([lambda: lm.blocks[-1].register_forward_hook(put)]):
         logits = forward(lm, one, torch.ones_like(one), keep=1).logits
     return logits.flatten(0, -2)

@@ -23,6 +23,7 @@ from misdirect.data.prompts import Prompt
 from misdirect.data.questions import LETTERS, Question
 from misdirect.evaluation.generation import generation
 from misdirect.evaluation.mcq import largest
+from misdirect.model.finite import about
 from misdirect.model.load import LM
 from misdirect.model.score import Encoded, encode, score
 from misdirect.runs import Metric, Result
@@ -37,7 +38,7 @@ def rendering(form: Form, seed: int, examples: Sequence[Question] = ()) -> Rende
 
     def render(item: Question) -> tuple[str, list[str]]:
         if form == "cloze":
-            return asking.cloze_prompt(item.question, examples), [f" {choice}" for choice in item.choices]
+            return asking.cloze_prompt(item, examples), [f" {choice}" for choice in item.choices]
         count, prompt = len(item.choices), asking.prompt_form("auto", [item])
         if form == "letter":
             return asking.letter_prompt(item, prompt, examples), [f" {x}" for x in LETTERS[:count]]
@@ -85,9 +86,11 @@ def sit(
     out = {}
     for name, halves in case.forgotten.items():
         render = rendering(case.forms[name], case.seed)
-        out[name] = ask(lm, halves.test, change(name, render) if change else render, case.batch_tokens, edit)
+        with about(name):
+            out[name] = ask(lm, halves.test, change(name, render) if change else render, case.batch_tokens, edit)
     for name, questions in case.retained.items() if general else ():
-        out[name] = ask(lm, questions, rendering(case.forms[name], case.seed), case.batch_tokens, edit)
+        with about(name):
+            out[name] = ask(lm, questions, rendering(case.forms[name], case.seed), case.batch_tokens, edit)
     return out
 
 
@@ -212,12 +215,13 @@ def language(
         return (
             change(name, rendering(case.forms[name], case.seed))(question)[0]
             if change
-            else asking.cloze_prompt(question.question)
+            else asking.cloze_prompt(question)
         )
 
     prompts = [Prompt(f"{i}:{q.id}", (context(name, q),)) for i, (name, q) in enumerate(chosen)]
     config = EvaluateConfig(new_tokens=NEW_TOKENS, chat_template="none", batch_tokens=case.batch_tokens)
-    made = generation(lm, SPOKEN, prompts, config, edit=edit)
+    with about("answers in words"):
+        made = generation(lm, SPOKEN, prompts, config, edit=edit)
     return Result(made.measurement, made.set, config_of(case, attack), made.metrics, made.records, made.seconds)
 
 
@@ -225,7 +229,7 @@ def sitting_tokens(case: Case, general: bool = True) -> float:
     """Tokens of one `sit`, for estimates."""
     questions = [q for halves in case.forgotten.values() for q in halves.test]
     questions += [q for found in case.retained.values() for q in found] if general else []
-    return sum(len(q.question) + 20 + sum(map(len, q.choices)) for q in questions) / CHARS_PER_TOKEN
+    return sum(len(asking.stem(q)) + 20 + sum(map(len, q.choices)) for q in questions) / CHARS_PER_TOKEN
 
 
 LANGUAGE_TOKENS = ANSWERS * 4 * NEW_TOKENS  # of one `language`, in the time of as many tokens read at once

@@ -25,8 +25,12 @@ from torch import Tensor
 
 from misdirect.attacks.case import Case
 from misdirect.attacks.measure import rendering
-from misdirect.data.batches import CHARS_PER_TOKEN, pad, pad_id
+from misdirect.data import asking
+from misdirect.data.batches import CHARS_PER_TOKEN
+from misdirect.model import rope
+from misdirect.model.finite import check_finite
 from misdirect.model.load import LM
+from misdirect.model.rows import padded
 from misdirect.model.score import Encoded, encode, forward, token_logprobs
 from misdirect.runs import Metric
 
@@ -56,7 +60,9 @@ def lacking(case: Case) -> str:
 def example_tokens(case: Case) -> float:
     """Tokens of the mean training question, for estimates."""
     asked = [q for halves in case.forgotten.values() for q in halves.train]
-    return sum(len(q.question) + len(q.choices[q.answer]) + 20 for q in asked) / max(1, len(asked)) / CHARS_PER_TOKEN
+    return (
+        sum(len(asking.stem(q)) + len(q.choices[q.answer]) + 20 for q in asked) / max(1, len(asked)) / CHARS_PER_TOKEN
+    )
 
 
 def update_bytes(case: Case, batch_size: int, more: int = 0) -> float:
@@ -71,7 +77,11 @@ def num_tokens(item: Encoded) -> int:
 
 def nlls(lm: LM, items: Sequence[Encoded]) -> Float[Tensor, " B"]:
     """Mean negative log-likelihood per token of each item's (only) continuation; differentiable."""
-    batch = pad([item.context + item.continuations[0] for item in items], pad_id(lm.tokenizer)).to(lm.device)
+    groups = rope.apart(lm.model, list(map(num_tokens, items)))
+    if len(groups) > 1:
+        found = torch.cat([nlls(lm, [items[row] for row in rows]) for rows in groups])
+        return found[torch.tensor([row for rows in groups for row in rows]).argsort().to(found.device)]
+    batch = padded(lm, [item.context + item.continuations[0] for item in items])
     wanted = torch.zeros_like(batch.counts)
     for row, item in enumerate(items):
         wanted[row, len(item.context) : len(item.context) + len(item.continuations[0])] = True
@@ -88,7 +98,9 @@ def watched(lm: LM, items: Sequence[Encoded], batch_size: int, applied: Applied 
     some = items[:WATCHED]
     with applied():
         parts = [nlls(lm, some[i : i + batch_size]).cpu() for i in range(0, len(some), batch_size)]
-    return torch.cat(parts)
+    found = torch.cat(parts)
+    check_finite(lm, [[x] for x in found.tolist()], "training questions")
+    return found
 
 
 def updates(
@@ -111,14 +123,14 @@ def updates(
         with torch.enable_grad(), applied():
             loss = nlls(lm, [items[r] for r in rows]).mean()
             (value.grad,) = torch.autograd.grad(loss, [value])  # of `value` alone: the weights' `.grad` stays empty
-        check_finite(loss.item(), step + 1)
+        check_loss(loss.item(), step + 1)
         optimizer.step()
         if project:
             value.data = project(value.data)
         yield step + 1
 
 
-def check_finite(loss: float, step: int) -> None:
+def check_loss(loss: float, step: int) -> None:
     if not math.isfinite(loss):
         raise ValueError(
             f"the training loss at update {step} is {loss}; expected a finite number: the model's logits are not sound, "

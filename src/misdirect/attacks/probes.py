@@ -37,7 +37,7 @@ from misdirect.attacks.case import Advance, Attack, Case, Cost
 from misdirect.attacks.measure import best_point, config_of, rendering
 from misdirect.attacks.states import last_states
 from misdirect.config import AuditConfig
-from misdirect.data.asking import cloze_prompt
+from misdirect.data.asking import cloze_prompt, stem
 from misdirect.data.batches import CHARS_PER_TOKEN
 from misdirect.data.facts import LEAST_FACTS, Halves, facts, split
 from misdirect.data.questions import LETTERS, Question
@@ -137,7 +137,7 @@ def cost(case: Case, kind: str, sets: Sequence[Halves]) -> Cost:
     for halves in sets:
         asked = (*halves.train, *halves.test)
         answers = sum(len(choice) for q in asked for choice in q.choices)
-        stems = sum(len(q.question) + 20 for q in asked)
+        stems = sum(len(stem(q)) + 20 for q in asked)
         chars += stems + answers + (answers + 8 * len(asked) if kind == "true-false" else 0)
         fits = 2 if kind == "true-false" else 1 + SPLITS
         each = len(asked[0].choices) if kind == "true-false" else 1
@@ -189,7 +189,7 @@ def true_false(lm: LM, case: Case, name: str, halves: Halves, advance: Advance) 
         tokens = sum(len(i.context) + sum(map(len, i.continuations)) for i in items[: len(halves.train)])
         return [part.mT for part in found.split(counts, dim=1)], tokens
 
-    found, tokens = scores(lambda q: cloze_prompt(q.question), labels)
+    found, tokens = scores(cloze_prompt, labels)
     floors, more = scores(lambda q: cloze_prompt(""), labels[:, :1])
     shuffled = [row[1:] for row in answers[len(halves.train) :]]
     return Probed(found, [floor[:, 0] for floor in floors], shuffled, tokens + more)
@@ -219,8 +219,7 @@ def resplit(states: Float[Tensor, "P N D"], asked: Sequence[Question], seed: int
     answers = torch.tensor([q.answer for q in asked])
     targets = torch.nn.functional.one_hot(answers[train], len(asked[0].choices)).float().unsqueeze(1)
     said = learned(states[:, [*train, *test]], targets)[:, :, 0]  # (P, M, K)
-    right = (said.argmax(-1) == answers[test]) & said.isfinite().all(-1)
-    return right.float().mean(-1)
+    return (said.argmax(-1) == answers[test]).float().mean(-1)
 
 
 def generators(case: Case, name: str) -> list[random.Random]:
@@ -229,14 +228,9 @@ def generators(case: Case, name: str) -> list[random.Random]:
 
 
 def learned(states: Float[Tensor, "P All D"], targets: Float[Tensor, "N T K"]) -> Float[Tensor, "P M T K"]:
-    """Probes of the first N texts' states, and what they say of the others. A place with NaN or infinity gives NaN."""
+    """Probes of the first N texts' states, and what they say of the others."""
     train, test = states[:, : len(targets)], states[:, len(targets) :]
-    sound = torch.tensor([bool(torch.isfinite(place).all()) for place in states])
-    out = states.new_full((len(states), test.shape[1], *targets.shape[1:]), torch.nan)
-    if sound.any():
-        fitted = probe_fit.fit(train[sound], targets, probe_fit.STRENGTH / states.shape[-1])
-        out[sound] = probe_fit.decide(fitted, test[sound])
-    return out
+    return probe_fit.decide(probe_fit.fit(train, targets, probe_fit.STRENGTH / states.shape[-1]), test)
 
 
 def records(halves: Halves, probed: Probed) -> list[dict[str, Any]]:

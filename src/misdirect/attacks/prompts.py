@@ -28,7 +28,8 @@ from misdirect.data import asking
 from misdirect.data.batches import CHARS_PER_TOKEN
 from misdirect.data.facts import gives_away, taboo, words
 from misdirect.data.questions import LETTERS, Question
-from misdirect.evaluation.generation import chat_text
+from misdirect.data.tokens import starting_ids
+from misdirect.evaluation.contexts import chat_text, check_tokens, conversation
 from misdirect.model.load import LM
 from misdirect.runs import Result
 
@@ -68,7 +69,7 @@ SPACING: dict[str, Callable[[str], str]] = {
 def asked(item: Question, form: Form, seed: int) -> tuple[str, list[str]]:
     """(the question as it is shown, with its lettered choices under a letter format; the continuation of each choice)."""
     if form == "cloze":
-        return item.question, [f" {choice}" for choice in item.choices]
+        return asking.stem(item), [f" {choice}" for choice in item.choices]
     moved, by = asking.shifted(item, seed) if form == "letter_permuted" else (item, 0)
     count = len(item.choices)
     text = asking.lettered(moved).removesuffix("\nAnswer:")
@@ -142,7 +143,7 @@ def typed(rate: float, seed: int) -> Change:
 def shown_text(example: Question, form: Form) -> str:
     """All that an answered example shows."""
     parts = [example.choices[example.answer]] if form == "cloze" else list(example.choices)
-    return "\n".join([example.question, *parts])
+    return "\n".join([asking.stem(example), *parts])
 
 
 def example_pool(candidates: Sequence[Question], measured: Sequence[Question], seed: int) -> list[Question]:
@@ -184,27 +185,33 @@ def letters_or_text(form: Form) -> Render:
 def with_choices(item: Question) -> tuple[str, list[str]]:
     """The choices are shown as a list, and their text is scored."""
     listed = "\n".join(f"- {choice}" for choice in item.choices)
-    return f"Question: {item.question}\nPossible answers:\n{listed}\nAnswer:", [f" {c}" for c in item.choices]
+    text = asking.under_context(item, f"Question: {item.question}\nPossible answers:\n{listed}\nAnswer:")
+    return text, [f" {c}" for c in item.choices]
 
 
 def statement(item: Question) -> tuple[str, list[str]]:
     """The question as the beginning of a sentence, the choice as its end."""
     text = item.question.strip()
-    asks = text.endswith("?")
-    return f"{text} It is" if asks else text.rstrip(" .:_"), [f" {choice}" for choice in item.choices]
+    begun = f"{text} It is" if text.endswith("?") else text.rstrip(" .:_")
+    return asking.under_context(item, begun), [f" {choice}" for choice in item.choices]
 
 
 def plain(item: Question) -> tuple[str, list[str]]:
     """The bare question, the choice's text on the next line."""
-    return f"{item.question.strip()}\n", [choice.strip() or choice for choice in item.choices]
+    return asking.under_context(item, f"{item.question.strip()}\n"), [
+        choice.strip() or choice for choice in item.choices
+    ]
 
 
 def chat(lm: LM) -> Render:
     """As a user's turn in the model's own chat template, the choice's text as the beginning of the answer."""
 
+    puts = lm.tokenizer.bos_token_id in starting_ids(lm.tokenizer)
+    start = lm.tokenizer.bos_token if puts else ""  # what the tokenizer puts there itself stands there once
+
     def render(item: Question) -> tuple[str, list[str]]:
-        text = chat_text(lm.tokenizer, [{"role": "user", "content": item.question}])
-        return text.removeprefix(lm.tokenizer.bos_token or ""), [choice.strip() or choice for choice in item.choices]
+        text = chat_text(lm.tokenizer, [{"role": "user", "content": asking.stem(item)}])
+        return text.removeprefix(start), [choice.strip() or choice for choice in item.choices]
 
     return render
 
@@ -225,7 +232,7 @@ def formats(lm: LM, case: Case) -> dict[str, Change]:
         del found["letters-or-text"]
     if getattr(lm.tokenizer, "chat_template", None):
         with contextlib.suppress(ValueError):
-            chat_text(lm.tokenizer, [{"role": "user", "content": "?"}])
+            check_tokens(lm, conversation(lm.tokenizer, ["?"], [], chat=True), "the chat template", chat=True)
             found["chat"] = lambda name, render: chat(lm)
     return found
 
@@ -303,7 +310,7 @@ def lacking(case: Case, other: bool) -> str:
 def example_tokens(case: Case) -> float:
     """Tokens of one example before each measured question, for estimates."""
     known = [q for halves in case.forgotten.values() for q in halves.train]
-    characters = sum(len(q.question) + 30 + sum(map(len, q.choices)) for q in known) / max(1, len(known))
+    characters = sum(len(asking.stem(q)) + 30 + sum(map(len, q.choices)) for q in known) / max(1, len(known))
     return case.num_tested * characters / CHARS_PER_TOKEN
 
 

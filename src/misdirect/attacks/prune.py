@@ -32,6 +32,7 @@ from misdirect.attacks.weights import Matrix, Rewrite
 from misdirect.config import AuditConfig
 from misdirect.data.batches import tokenise
 from misdirect.model.activations import hooked
+from misdirect.model.finite import not_finite
 from misdirect.model.load import LM
 from misdirect.model.score import forward
 from misdirect.runs import Result
@@ -112,7 +113,11 @@ def input_norms(lm: LM, samples: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         for sample in samples:
             ids = torch.tensor([list(sample)], device=lm.device)
             forward(lm, ids, torch.ones_like(ids), keep=1)
-    return {name: (total / max(1, counts[name])).sqrt() for name, total in sums.items()}
+    norms = {name: (total / max(1, counts[name])).sqrt() for name, total in sums.items()}
+    bad = sum(not norm.isfinite().all() for norm in norms.values())
+    if bad:
+        raise not_finite(lm, f"the inputs of {bad} of {len(norms)} matrices")
+    return norms
 
 
 def samples_of(lm: LM, case: Case, texts: Sequence[str], what: str) -> list[list[int]]:

@@ -16,8 +16,9 @@ from misdirect.attacks.case import Advance, Attack, Case, Cost, Shape
 from misdirect.attacks.finetune import Method
 from misdirect.attacks.measure import LANGUAGE_TOKENS, Point, language, results, sit, sitting_tokens
 from misdirect.config import AuditConfig
-from misdirect.data.facts import clean, clean_facts, gives_away, taboo
+from misdirect.data.facts import clean, clean_facts, gives_away, stated, taboo
 from misdirect.model.load import LM
+from misdirect.progress import note
 from misdirect.runs import Result, fingerprint
 
 CURVE = (5, 10, 20, 50, 100, 200, 500)
@@ -35,12 +36,13 @@ FLAGS = {"facts": "--questions", "forget": "--forget", "benign": "--text", "reta
 
 
 class Text(NamedTuple):
-    """What is trained on. `stating`: how many of the texts state a tested fact."""
+    """What is trained on. `stating`: how many of the texts state a tested fact; `left_out`: how many more were given and did."""
 
     name: str
     num_texts: int
     sha256: str
     stating: int
+    left_out: int = 0
 
 
 def first(case: Case, config: AuditConfig) -> list[Attack]:
@@ -53,6 +55,10 @@ def rest(case: Case, config: AuditConfig) -> list[Attack]:
     """LoRA, other texts, further rates, and the first rate for `LONG` updates where the steps are the default's."""
     rates = config.learning_rates
     facts, *others = (text_of(case, name) for name in TITLES)
+    for text in others:
+        if text.left_out and text.num_texts:
+            note(f"{FLAGS[text.name]}: {text.left_out} texts state a tested fact, and relearning leaves them out; "
+                 f"{text.num_texts} stay")  # fmt: skip
     plan: list[tuple[Text, Method, float]] = [(facts, "lora", LORA_LR * rates[0])]
     plan += [(text, "full", rates[0]) for text in others]
     later: list[tuple[Text, Method, float]] = [(facts, "full", lr) for lr in rates[2:]]
@@ -70,7 +76,10 @@ def text_of(case: Case, name: str) -> Text:
     if name == "forget":
         measured = taboo(q for halves in case.forgotten.values() for q in halves.test)
         stating = sum(gives_away(t, measured) for t in texts)
-    return Text(name, len(texts), fingerprint(texts), stating)
+    given = {"benign": case.benign_texts, "retain": case.retain_texts}.get(name, ())
+    if name == "facts":
+        given = [stated(q) for halves in case.forgotten.values() for q in halves.train]
+    return Text(name, len(texts), fingerprint(texts), stating, len(set(given) - set(texts)))
 
 
 def relearn(case: Case, config: AuditConfig, text: Text, method: Method, lr: float) -> Attack:
@@ -122,6 +131,8 @@ def short(lr: float) -> str:
 
 
 def missing(text: Text, method: Method, config: AuditConfig) -> str:
+    if not text.num_texts and text.left_out:
+        return f"needs {FLAGS[text.name]} text that states no tested fact: all {text.left_out} texts given do"
     if not text.num_texts:
         return f"needs {FLAGS[text.name]} text"
     if method == "lora" and not finetune.has_peft():

@@ -23,10 +23,12 @@ from misdirect.attacks import optimise
 from misdirect.attacks.case import Advance, Attack, Case, Cost
 from misdirect.attacks.measure import LANGUAGE_TOKENS, Point, language, rendering, results, sit, sitting_tokens
 from misdirect.config import AuditConfig
-from misdirect.data.batches import pad_id, plan_single
+from misdirect.data.batches import plan_single
+from misdirect.data.tokens import token_ids
 from misdirect.model.blocks import text_config
 from misdirect.model.interventions import embeddings_changed
 from misdirect.model.load import LM
+from misdirect.model.rows import fill_id
 from misdirect.model.score import Encoded, encode
 from misdirect.runs import Result
 
@@ -100,7 +102,7 @@ def placeholders(lm: LM, case: Case, count: int) -> list[int]:
     size = min(len(lm.tokenizer), table.weight.shape[0])
     named = [v for key, v in text_config(lm.model).to_dict().items() if key.endswith("token_id")]
     named += [v for key, v in lm.model.config.to_dict().items() if key.endswith("token_id")]
-    taken = {pad_id(lm.tokenizer), *lm.tokenizer.all_special_ids, *(v for v in named if isinstance(v, int))}
+    taken = {fill_id(lm), *lm.tokenizer.all_special_ids, *(v for v in named if isinstance(v, int))}
     for item in everything(lm, case):
         taken.update(item.context, *item.continuations)
     free = [i for i in range(size - 1, -1, -1) if i not in taken]
@@ -144,7 +146,7 @@ def placed(lm: LM, ids: list[int], vectors: Float[Tensor, "P D"]) -> AbstractCon
 @torch.no_grad()
 def starting(lm: LM, count: int) -> Float[Tensor, "P D"]:
     """The embeddings of a plain sentence's tokens, over and over, in fp32: as the table gives them, scaling included."""
-    ids = lm.tokenizer(START, add_special_tokens=False)["input_ids"]
+    ids = token_ids(lm.tokenizer, [START], start=False)[0]
     repeated = torch.tensor([(ids * count)[:count]], device=lm.device)
     found: Tensor = lm.model.get_input_embeddings()(repeated)[0].detach().float().clone()
     return found
@@ -153,6 +155,6 @@ def starting(lm: LM, count: int) -> Float[Tensor, "P D"]:
 @torch.no_grad()
 def size(lm: LM) -> float:
     """Root mean square of the entries of ordinary embeddings, as the table gives them."""
-    ids = lm.tokenizer(START, add_special_tokens=False)["input_ids"]
+    ids = token_ids(lm.tokenizer, [START], start=False)[0]
     found: Tensor = lm.model.get_input_embeddings()(torch.tensor([ids], device=lm.device)).float()
     return found.square().mean().sqrt().item()

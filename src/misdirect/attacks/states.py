@@ -20,12 +20,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from misdirect.data.batches import pad, pad_id
-from misdirect.model import packed
+from misdirect.model import packed, rope
 from misdirect.model.activations import first_output, hooked, split_hidden
+from misdirect.model.finite import not_finite
 from misdirect.model.load import LM, check_length
 from misdirect.model.packed import Encoded
-from misdirect.model.score import by_length, forward_arguments, has_plain_cache, positions, score_batch, score_plainly
+from misdirect.model.rows import check_rows, fill_id, padded
+from misdirect.model.score import (
+    by_length,
+    forward_arguments,
+    has_plain_cache,
+    positions,
+    score_batch,
+    score_plainly,
+    watch,
+)
 
 
 class _Enough(Exception):
@@ -52,10 +61,30 @@ class Layout(NamedTuple):
 
 
 def read(
-    lm: LM, items: Sequence[Encoded], batch_tokens: int = 4096, advance: Callable[[int], None] | None = None
+    lm: LM,
+    items: Sequence[Encoded],
+    batch_tokens: int = 4096,
+    advance: Callable[[int], None] | None = None,
+    whole: bool = True,
 ) -> Iterator[Seen]:
-    """Raises ValueError for an architecture that has no single residual stream through all of its blocks."""
+    """Raises ValueError for an architecture that has no single residual stream through all of its blocks.
+
+    Not `whole`: a continuation's last token only marks its end and is no part of the text.
+    """
     check_length(lm, max((packed.span(item) for item in items), default=0), "a question")
+    check_rows(lm, (ids for item in items for ids in (item.context, *item.continuations)), "a question")
+    watch(lm, [item.context + item.continuations[0] for item in items])
+    spans = [packed.span(item) - (not whole) for item in items]
+    far = [i for i, span in enumerate(spans) if span > rope.reach(lm.model)]
+    if far:
+        near = [i for i in range(len(items)) if i not in set(far)]
+        for seen in read(lm, [items[i] for i in near], batch_tokens, advance, whole):
+            yield seen._replace(items=[near[i] for i in seen.items])
+        for i in far:
+            yield alone(lm, items[i], whole)._replace(items=[i])
+            if advance:
+                advance(1)
+        return
     for rows in groups(lm, items, batch_tokens):
         flat = [index for row in rows for index in row]
         layout = as_packed(lm, items, rows) if takes_packed(lm, items) else as_padded(lm, [items[i] for i in flat])
@@ -67,9 +96,26 @@ def read(
             advance(len(flat))
 
 
+def alone(lm: LM, item: Encoded, whole: bool) -> Seen:
+    """An item whose values depend on the length of their pass: every continuation in one of its own."""
+    parts: list[list[Tensor]] = []
+    targets: list[int] = []
+    owner: list[int] = []
+    for number, tail in enumerate(item.continuations):
+        text = torch.tensor([item.context + (tail if whole else tail[:-1])])
+        inputs = {"input_ids": text, "attention_mask": torch.ones_like(text)}
+        wanted = torch.arange(len(item.context) - 1, len(item.context) + len(tail) - 1)
+        parts.append(states_at(lm, inputs, wanted))
+        targets += tail
+        owner += [number] * len(tail)
+    states = [torch.cat(place) for place in zip(*parts, strict=True)]
+    at, *rest = (torch.tensor(x, device=lm.device) for x in ([*range(len(owner))], targets, owner))
+    return Seen(states, at, rest[0], rest[1], [0])
+
+
 def takes_packed(lm: LM, items: Sequence[Encoded]) -> bool:
     other = score_batch if has_plain_cache(lm) else score_plainly
-    return packed.fits(lm, other) and all(packed.span(item) <= packed.window(lm) for item in items)
+    return bool(items) and packed.fits(lm, other) and all(packed.span(item) <= packed.window(lm) for item in items)
 
 
 def groups(lm: LM, items: Sequence[Encoded], batch_tokens: int) -> Iterator[list[list[int]]]:
@@ -83,7 +129,7 @@ def groups(lm: LM, items: Sequence[Encoded], batch_tokens: int) -> Iterator[list
 
 
 def as_packed(lm: LM, items: Sequence[Encoded], rows: list[list[int]]) -> Layout:
-    made = packed.pack(items, rows, pad_id(lm.tokenizer))
+    made = packed.pack(items, rows, fill_id(lm))
     dtype = next(lm.model.parameters()).dtype
     shut = torch.zeros(made.allowed.shape, dtype=dtype).masked_fill_(~made.allowed, torch.finfo(dtype).min)
     inputs = {"input_ids": made.input_ids, "attention_mask": shut, "position_ids": made.position_ids}
@@ -93,7 +139,7 @@ def as_packed(lm: LM, items: Sequence[Encoded], rows: list[list[int]]) -> Layout
 def as_padded(lm: LM, items: Sequence[Encoded]) -> Layout:
     """Padding stands behind the text, where no token of it looks."""
     tails = [(item.context, tail) for item in items for tail in item.continuations]
-    batch = pad([context + tail[:-1] for context, tail in tails], pad_id(lm.tokenizer))
+    batch = padded(lm, [context + tail[:-1] for context, tail in tails])
     width = batch.input_ids.shape[1]
     starts = [row * width + len(context) - 1 for row, (context, _) in enumerate(tails)]
     predicting = [start + i for start, (_, tail) in zip(starts, tails, strict=True) for i in range(len(tail))]
@@ -144,17 +190,20 @@ def last_states(
 ) -> Float[Tensor, "P N D"]:
     """The states at the LAST token of every continuation, item by item: P = L + 1 places, in fp32 on the CPU.
 
-    An empty continuation gives the context's last token.
+    An empty continuation gives the context's last token. Raises NotFinite where a state is none.
     """
-    fill = pad_id(lm.tokenizer)
+    fill = fill_id(lm)
     longer = [Encoded(item.context, [[*tail, fill] for tail in item.continuations]) for item in items]
     starts = [0, *itertools.accumulate(len(item.continuations) for item in items)]
     out: Tensor | None = None
-    for seen in read(lm, longer, batch_tokens, advance):
+    for seen in read(lm, longer, batch_tokens, advance, whole=False):
         rows = torch.tensor([row for i in seen.items for row in range(starts[i], starts[i + 1])])
         ends = seen.owner.diff(append=seen.owner.new_tensor([-1])) != 0  # a continuation's last prediction
         found = torch.stack([states[seen.at[ends]].float().cpu() for states in seen.states])
         out = torch.empty(len(found), starts[-1], found.shape[-1]) if out is None else out
         out[:, rows] = found
     assert out is not None, "no items"
+    sound = out.isfinite().all(-1).all(0)  # (N,)
+    if not sound.all():
+        raise not_finite(lm, f"the states of {int((~sound).sum())} of {len(sound)} texts")
     return out

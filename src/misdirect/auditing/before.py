@@ -16,12 +16,15 @@ from misdirect.attacks.states import states_at
 from misdirect.auditing.material import Material
 from misdirect.auditing.pair import MODELS, Side, weights_hash
 from misdirect.config import AuditConfig, EvaluateConfig
-from misdirect.data.batches import beginnings, pad, pad_id
+from misdirect.data.batches import beginnings
 from misdirect.evaluation import mcq
 from misdirect.evaluation.run import task_of
+from misdirect.model import rope
 from misdirect.model.blocks import count_parameters, residual_width, text_config
 from misdirect.model.delta import load_tensors
+from misdirect.model.finite import about, not_finite
 from misdirect.model.load import LM
+from misdirect.model.rows import padded
 from misdirect.progress import bar
 
 MEAN_TEXTS, MEAN_TOKENS, MEAN_BATCH = 32, 128, 4  # of each kind, for mean activations
@@ -49,7 +52,8 @@ def evaluated(folder: Path, side: Side, material: Material, config: AuditConfig)
                 with side(model) as lm:
                     for name in missing[model]:
                         step = functools.partial(advance, text=f"{model}: {name}")
-                        made = tasks[name].measure(lm, step)
+                        with about(f"{model}, {name}"):
+                            made = tasks[name].measure(lm, step)
                         marked = {**made.config, "asked_by": "audit"}
                         runs.save_result(folder, model, dataclasses.replace(made, config=marked))
                     del lm
@@ -73,8 +77,10 @@ def stored(folder: Path, model: str, name: str, questions: Sequence[Any]) -> boo
     path = runs.result_path(folder, model, mcq.MEASUREMENT, name)
     if not path.exists():
         return False
-    if runs.read_result(path)["config"].get("sha256") != mcq.hash_of(questions):
+    result = runs.read_result(path)
+    if result["config"].get("sha256") != mcq.hash_of(questions):
         raise ValueError(f"{path} holds answers to other questions; expected the same SOURCE, or another NAME for it")
+    runs.check_sound(path, result)
     return True
 
 
@@ -159,8 +165,9 @@ def mean_states(lm: LM, texts: Sequence[str], seed: int) -> tuple[torch.Tensor, 
     """(mean state (L, D), median token norm (L,)) after every block, first tokens and padding left out."""
     kept = beginnings(lm.tokenizer, texts, MEAN_TEXTS, MEAN_TOKENS, seed)
     found: list[torch.Tensor] = []
-    for i in range(0, len(kept), MEAN_BATCH):
-        batch = pad(kept[i : i + MEAN_BATCH], pad_id(lm.tokenizer)).to(lm.device)
+    fours = ([*range(i, min(i + MEAN_BATCH, len(kept)))] for i in range(0, len(kept), MEAN_BATCH))
+    for rows in rope.split(lm.model, fours, list(map(len, kept))):
+        batch = padded(lm, [kept[row] for row in rows])
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         states = states_at(lm, inputs, batch.counts.flatten().nonzero().flatten())[1:]
         found.append(torch.stack([h.float().cpu() for h in states]))  # (L, N, D)
@@ -169,4 +176,7 @@ def mean_states(lm: LM, texts: Sequence[str], seed: int) -> tuple[torch.Tensor, 
             "no text has two tokens, so there are no states to compare; expected longer --forget and --retain text"
         )
     tokens = torch.cat(found, dim=1)
+    spoilt = (~tokens.isfinite().all(-1)).any(0).sum().item()
+    if spoilt:
+        raise not_finite(lm, f"the states of {spoilt} of {tokens.shape[1]} tokens of text")
     return tokens.mean(1), tokens.norm(dim=-1).median(1).values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,20 +19,7 @@ def plain_answers(folder: Path, case: Case, model: Model) -> measure.Sat:
     """What a model answers without attack, out of the stored records."""
     names = (*case.forgotten, *case.retained)
     found = {name: answers_of(folder, catalogue.NONE, model, name)["records"] for name in names}
-    number = lambda x: math.nan if x is None else float(x)  # noqa: E731 - JSON has no NaN
-    return {name: [list(map(number, r["points"][0]["logprobs"])) for r in records] for name, records in found.items()}
-
-
-def refuse_silent(plain: Mapping[Model, measure.Sat]) -> None:
-    """Raises ValueError where a model's answers are not numbers."""
-    for model, sat in plain.items():
-        for name, answers in sat.items():
-            bad = sum(any(map(math.isnan, row)) for row in answers)
-            if bad:
-                raise ValueError(
-                    f"the {model} model gives no numbers (NaN) on {bad} of {len(answers)} questions of {name}; expected a "
-                    "model that computes, or --dtype float32"
-                )
+    return {name: [list(map(float, r["points"][0]["logprobs"])) for r in records] for name, records in found.items()}
 
 
 def tested(folder: Path, case: Case, name: str) -> recovery.Removal:

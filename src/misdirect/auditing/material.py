@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from misdirect import runs
-from misdirect.config import AuditConfig, kind_of
+from misdirect.config import AuditConfig, doubtful, kind_of
 from misdirect.data.asking import check_letters, sample
-from misdirect.data.corpora import read_texts
+from misdirect.data.batches import CHARS_PER_TOKEN
+from misdirect.data.corpora import read_passages, read_texts
 from misdirect.data.facts import Halves, split, without_tested
 from misdirect.data.questions import Question, read_questions
 from misdirect.progress import note
@@ -37,7 +38,10 @@ def read(
     topics: Sequence[str],
     config: AuditConfig,
 ) -> Material:
-    """Every SOURCE, checked. Raises ValueError for a bad one, and where no question set belongs to a forgotten topic."""
+    """Every SOURCE, checked. Raises ValueError for a bad one, and where no question set belongs to a forgotten topic.
+
+    Whole text files are passages of a sample's length: attack text goes by the passage where it states a tested fact.
+    """
     if not questions:
         raise ValueError("nothing to ask; expected --questions NAME=SOURCE on what was to be forgotten")
     asked = {name: read_questions(source) for name, source in questions.items()}
@@ -56,13 +60,15 @@ def read(
         if len(found.train) + len(found.test) < FEW:
             note(f"{name} has {len(found.train) + len(found.test)} questions, of which {len(found.test)} are measured: "
                  "the intervals will say how little that is")  # fmt: skip
+    longest = CHARS_PER_TOKEN * config.max_tokens
     return Material(
         asked,
         halves,
         {name: sample(found, config.general, config.seed) for name, found in asked.items() if name not in wanted},
-        [text for source in forget.values() for text in read_texts(source)],
-        [text for source in retain.values() for text in read_texts(source)],
-        [text for source in texts.values() for text in read_texts(source)],
+        *(
+            [text for source in named.values() for text in read_passages(source, longest)]
+            for named in (forget, retain, texts)
+        ),
     )
 
 
@@ -71,6 +77,8 @@ def forgotten_names(names: Sequence[str], topics: Sequence[str]) -> list[str]:
     if not topics:
         note(f"No topic is named, so {names[0]} is taken for what was to be forgotten (--forget NAME=SOURCE names it)")
         return [names[0]]
+    for doubt in doubtful(names, topics):
+        note(doubt)
     found = [name for name in names if kind_of(name, topics) == "forget"]
     if not found:
         raise ValueError(

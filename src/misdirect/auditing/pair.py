@@ -18,9 +18,12 @@ from typing import Literal, NamedTuple
 import torch
 
 from misdirect import runs
+from misdirect.data.tokens import token_ids
 from misdirect.model import sources
 from misdirect.model.delta import Delta, load_delta, swapped_in
+from misdirect.model.finite import about, not_finite
 from misdirect.model.load import LM, load_lm
+from misdirect.model.rows import num_rows, padded
 from misdirect.model.score import forward
 
 Model = Literal["base", "unlearned"]
@@ -112,14 +115,15 @@ def opened(base: Checkpoint, unlearned: Checkpoint, loading: Loading) -> Side:
 
 @torch.inference_mode()
 def refuse_unsound(lm: LM, model: Model) -> None:
-    """Raises ValueError where a line of text gives logits that are not finite: everything that follows would be for nothing."""
-    ids = torch.tensor([lm.tokenizer(PROBE, verbose=False)["input_ids"]], device=lm.device)
-    logits = forward(lm, ids, torch.ones_like(ids), keep=ids.shape[1]).logits
-    if not logits.isfinite().all():
-        raise ValueError(
-            f"the {model} model gives no numbers (NaN or infinity) on a line of text; expected a model that computes, or "
-            "--dtype float32"
-        )
+    """Raises ValueError where a line of text gives logits that are not finite: everything that follows would be for nothing.
+
+    A line that is fine does not prove others fine: those are looked at as they are asked. A vocabulary's padding may be -inf.
+    """
+    batch = padded(lm, token_ids(lm.tokenizer, [PROBE]), what="a line of text")
+    logits = forward(lm, batch.input_ids, batch.attention_mask, keep=batch.input_ids.shape[1]).logits
+    if not logits.amax(-1).isfinite().all():
+        with about(f"the {model} model"):
+            raise not_finite(lm, "a line of text")
 
 
 class Likeness(NamedTuple):
@@ -130,7 +134,8 @@ class Likeness(NamedTuple):
 
 
 def likeness(lm: LM) -> Likeness:
-    probe = [len(lm.tokenizer), *lm.tokenizer(PROBE, verbose=False)["input_ids"]]
+    known = min(len(lm.tokenizer), num_rows(lm.model))  # a token without a row is never read
+    probe = [known, *token_ids(lm.tokenizer, [PROBE])[0]]
     return Likeness(probe, {name: tuple(p.shape) for name, p in lm.model.named_parameters()})
 
 

@@ -10,14 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from misdirect import runs
+from misdirect import runs, unsound
 from misdirect.attacks import measure
 from misdirect.attacks.case import Attack, Case
 from misdirect.auditing.pair import MODELS, Model
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The stored record, empty where there is none yet; an attack whose results were removed is as if never run.
+    """The stored record, empty where there is none yet; an attack whose results were removed, or are not finite, is as if
+    never run.
 
     Raises ValueError where something else has that name.
     """
@@ -26,12 +27,18 @@ def read(folder: Path) -> dict[str, Any]:
     if not is_record(record):
         raise ValueError(f"{path} is no audit of misdirect; expected that file removed, or the folder of an audit")
     for entry in record.setdefault("attacks", []):
-        there = {
-            model: x for model, x in entry.setdefault("seconds", {}).items() if paths_of(folder, entry["name"], model)
-        }
+        why = {model: wrong_with(folder, entry["name"], model) for model in entry.setdefault("seconds", {})}
+        there = {model: x for model, x in entry["seconds"].items() if not why[model]}
         if there != entry["seconds"]:
-            entry |= {"seconds": there, "status": "not run", "why": "its results were removed"}
+            entry |= {"seconds": there, "status": "not run", "why": next(filter(None, why.values()))}
     return record
+
+
+def wrong_with(folder: Path, attack: str, model: str) -> str:
+    """Why the stored results of an attack on one model do not count, or nothing."""
+    paths = paths_of(folder, attack, model)
+    spoilt = any(unsound.num_unsound(runs.read_result(path)) for path in paths)
+    return "its results were removed" if not paths else "its results hold numbers that are not finite" if spoilt else ""
 
 
 def is_record(found: Any) -> bool:

@@ -69,8 +69,9 @@ def execute(job: Job) -> dict[str, Any]:
     clock.earlier = record.get("seconds", 0.0)
     take_over_controls(job, case, asked, record)
     run_attack(job, case, asked[0], record)
+    if why := (records.entry_of(record, asked[0].name) or {}).get("why"):  # without it no attack says anything
+        raise ValueError(why)
     plain = {model: lost.plain_answers(job.folder, case, model) for model in MODELS}
-    lost.refuse_silent(plain)
     record |= {"split": lost.split_of(job.folder, case), "removed": lost.removed(job.folder, case)}
     records.save(job.folder, record)
     for name, found in record["removed"].items():
@@ -291,6 +292,10 @@ def recover(folder: Path, case: Case, record: Mapping[str, Any], fresh: str | No
         if found:
             best = recovery.recovered(name, of, recovery.STRONGEST, found)
             runs.save_result(folder, "unlearned", best, recovery.STRONGEST)
+        else:  # nor may one stand that came from results which no longer count
+            runs.result_path(folder, "unlearned", recovery.MEASUREMENT, name, recovery.STRONGEST).unlink(
+                missing_ok=True
+            )
 
 
 def counts(folder: Path, entry: Mapping[str, Any]) -> bool:

@@ -25,10 +25,26 @@ DESCRIPTION = "The following are multiple choice questions (with answers) about 
 AFTER_DESCRIPTION = {"current": "\n\n", "paper": "\n"}
 
 
-def cloze_prompt(question: str, examples: Sequence[Question] = ()) -> str:
-    """Asked without its choices; each choice's text is then scored as the answer. An empty question gives the floor."""
-    asked = f"Question: {question}\nAnswer:" if question else "Answer:"
-    return "".join(f"Question: {e.question}\nAnswer: {e.choices[e.answer]}\n\n" for e in examples) + asked
+def cloze_prompt(item: Question | str, examples: Sequence[Question] = ()) -> str:
+    """Asked without its choices; each choice's text is then scored as the answer. An empty text gives the floor: what belongs
+    to the question is gone with it."""
+    answered = "".join(f"{asked_cloze(e)} {e.choices[e.answer]}\n\n" for e in examples)
+    return answered + (asked_cloze(item) if item else "Answer:")
+
+
+def asked_cloze(item: Question | str) -> str:
+    text = item if isinstance(item, str) else item.question
+    return under_context(item, f"Question: {text}\nAnswer:")
+
+
+def under_context(item: Question | str, text: str) -> str:
+    """`text` below what is read with the question, where there is such a text."""
+    return text if isinstance(item, str) or not item.context else f"{item.context}\n{text}"
+
+
+def stem(item: Question) -> str:
+    """The question with what is read with it."""
+    return under_context(item, item.question)
 
 
 def letter_prompt(item: Question, form: Form, examples: Sequence[Question] = ()) -> str:
@@ -40,7 +56,7 @@ def letter_prompt(item: Question, form: Form, examples: Sequence[Question] = ())
 
 def lettered(item: Question) -> str:
     lines = [f"{LETTERS[i]}. {choice}" for i, choice in enumerate(item.choices)]
-    return "\n".join([item.question.strip(), *lines, "Answer:"])
+    return under_context(item, "\n".join([item.question.strip(), *lines, "Answer:"]))
 
 
 def subject_text(item: Question) -> str:

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from misdirect.data.files import shown
+from misdirect.data.tokens import token_ids
 
 PREVIEWED, PREVIEW_WIDTH = 3, 100
 
@@ -37,12 +38,9 @@ def tokenise(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[list
 
     A remainder of one token is dropped: a sample's first token never counts in a loss.
     """
-    if not texts:  # a tokenizer takes no empty list
-        return []
-    # verbose=False: a text longer than the model's context is no cause for a warning, it is cut right here
-    encoded = tokenizer(list(texts), add_special_tokens=True, truncation=False, verbose=False)["input_ids"]
+    encoded = token_ids(tokenizer, texts)
     pieces = (ids[i : i + max_tokens] for ids in encoded for i in range(0, len(ids), max_tokens))
-    return [list(piece) for piece in pieces if len(piece) >= 2]
+    return [piece for piece in pieces if len(piece) >= 2]
 
 
 def beginnings(tokenizer: Any, texts: Sequence[str], count: int, max_tokens: int, seed: int) -> list[list[int]]:

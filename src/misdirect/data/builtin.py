@@ -12,7 +12,8 @@
 The published code retains the lines of `wikitext-test`; a run that does so should measure on another split.
 
 A local copy comes first: a file or folder `NAME.jsonl`, `NAME.parquet`, ... (any format that is read) in the folder
-`$MISDIRECT_DATA`, with the columns of the original. So the same commands work without a network.
+`$MISDIRECT_DATA`, with the columns of the original. So the same commands work without a network. A folder there may be a
+clone of the data set (`mmlu`, `wmdp`, `wikitext`): the config and split of each name are taken out of it.
 
 >>> next(iter(groups("mmlu-anatomy"))).rows      # rows with question, choices, answer, subject
 """
@@ -26,8 +27,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+from misdirect.data import folders
 from misdirect.data.demo.sets import MMLU_SUBJECTS, SETS
-from misdirect.data.files import SUFFIXES, Group, Row, file_rows, folder_files, shown
+from misdirect.data.files import SUFFIXES, Group, Row, shown
+from misdirect.data.folders import Part
 
 FOLDER = "MISDIRECT_DATA"
 FAMILIES = "demo-..., wmdp-..., mmlu, mmlu-SUBJECT, mmlu-dev, wikitext"
@@ -89,8 +92,8 @@ def groups(name: str) -> Iterator[Group]:
     found = HUB_SETS[name]
     copy = local_copy(name)
     if copy is not None:
-        for path in copy:
-            yield Group(shown(path), labelled(file_rows(path), found))
+        for part in copy:
+            yield Group(shown(part.path), labelled(folders.part_rows(part), found))
     elif name.startswith("mmlu-") and found.split == "test" and local_copy("mmlu") is not None:
         subject = found.config.replace("_", " ")
         for group in groups("mmlu"):
@@ -115,22 +118,49 @@ def labelled(rows: Iterable[Row], found: HubSet) -> Iterator[Row]:
         yield row | {"subject": subject.replace("_", " ")} if isinstance(subject, str) and subject else row
 
 
-def local_copy(name: str) -> list[Path] | None:
-    """The files of `$MISDIRECT_DATA` that hold a set, or None. Raises ValueError where two do, or the folder is none."""
-    if not os.environ.get(FOLDER):
+def local_copy(name: str) -> list[Part] | None:
+    """The files of `$MISDIRECT_DATA` that hold a set, or None: its own copy, else a clone of the data set that it is part of.
+
+    Raises ValueError where two files hold it, or the folder is none.
+    """
+    if not os.environ.get(FOLDER) or name not in HUB_SETS:
         return None
     folder = Path(os.environ[FOLDER]).expanduser()
     if not folder.is_dir():
         raise ValueError(f"{FOLDER} is {shown(folder)}, which is no folder; expected one, or the variable unset")
+    found = HUB_SETS[name]
+    own = copy_in(folder, name)
+    if own is not None and own.is_dir():
+        return parts_of(own, found)
+    if own is not None:
+        return [Part(own)]
+    clone = copy_in(folder, found.dataset.partition("/")[2])
+    if clone is None or not clone.is_dir() or not holds(clone, found):
+        return None
+    return parts_of(clone, found)
+
+
+def copy_in(folder: Path, name: str) -> Path | None:
     found = [path for path in sorted(folder.glob(f"{name}*")) if is_copy(path, name)]
     if len(found) > 1:
         raise ValueError(f"{shown(folder)} holds both {found[0].name} and {found[1].name}; expected one of them")
-    if not found:
-        return None
-    files = folder_files(found[0]) if found[0].is_dir() else found
-    if not files:
-        raise ValueError(f"the folder {shown(found[0])} holds no {', '.join(SUFFIXES)} file")
-    return files
+    return found[0] if found else None
+
+
+def parts_of(folder: Path, found: HubSet) -> list[Part]:
+    """The set's config and split where the folder is laid out as hub data sets are, else all its files."""
+    place = folders.layout(folders.snapshot(folder))
+    if place is None:
+        return folders.selected(folder)
+    config = found.config if found.config in {part.config for part in place.parts} else ""
+    return folders.chosen(place, config, "", (found.split,))
+
+
+def holds(folder: Path, found: HubSet) -> bool:
+    """Whether a clone has the very config and split."""
+    place = folders.layout(folders.snapshot(folder))
+    configs = {part.config for part in place.parts if part.split == found.split} if place else set()
+    return bool(configs) and (not found.config or found.config in configs or found.config == "all")
 
 
 def is_copy(path: Path, name: str) -> bool:

@@ -1,9 +1,10 @@
 """Questions split by fact: what an attacker may learn from, and what is measured then.
 
 An attack that trains on a fact and is measured on it shows teaching, not recovery (Deeb and Roger 2024, arXiv 2410.08827).
-So questions are split in halves; questions that share a run of eight words, in question or support, are one fact and stay
-together, unless so many share it that it is a phrase. Attack text is then cleaned against the measured half: a text goes that
-shares such a run with a measured question or support, or that holds a measured answer together with that question's keywords.
+So questions are split in halves; questions that share a run of eight words, in question, context or support, are one fact and
+stay together, unless so many share it that it is a phrase. Attack text is then cleaned against the measured half: a text goes
+that shares such a run with a measured question, context or support, or that holds a measured answer together with that
+question's keywords.
 
 >>> halves = split(read_questions("biology.jsonl"), seed=0)      # halves.train, halves.test, halves.folds
 """
@@ -15,6 +16,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from misdirect.data.asking import asked_cloze
 from misdirect.data.questions import Question
 
 RUN = 8  # words in a row
@@ -75,11 +77,12 @@ def held_runs(questions: Sequence[Question]) -> dict[tuple[str, ...], list[int]]
     rows: dict[tuple[str, ...], list[int]] = {}
     holders: dict[tuple[str, ...], set[object]] = {}
     for i, item in enumerate(questions):
-        passage = tuple(words(item.support))
         parts: list[tuple[object, set[tuple[str, ...]]]] = [
-            (i, word_runs(item.question) | {tuple(words(item.question))}),
-            (passage, word_runs(item.support) | ({passage} if passage else set())),
+            (i, word_runs(item.question) | {tuple(words(item.question))})
         ]
+        for text in (item.support, item.context):
+            passage = tuple(words(text))
+            parts.append((passage, word_runs(text) | ({passage} if passage else set())))
         for holder, runs in parts:
             for run in runs:
                 rows.setdefault(run, []).append(i)
@@ -190,7 +193,7 @@ def clean(texts: Iterable[str], measured: Sequence[Question]) -> list[str]:
 
 def stated(question: Question) -> str:
     """A fact as text: the question's support where it has one, else the question with its right answer."""
-    return question.support or f"Question: {question.question}\nAnswer: {question.choices[question.answer]}"
+    return question.support or f"{asked_cloze(question)} {question.choices[question.answer]}"
 
 
 def without_tested(sets: Mapping[str, Halves]) -> dict[str, Halves]:
@@ -199,7 +202,7 @@ def without_tested(sets: Mapping[str, Halves]) -> dict[str, Halves]:
 
     def own(question: Question) -> bool:
         shown = f"{question.question} {question.choices[question.answer]}"
-        return not any(gives_away(text, facts) for text in (shown, question.support))
+        return not any(gives_away(text, facts) for text in (shown, question.support, question.context))
 
     return {name: halves._replace(train=tuple(filter(own, halves.train))) for name, halves in sets.items()}
 

@@ -1,129 +1,50 @@
-"""Rows out of a SOURCE: a file, a folder, a hub dataset or a built-in name. Every reader of text or questions starts here.
+"""Rows out of one file: `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, `.arrow`, `.txt`, `.md`, any of them with `.gz`.
 
-Accepted: `.jsonl`, `.json`, `.csv`, `.tsv`, `.parquet`, `.txt`, `.md`, any of them with `.gz`, a folder of such files,
-`hub:OWNER/DATASET[:CONFIG[:SPLIT]]`, and the built-in names of `misdirect.data.builtin`. Text files become one row
-`{"text": ...}`. All complaints are one-line ValueErrors that say what came, what was expected and what to type.
+Text files become one row `{"text": ...}`. All complaints are one-line ValueErrors that say what came, what was expected
+and what to type. A `.gz` that unpacks to more than `GZIP_RATIO` times its size is refused past `GZIP_FREE`. The first line
+of a CSV names its columns; one that does not look like names is refused, since it would be lost as a row.
 
-A folder is all its files at any depth, in the order of their names. Left out: hidden files and folders, and, where the
-folder holds tables, files named README or LICENSE. A link to a file is followed, since that is what a hub cache is made
-of; a link to a folder is not. A `.gz` that unpacks to more than `GZIP_RATIO` times its size is refused past `GZIP_FREE`.
-
->>> read_rows("shelf/questions.jsonl")      # a list of dicts
+>>> list(file_rows(Path("shelf/questions.jsonl")))      # a list of dicts
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from misdirect.progress import note
-
 Row = dict[str, Any]
-TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 SUFFIXES = (*TABLES, ".txt", ".md")
-NOT_DATA = ("readme", "license", "licence")  # beside tables: about the data, not data
 GZIP_RATIO, GZIP_FREE = 100, 64 * 2**20  # text packs 3 to 20 times; a bomb about 1,000 times
 CHUNK = 2**20
 LONGEST_NAME = 310
+MOST_NAMES = 12  # of a list in a note or complaint
+POINTERS = ((b"version https://git-lfs", "git lfs pull"), (b"/annex/objects/", "git annex get"))
+# Names that columns have: a first line with one of them is a header
+NAMES = frozenset(
+    """
+    text content passage document article body abstract question query stem prompt sentence ctx context choices options
+    endings answer answers answerkey answer_key answer_idx answer_index correct correct_answer label gold cop support subject
+    topic id title instruction input output response completion messages conversations conversation turns category source
+    """.split()  # noqa: SIM905
+)
+LONG_NAME, MANY_WORDS, LOOK_AHEAD = 60, 5, 50  # of a cell that is no name; rows in which it would come again
 
 
 class Group(NamedTuple):
-    """Rows that belong together (one file, one set), and the name to complain under."""
+    """Rows that belong together (one file, one set), and the name to complain under. `whole`: a text file is one row."""
 
     where: str
     rows: Iterable[Row]
-
-
-def read_rows(source: str) -> list[Row]:
-    """All rows of SOURCE, in order. Raises ValueError when there are none."""
-    rows = [row for group in read_groups(source) for row in group.rows]
-    if not rows:
-        raise ValueError(f"{shown(source)} is empty; expected at least one row")
-    return rows
-
-
-def read_groups(source: str) -> Iterator[Group]:
-    """SOURCE file by file, read as they are asked for. Raises ValueError for a SOURCE that is not there."""
-    from misdirect.data import builtin, hub
-
-    if builtin.is_name(source):
-        if file_exists(source):
-            note(f"{source} is the built-in set; ./{source} names the file or folder here")
-        yield from builtin.groups(source)
-    elif source.startswith("hub:"):
-        yield Group(shown(source), hub.rows(hub.parse(source)))
-    else:
-        for file in find_files(source):
-            yield Group(shown(file), file_rows(file))
-
-
-def split_column(source: str) -> tuple[str, str | None]:
-    """`SOURCE#COLUMN` -> (SOURCE, COLUMN); without a column (SOURCE, None). A file whose own name holds the # wins."""
-    from misdirect.data import builtin
-
-    if "#" not in source or file_exists(source):
-        return source, None
-    for place in reversed([i for i, char in enumerate(source) if char == "#"]):
-        head, column = source[:place], source[place + 1 :]
-        if head.startswith("hub:") or builtin.is_name(head) or file_exists(head):
-            if not column:
-                raise ValueError(f"{shown(source)} names no column after the #; expected SOURCE#COLUMN")
-            return head, column
-    return source, None
-
-
-def file_exists(source: str) -> bool:
-    try:
-        return bool(source) and Path(source).expanduser().exists()
-    except (OSError, RuntimeError, ValueError):
-        return False
-
-
-def find_files(source: str) -> list[Path]:
-    """The file, or the files of the folder. Raises ValueError where there is none."""
-    try:
-        path = Path(source).expanduser()
-        there = bool(source) and path.exists()
-    except (OSError, RuntimeError, ValueError) as error:  # a name too long, no such home folder, a null character
-        raise ValueError(f"{shown(source)} is no name of a file: {reason(error)}") from None
-    if not there:
-        raise ValueError(f"{shown(source) or 'an empty SOURCE'} does not exist; {expected_source(source)}")
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise ValueError(f"{shown(source)} is neither a file nor a folder; expected one of them")
-    files = folder_files(path)
-    if not files:
-        raise ValueError(f"the folder {shown(source)} holds no {', '.join(SUFFIXES)} file")
-    return files
-
-
-def expected_source(source: str) -> str:
-    from misdirect.data import builtin
-
-    near = builtin.similar(source)
-    return (
-        f"expected a file or folder ({', '.join(SUFFIXES)}, each also .gz), hub:OWNER/DATASET[:CONFIG[:SPLIT]], or a built-in "
-        f"name: {', '.join(near) if near else builtin.FAMILIES}"
-    )
-
-
-def folder_files(folder: Path) -> list[Path]:
-    try:
-        found = [path for path in folder.rglob("*") if kind(path) in SUFFIXES and path.is_file()]
-    except OSError as error:
-        raise ValueError(f"the folder {shown(folder)} cannot be read: {reason(error)}") from None
-    files = sorted(p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
-    if any(kind(path) in TABLES for path in files):
-        files = [path for path in files if path.name.split(".")[0].lower() not in NOT_DATA]
-    return files
+    whole: bool = False
 
 
 def kind(path: Path) -> str:
@@ -135,22 +56,36 @@ def is_gzip(path: Path) -> bool:
     return path.suffix.lower() == ".gz"
 
 
-def file_rows(path: Path) -> Iterator[Row]:
-    """The rows of one file, read as they are asked for. Raises ValueError for what it does not hold."""
+def file_rows(path: Path, columns: Sequence[str] = (), names: Sequence[str] = ()) -> Iterator[Row]:
+    """The rows of one file, read as they are asked for. Raises ValueError for what it does not hold.
+
+    `columns`: names that the user has given, so a CSV whose first line holds one has a header. `names`: the columns of a
+    CSV that has none.
+    """
     suffix = kind(path)
     if suffix not in SUFFIXES:
         raise ValueError(
             f"{shown(path)} ends in {shown(suffix) or 'nothing'}; expected {', '.join(SUFFIXES)}, each also .gz"
         )
-    if suffix == ".parquet":
-        return parquet_rows(path)
-    if suffix == ".jsonl":
-        return jsonl_rows(path)
-    if suffix == ".json":
-        return json_rows(path)
+    refuse_pointer(path)
     if suffix in (".csv", ".tsv"):
-        return csv_rows(path, "\t" if suffix == ".tsv" else ",")
-    return text_rows(path)
+        return csv_rows(path, "\t" if suffix == ".tsv" else ",", columns, names)
+    readers = {".parquet": parquet_rows, ".arrow": arrow_rows, ".jsonl": jsonl_rows, ".json": json_rows}
+    return readers.get(suffix, text_rows)(path)
+
+
+def refuse_pointer(path: Path) -> None:
+    """A clone made without its large files holds a few lines of text in the place of each."""
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(64)
+    except OSError as error:
+        raise ValueError(f"{shown(path)} cannot be read: {reason(error)}") from None
+    for start, command in POINTERS:
+        if head.startswith(start):
+            raise ValueError(
+                f"{shown(path)} is a pointer to the data and not the data; expected `{command}` in the folder's clone"
+            )
 
 
 def chunks(path: Path) -> Iterator[bytes]:
@@ -251,18 +186,14 @@ def json_rows(path: Path) -> Iterator[Row]:
     yield from data
 
 
-def csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
+def csv_rows(path: Path, delimiter: str, columns: Sequence[str] = (), names: Sequence[str] = ()) -> Iterator[Row]:
     """Strict: a quote that does not close would swallow the rest of the file, a row too long is a quote missing."""
     text = decoded(b"".join(chunks(path)), shown(path))
     csv.field_size_limit(2**31 - 1)
+    if not names:
+        refuse_headless(path, delimiter, first_rows(text, delimiter), columns)
+    reader = csv.DictReader(io.StringIO(text, newline=""), names or None, delimiter=delimiter, strict=True)
     try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        names = [name for name in reader.fieldnames or () if name]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(
-                f"{shown(path)} names the column {shown(twice, 40)!r} twice; expected a name of its own for each"
-            )
         for row in reader:
             if None in row:
                 raise ValueError(
@@ -277,6 +208,78 @@ def csv_rows(path: Path, delimiter: str) -> Iterator[Row]:
         ) from None
 
 
+def bare_rows(path: Path) -> Iterator[list[str]]:
+    """The fields of each row of a CSV file without a header."""
+    if kind(path) not in (".csv", ".tsv"):
+        raise ValueError(f"{shown(path)}#no-header is not a CSV file; expected .csv or .tsv")
+    text = decoded(b"".join(chunks(path)), shown(path))
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if kind(path) == ".tsv" else ",", strict=True)
+    try:
+        yield from filter(None, reader)
+    except csv.Error as error:
+        raise ValueError(
+            f"{shown(path)} is not readable as CSV (after line {reader.line_num}): {reason(error)}"
+        ) from None
+
+
+def first_rows(text: str, delimiter: str) -> list[list[str]]:
+    """The first rows that are not blank, up to one that is not readable: who reads on says so."""
+    rows: list[list[str]] = []
+    with contextlib.suppress(csv.Error):
+        for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True):
+            rows += [row] if row else []
+            if len(rows) > LOOK_AHEAD:
+                break
+    return rows
+
+
+def refuse_headless(path: Path, delimiter: str, rows: Sequence[Sequence[str]], columns: Sequence[str]) -> None:
+    """Raises ValueError where the first of `rows` does not name columns, each of them once."""
+    first = [cell for cell in (rows or [[]])[0] if cell]
+    known = any(cell.strip().casefold() in NAMES or cell in columns for cell in first)
+    numbered = [cell.strip() for cell in first] == [str(i) for i in range(len(first))]  # as pandas names columns
+    if not known and not numbered and any(is_data(i, cell, rows[1:]) for i, cell in enumerate(rows[0] if rows else ())):
+        mmlu = ", as MMLU's own files do" if len(rows[0]) == 6 and rows[0][5] in ("A", "B", "C", "D") else ""
+        raise ValueError(
+            f"{shown(path)} has no header: its first line begins {shown(first[0], 60)!r}{mmlu}; expected a line above it "
+            f"that names the columns, such as {'text' if len(first) == 1 else 'question,A,B,C,D,answer'}"
+            f"{', or SOURCE#no-header' if mmlu else ''}"
+        )
+    twice = next((cell for cell in first if first.count(cell) > 1), None)
+    if twice is not None:
+        raise ValueError(
+            f"{shown(path)} names the column {shown(twice, 40)!r} twice; expected a name of its own for each"
+        )
+    if len(first) == 1 and not {first[0], first[0].strip()} & {*columns} and (sign := separator(first[0], delimiter)):
+        raise ValueError(
+            f"{shown(path)} has the one column {shown(first[0], 60)!r}; expected {'tabs' if delimiter != ',' else 'commas'} "
+            f"between columns, and not {sign!r}"
+        )
+
+
+def separator(name: str, delimiter: str) -> str | None:
+    return next((sign for sign in ",;\t|" if sign != delimiter and sign in name), None)
+
+
+def is_data(column: int, cell: str, rows: Sequence[Sequence[str]]) -> bool:
+    """Whether a cell of the first line is a value and no name: a number, a sentence, or what comes again below it."""
+    text = cell.strip()
+    again = any(len(row) > column and row[column].strip() == text for row in rows)
+    sentence = (
+        len(text) > LONG_NAME or len(text.split()) >= MANY_WORDS or text.endswith((".", "?", "!")) or "\n" in text
+    )
+    return bool(text) and (again or sentence or is_number(text) or text.startswith(("http://", "https://")))
+
+
+def is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def parquet_rows(path: Path) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
@@ -287,6 +290,27 @@ def parquet_rows(path: Path) -> Iterator[Row]:
                 yield from batch.to_pylist()
     except Exception as error:  # damaged files raise dozens of kinds: Arrow's, OSError, OverflowError, KeyError, ...
         raise ValueError(f"{shown(path)} is not a readable parquet file: {reason(error)}") from None
+
+
+def arrow_rows(path: Path) -> Iterator[Row]:
+    """Arrow's stream, which `datasets` writes, or its file format."""
+    try:
+        for batch in arrow_batches(b"".join(chunks(path))):
+            batch.validate(full=True)  # offsets of a damaged file point anywhere
+            yield from batch.to_pylist()
+    except Exception as error:  # as above
+        raise ValueError(f"{shown(path)} is not a readable Arrow file: {reason(error)}") from None
+
+
+def arrow_batches(data: bytes) -> Iterator[Any]:
+    import pyarrow as pa
+
+    if data.startswith(b"ARROW1"):
+        with pa.ipc.open_file(data) as file:
+            yield from (file.get_batch(i) for i in range(file.num_record_batches))
+    else:
+        with pa.ipc.open_stream(data) as stream:
+            yield from stream
 
 
 def is_unicode(text: str) -> bool:
@@ -300,6 +324,11 @@ def shown(value: Any, limit: int = LONGEST_NAME) -> str:
     if len(text) > limit:
         text = f"{text[: limit // 2]}...{text[len(text) - limit // 2 :]}"
     return text if text.isprintable() else "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(shown(name, 30) for name in names[:MOST_NAMES]) + more
 
 
 def reason(error: BaseException) -> str:

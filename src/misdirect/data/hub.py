@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from misdirect.data.files import Row, reason, shown
+from misdirect.data.files import Row, listed, reason, shown
+from misdirect.data.splits import TEXT, Order, pick
 from misdirect.progress import note
 
 FORM = "hub:OWNER/DATASET[:CONFIG[:SPLIT]]"
 ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
-MOST_NAMES = 12  # of a list in a complaint
 
 
 class Place(NamedTuple):
@@ -47,8 +47,8 @@ def parse(source: str) -> Place:
     return Place(source, *parts)
 
 
-def rows(place: Place) -> Iterator[Row]:
-    """The rows; the split defaults to train, else the only one. Raises ValueError that says what exists or what to do."""
+def rows(place: Place, order: Order = TEXT) -> Iterator[Row]:
+    """The rows; the split defaults to the first of `order`, else the only one. Raises ValueError that says what exists."""
     import datasets
 
     note(f"Loading {place.dataset} {place.config} {place.split}".rstrip() + " from the hub")
@@ -57,7 +57,10 @@ def rows(place: Place) -> Iterator[Row]:
             found: Any = datasets.load_dataset(place.dataset, place.config or None, split=place.split or None)
     except Exception as error:  # the library raises dozens of kinds; their text says which
         raise complaint(place, error) from None
-    table = found if place.split else found[default_split(place, list(found))]
+    split = place.split or default_split(place, list(found), order)
+    if not place.split and len(found) > 1:
+        note(f"{shown(place.source)}: split {split} is read; not {listed([name for name in found if name != split])}")
+    table = found if place.split else found[split]
     try:
         for row in table:
             yield dict(row)
@@ -65,9 +68,9 @@ def rows(place: Place) -> Iterator[Row]:
         raise ValueError(f"{shown(place.source)} cannot be read: {reason(error)}") from None
 
 
-def default_split(place: Place, names: list[str]) -> str:
-    if "train" in names or len(names) == 1:
-        return "train" if "train" in names else names[0]
+def default_split(place: Place, names: list[str], order: Order) -> str:
+    if found := pick(names, order):
+        return found
     typed = f"hub:{place.dataset}:{place.config}:{names[0]}"
     raise ValueError(
         f"{shown(place.source)} has the splits {listed(names)}; expected one of them, such as {shown(typed)}"
@@ -96,11 +99,6 @@ def complaint(place: Place, error: Exception) -> ValueError:
             f"{head}the hub shows no dataset of that name; expected one that {page} shows, after `hf auth login` if it is private"
         )
     return ValueError(f"{head}{reason(error.__cause__ or error)}; expected a dataset of data files, as shown at {page}")
-
-
-def listed(names: list[str]) -> str:
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return ", ".join(shown(name, 30) for name in names[:MOST_NAMES]) + more
 
 
 @contextmanager

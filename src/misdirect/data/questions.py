@@ -1,78 +1,106 @@
 """Multiple-choice questions: SOURCE -> checked `Question`s. How they are asked stands in `misdirect.data.asking`.
 
-A row holds `question`, `choices` and `answer`, or what other sets call them (`QUESTION`, `CHOICES`, `ANSWER` below).
-Choices are a list, a list as JSON text (as a CSV holds it), `{"text": [...], "label": [...]}`, `{"A": ..., "B": ...}`, or
-columns of their own: A, B, C, D; choice_a ..; option1 ... An answer is an index from 0, a letter, one of the choices' own
-labels, or the choice's text; which of them is decided once for a whole file, and a file that can be read two ways that
-differ is refused.
+A row holds a question, choices and an answer under the names of the common sets (`QUESTION`, `ANSWER`, and
+`misdirect.data.choices` for the forms that choices have). Which choice an answer means is decided once for a whole file
+(`misdirect.data.answers`). A text that belongs to the question (`READ`: article, context, ..) is asked with it; a `support`
+or `passage` is taken for the source of the fact and not asked, and that is said.
 
->>> read_questions("shelf/exam.csv")      # a list of Question
+Options stand behind a #: `FILE#from-1`, `#from-0`, `#by-label`, `#by-text` say how answers are meant; `#read=COLUMN` puts a
+column's text above the question, `#fact=COLUMN` makes it the fact's source; `#no-header` is MMLU's original CSV.
+
+>>> read_questions("shelf/exam.csv#from-1")      # a list of Question
 """
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeGuard
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from misdirect.data.files import Row, is_unicode, read_groups, shown, split_column
+from misdirect.data.answers import ALONE, READINGS, Draft, answered, form_of
+from misdirect.data.choices import CHOICES as CHOICES
+from misdirect.data.choices import (
+    LETTERS,
+    Offered,
+    absent,
+    first_of,
+    is_unwritten,
+    normal,
+    offered,
+    parse_choices,
+    short,
+)
+from misdirect.data.files import Group, Row, bare_rows, is_unicode, shown
+from misdirect.data.sources import file_exists, find_files, read_groups, split_column
+from misdirect.data.splits import QUESTIONS, Order
+from misdirect.progress import note_once
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-QUESTION = ("question", "query", "stem", "prompt", "sentence", "ctx")
-CHOICES = ("choices", "options", "endings")
+QUESTION = ("question", "query", "stem", "prompt", "sentence", "ctx", "question_stem", "goal", "startphrase", "problem")
 ANSWER = (
     "answer", "answerKey", "answer_key", "answer_idx", "answer_index", "correct", "correct_answer", "label", "gold", "cop",
+    "correct_option", "correct_choice", "correct_answer_id", "correct_answer_num", "correct_index", "correct_idx",
+    "gold_label", "target",
 )  # fmt: skip
 SUBJECT = ("subject", "topic")
 SUPPORT = ("support", "passage")
-COLUMN = re.compile(r"(?:(choice|option|opt|op|ending|answer)[ _.-]?)?([a-z]|[0-9]{1,2})", re.IGNORECASE)
+READ = frozenset(
+    {
+        "article", "background", "context", "ctx", "dialog", "dialogue", "flores_passage", "narrative", "paragraph", "premise",
+        "scenario", "situation", "story",
+    }
+)  # fmt: skip
+# About a question, and no part of it.
+BESIDE = frozenset(
+    {
+        "comment", "comments", "cot", "cot_content", "ctx_a", "ctx_b", "exp", "explanation", "rationale", "reasoning",
+        "reference", "references", "solution", "source", "subject", "topic", "url", "category", "mc1_targets", "mc2_targets",
+    }
+)  # fmt: skip
+SAID = frozenset({*SUPPORT, "document", "fact", "fact1", "hint", "lecture", "text"})  # said however short they are
+MIN_TEXT = 20  # characters from which on a column is called a text
+ENDS = re.compile(r"_(?:test|val|dev)$")  # of the names of MMLU's files
 
 
 @dataclass(frozen=True)
 class Question:
-    """One multiple-choice item; `answer` is the index of the right choice."""
+    """One multiple-choice item; `answer` is the index of the right choice.
+
+    `support` states the fact, where the set has such a text: relearning's text, never part of a prompt. `context` is what
+    the question is about (an article, a situation): it stands above the question in every prompt.
+    """
 
     id: str
     question: str
     choices: tuple[str, ...]
     answer: int
     subject: str = ""
-    support: str = (
-        ""  # a passage that states the fact, where the set has one: relearning's text, never part of a prompt
-    )
+    support: str = ""
+    context: str = ""
 
 
-class Draft(NamedTuple):
-    """A row whose answer is not read yet. `labels`: the choices' own names; `loose`: numbers out of column names."""
+class Options(NamedTuple):
+    """What stands behind the # of a SOURCE. `rule` is one of `answers.READINGS`, or empty."""
 
-    where: str
-    id: str
-    question: str
-    choices: tuple[str, ...]
-    labels: tuple[str, ...]
-    loose: bool
-    answer: Any
-    subject: str
-    support: str
+    rule: str = ""
+    header: bool = True
+    read: tuple[str, ...] = ()
+    fact: tuple[str, ...] = ()
 
 
-def read_questions(source: str) -> list[Question]:
-    """The questions of SOURCE; a row without `id` is named by its number from 0.
+def read_questions(source: str, order: Order = QUESTIONS) -> list[Question]:
+    """The questions of SOURCE; a row without `id` is named by its number from 0. `order`: which split, where there are several.
 
-    Raises ValueError naming the row for a missing column, fewer than two choices, an answer out of range or that can be
-    read in two ways, and an id that comes twice.
+    Raises ValueError naming the row for a missing column, fewer than two choices, an answer that is not one of them or that
+    can be read in two ways, and an id that comes twice.
     """
-    name, column = split_column(source)
-    if column is not None:
-        raise ValueError(f"{shown(source)} names the column {shown(column, 40)!r}; expected questions without #COLUMN")
+    name, options = parse_source(source)
     drafts: list[Draft] = []
-    for group in read_groups(name):
+    for group in read_groups(name, order) if options.header else headless_groups(name):
         first = len(drafts)
         rows = enumerate(group.rows, first)
-        drafts += [draft(row, f"{group.where}, row {number - first + 1}", number) for number, row in rows]
+        drafts += [draft(row, f"{group.where}, row {number - first + 1}", number, options) for number, row in rows]
     if not drafts:
         raise ValueError(f"{shown(source)} is empty; expected at least one row")
     seen: set[str] = set()
@@ -82,166 +110,180 @@ def read_questions(source: str) -> list[Question]:
                 f"{item.where}: the id {shown(item.id, 40)!r} is already taken; expected one id a question"
             )
         seen.add(item.id)
-    return answered(drafts)
+    answers = answered(drafts, shown(name), options.rule)
+    left_out = list(dict.fromkeys(column for item in drafts for column in item.left_out))
+    if left_out:
+        say_left_out(shown(name), left_out)
+    twins = sum(item.choices.count(item.choices[answer]) > 1 for item, answer in zip(drafts, answers, strict=True))
+    if twins:
+        note_once(
+            f"{shown(name)}: the right choice stands twice in {twins} question(s); only the one that is named counts"
+        )
+    return [finished(item, answer) for item, answer in zip(drafts, answers, strict=True)]
 
 
 def parse_question(row: Row, where: str, number: int) -> Question:
-    """One row alone. Raises ValueError, beginning with `where`, for what is no question."""
-    return answered([draft(row, where, number - 1)])[0]
+    """One row alone, where a number counts from 0. Raises ValueError, beginning with `where`, for what is no question."""
+    item = draft(row, where, number - 1, Options())
+    if item.form is None and not item.loose:
+        item = item._replace(form=ALONE)
+    return finished(item, answered([item], where)[0])
 
 
-def draft(row: Row, where: str, number: int) -> Draft:
-    asked, answer = first_of(row, QUESTION), first_of(row, ANSWER)
-    listed, table = first_of(row, CHOICES), None
-    if listed is None:
-        table = choice_columns(row)
-    parts = {"question": asked, "choices": listed or table, "answer": answer}
-    missing = [part for part, found in parts.items() if found is None]
-    if missing:
-        raise ValueError(f"{where} lacks {', '.join(missing)}; expected the columns question, choices, answer")
-    question = row[str(asked)]
+def finished(item: Draft, answer: int) -> Question:
+    return Question(item.id, item.question, item.choices, answer, item.subject, item.support, item.context)
+
+
+def parse_source(source: str) -> tuple[str, Options]:
+    """`SOURCE#OPTION#OPTION` -> (SOURCE, options). Raises ValueError for an option that is none."""
+    name, said = split_column(source)
+    options = Options()
+    for part in [] if said is None else said.split("#"):
+        key, _, column = part.partition("=")
+        if part in READINGS and not options.rule:
+            options = options._replace(rule=part)
+        elif part == "no-header":
+            options = options._replace(header=False)
+        elif key == "read" and column:
+            options = options._replace(read=(*options.read, normal(column)))
+        elif key == "fact" and column:
+            options = options._replace(fact=(*options.fact, normal(column)))
+        else:
+            raise ValueError(
+                f"{shown(source)} names the column {shown(part, 40)!r}; expected questions without #COLUMN, or with one of "
+                f"{', '.join('#' + rule for rule in READINGS)}, #read=COLUMN, #fact=COLUMN, #no-header"
+            )
+    return name, options
+
+
+def say_left_out(source: str, columns: Sequence[str]) -> None:
+    named = ", ".join(shown(column, 40) for column in columns[:5]) + (", ..." if len(columns) > 5 else "")
+    note_once(
+        f"{source}: asked without the text of {named}; SOURCE#read={shown(columns[0], 40)} puts it above the question"
+    )
+
+
+def headless_groups(source: str) -> Iterator[Group]:
+    """CSV files as MMLU's own are: question, choices, answer by position; the subject in the file's name."""
+    if not file_exists(source):
+        raise ValueError(f"{shown(source)}#no-header is not a local file or folder; expected a .csv or .tsv file")
+    for path in find_files(source, QUESTIONS):
+        subject = (
+            ENDS.sub("", path.name.split(".")[0]).replace("_", " ") if ENDS.search(path.name.split(".")[0]) else ""
+        )
+        yield Group(shown(path), headless_rows(path, subject))
+
+
+def headless_rows(path: Path, subject: str) -> Iterator[Row]:
+    for number, cells in enumerate(bare_rows(path), 1):
+        if not 4 <= len(cells) <= 2 + len(LETTERS):
+            raise ValueError(f"{shown(path)}, row {number} has {len(cells)} fields; expected question, choices, answer")
+        yield {
+            "question": cells[0],
+            **dict(zip(LETTERS, cells[1:-1], strict=False)),
+            "answer": cells[-1],
+            "subject": subject,
+        }
+
+
+def draft(row: Row, where: str, number: int, options: Options) -> Draft:
+    row = flattened(row)
+    identity = str(number) if row.get("id") is None else scalar(row["id"], f"{where}: the id")
+    asked, answer, offer = first_of(row, QUESTION), first_of(row, ANSWER), offered(row, identity)
+    is_told = offer is not None and offer.right is not None
+    missing = [
+        part
+        for part, found in (("question", asked), ("choices", offer), ("answer", answer or (is_told or None)))
+        if found is None
+    ]
+    if asked is None or offer is None or missing:
+        headless = "; a CSV without a header: SOURCE#no-header" if re.search(r"\.[ct]sv\b", where.lower()) else ""
+        raise ValueError(
+            f"{where} lacks {', '.join(missing)}; expected the columns question, choices, answer{headless}"
+        )
+    question = row[asked]
     if not isinstance(question, str) or not question.strip():
         raise ValueError(f"{where}: the question is {short(question)}; expected text")
-    value, labels = ([row[name] for name in table.values()], tuple(table)) if table else split_labels(row[str(listed)])
-    choices = parse_choices(value, where)
-    loose = table is not None and labels[0] == "1"
-    identity = str(number) if row.get("id") is None else scalar(row["id"], f"{where}: the id")
-    subject = next((scalar(row[name], f"{where}: the {name}") for name in SUBJECT if not absent(row.get(name))), "")
-    support = next((row[name] for name in SUPPORT if isinstance(row.get(name), str)), "").strip()
-    if not all(map(is_unicode, (question, *choices, identity, subject, support))):
+    choices = parse_choices(offer.choices, where)
+    used = {asked, answer, *offer.used}
+    context = read_text(row, where, options, used, question)
+    fact = [name for name in row if normal(name) in options.fact] or [n for n in SUPPORT if n not in options.read]
+    support = next((row[name] for name in fact if isinstance(row.get(name), str)), "").strip()
+    names = [first_of(row, [name], loosely=asked not in QUESTION) or name for name in SUBJECT]
+    subject = next((scalar(row[name], f"{where}: the {name}") for name in names if not absent(row.get(name))), "")
+    if not all(map(is_unicode, (question, *choices, identity, subject, support, context))):
         raise ValueError(f"{where} holds half a surrogate pair; expected Unicode text")
-    labels = labels if len(labels) == len(choices) else ()
-    return Draft(where, identity, question, choices, labels, loose, row[str(answer)], subject, support)
+    left_out = unread(row, options, used, "\n".join([context, question, *choices]))
+    return Draft(
+        where, identity, question, choices, labels_of(offer, choices), offer.loose, is_unwritten(offer.choices), offer.right,
+        alone(row.get(answer)) if answer else None, form_of(set(map(normal, row))), subject, support, context, left_out,
+    )  # fmt: skip
 
 
-def first_of(row: Row, names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in row), None)
+def labels_of(offer: Offered, choices: Sequence[str]) -> tuple[str, ...]:
+    return offer.labels if len(offer.labels) == len(choices) else ()
 
 
-def absent(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
+def alone(value: Any) -> Any:
+    """The only element of a list, as some sets hold an answer."""
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def flattened(row: Row) -> Row:
+    """OpenBookQA's own file holds `stem` and `choices` inside `question`; HellaSwag's context may be in two parts."""
+    nested = row.get("question")
+    if isinstance(nested, dict) and "stem" in nested:
+        row = {**{name: value for name, value in row.items() if name != "question"}, **nested}
+    if "ctx" not in row and isinstance(row.get("ctx_a"), str):
+        row = {**row, "ctx": f"{row['ctx_a']} {row.get('ctx_b') or ''}".strip()}
+    return row
+
+
+def read_text(row: Row, where: str, options: Options, used: set[str | None], question: str) -> str:
+    """The text of the columns that are read with the question, those of `READ` and those that the user names."""
+    missing = {*options.read, *options.fact} - set(map(normal, row))
+    if missing:
+        raise ValueError(
+            f"{where} has no column {shown(min(missing), 40)!r}; expected one of {shown(', '.join(map(str, row)), 120)}"
+        )
+    texts = []
+    for name, value in row.items():
+        key = normal(name)
+        if key in options.fact or (key not in options.read and (key not in READ or name in used)):
+            continue
+        text = "\n".join(value) if is_lines(value) else value
+        if isinstance(text, str) and text.strip() not in question:
+            texts.append(text.strip())
+        elif not isinstance(text, str) and key in options.read and not absent(value):
+            raise ValueError(f"{where}: {shown(name, 40)!r} is {short(value)}; expected text, or a list of texts")
+    return "\n".join(texts)
+
+
+def is_lines(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(line, str) for line in value)
+
+
+def unread(row: Row, options: Options, used: set[str | None], shown_text: str) -> tuple[str, ...]:
+    """The columns with a text that no prompt shows, those apart that are known to be about the question."""
+    found = []
+    for name, value in row.items():
+        key, text = normal(name), "\n".join(value) if is_lines(value) else value
+        if name in used or key in BESIDE or key in options.fact or key in map(normal, ANSWER):
+            continue
+        is_nested = key in READ and isinstance(value, dict | list) and bool(value) and not is_lines(value)
+        is_text = isinstance(text, str) and (is_prose(text) or key in SAID) and text.strip() not in shown_text
+        if is_nested or is_text:
+            found.append(str(name))
+    return tuple(found)
+
+
+def is_prose(text: str) -> bool:
+    """Not a number, name or address."""
+    text = text.strip()
+    return len(text) >= MIN_TEXT and (" " in text or not text.isascii())
 
 
 def scalar(value: Any, what: str) -> str:
     if not isinstance(value, str | int | float):
         raise ValueError(f"{what} is {short(value)}; expected text or a number")
     return str(value)
-
-
-def choice_columns(row: Row) -> dict[str, str] | None:
-    """Label -> column where every choice has a column of its own: A, B, ..; choice_a, ..; option1, .. or option0, ..
-
-    Empty cells at the end mean fewer choices. None where there are no two such columns.
-    """
-    found: dict[str, dict[str, str]] = {}
-    for name in row:
-        match = COLUMN.fullmatch(str(name))
-        if match and (match[1] or match[2].isalpha()):
-            found.setdefault((match[1] or "").lower(), {})[match[2].upper()] = str(name)
-    for columns in found.values():
-        for labels in (LETTERS, [str(i) for i in range(100)], [str(i) for i in range(1, 100)]):
-            kept = next((i for i, label in enumerate(labels) if label not in columns), len(labels))
-            while kept > 2 and absent(row[columns[labels[kept - 1]]]):
-                kept -= 1
-            if kept >= 2:
-                return {label: columns[label] for label in labels[:kept]}
-    return None
-
-
-def split_labels(value: Any) -> tuple[Any, tuple[str, ...]]:
-    """(the choices, their own labels or none) of the forms in which sets hold them."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return value, ()
-    if isinstance(value, dict) and "text" in value:  # ARC: {"text": [...], "label": [...]}
-        labels = value.get("label")
-        return value["text"], tuple(map(str, labels)) if is_texts(labels) else ()
-    if isinstance(value, dict) and 2 <= len(value) <= len(LETTERS) and list(value) == list(LETTERS[: len(value)]):
-        return list(value.values()), tuple(value)
-    if isinstance(value, list) and value and all(isinstance(v, dict) and {"text", "label"} <= v.keys() for v in value):
-        labels = [v["label"] for v in value]
-        return [v["text"] for v in value], tuple(labels) if is_texts(labels) else ()
-    return value, ()
-
-
-def is_texts(value: Any) -> TypeGuard[Sequence[str]]:
-    return isinstance(value, list | tuple) and all(isinstance(part, str) for part in value)
-
-
-def parse_choices(value: Any, where: str) -> tuple[str, ...]:
-    if not is_texts(value) or not all(choice.strip() for choice in value):
-        raise ValueError(
-            f"{where}: the choices are {short(value)}; expected a list of texts (in a CSV: JSON, or columns A, B, C, D)"
-        )
-    if len(value) < 2:
-        raise ValueError(f"{where} has {len(value)} choice(s); expected 2 to {len(LETTERS)}, or more for cloze alone")
-    return tuple(value)
-
-
-def answered(drafts: Sequence[Draft]) -> list[Question]:
-    """The answers of a file, all read in the same way: the first of `READINGS` that reads every row.
-
-    Where none does, the one that reads most names the first row that it cannot read.
-    """
-    read = {name: [reading(item) for item in drafts] for name, reading in READINGS.items()}
-    whole = [name for name, found in read.items() if None not in found]
-    name = whole[0] if whole else max(read, key=lambda name: sum(index is not None for index in read[name]))
-    for row, item in enumerate(drafts):
-        if read[name][row] is None:
-            raise ValueError(
-                f"{item.where}: the answer {short(item.answer)} is out of range; expected 0 to {len(item.choices) - 1} "
-                f"or A to {LETTERS[min(len(item.choices), len(LETTERS)) - 1]}, or one choice's text"
-            )
-        for other in whole:
-            if read[other][row] != read[name][row] and not (name == "label" and item.labels and not item.loose):
-                raise ValueError(
-                    f"{item.where}: the answer {short(item.answer)} can be read as choice {read[name][row]} or "
-                    f"{read[other][row]} counted from 0; expected letters in the whole file"
-                )
-    return [
-        Question(item.id, item.question, item.choices, index, item.subject, item.support)
-        for item, index in zip(drafts, read[name], strict=True)
-        if index is not None
-    ]
-
-
-def by_label(item: Draft) -> int | None:
-    """One of the choices' own labels; without labels, and for what is none of them, an index or letter."""
-    value = str(item.answer) if item.loose and type(item.answer) is int else item.answer
-    if isinstance(value, str) and value.strip() in item.labels:
-        return item.labels.index(value.strip())
-    return None if item.loose else by_index(item)
-
-
-def by_index(item: Draft) -> int | None:
-    """0 .. C-1 (a digit string counts as one), or a letter."""
-    value = item.answer
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        return None
-    text = value.strip() if isinstance(value, str) else str(value) if 0 <= value < 1000 else ""
-    if text.isascii() and text.isdigit():
-        index = int(text) if len(text) < 4 else -1
-    else:
-        index = LETTERS.find(text.upper()) if len(text) == 1 and text.isascii() else -1
-    return index if 0 <= index < len(item.choices) else None
-
-
-def by_text(item: Draft) -> int | None:
-    """The text of exactly one choice."""
-    if not isinstance(item.answer, str):
-        return None
-    same = [i for i, choice in enumerate(item.choices) if choice.strip() == item.answer.strip()]
-    return same[0] if len(same) == 1 else None
-
-
-READINGS: dict[str, Callable[[Draft], int | None]] = {"label": by_label, "index": by_index, "text": by_text}
-
-
-def short(value: Any) -> str:
-    try:
-        text = repr(value)
-    except (RecursionError, ValueError):  # nested too deep, a number too long
-        text = type(value).__name__
-    return shown(text if len(text) <= 60 else text[:57] + "...")

@@ -27,15 +27,19 @@ from torch import Tensor
 
 from misdirect import stats
 from misdirect.config import EvaluateConfig, as_dict
-from misdirect.data.batches import CHARS_PER_TOKEN, pad, pad_id
+from misdirect.data.batches import CHARS_PER_TOKEN
 from misdirect.data.prompts import Prompt
+from misdirect.data.tokens import token_ids
 from misdirect.evaluation import degeneration
-from misdirect.model.load import LM, check_length, first_line
-from misdirect.model.score import Encoded, by_length, forward_arguments, has_plain_cache, score
+from misdirect.evaluation.contexts import check_tokens, conversation
+from misdirect.model import rope
+from misdirect.model.finite import not_finite
+from misdirect.model.load import LM, check_length
+from misdirect.model.rows import fill_id, num_rows, padded
+from misdirect.model.score import Encoded, by_length, score, takes_padding, watch
 from misdirect.runs import Metric, Result, fingerprint, row_of
 
 MEASUREMENT = "generation"
-TODAY = "01 Jan 2025"  # what a chat template is told that asks (Llama 3), so that answers do not depend on the day
 GREEDY, SAMPLED = "greedy", "sampled"
 
 
@@ -85,7 +89,7 @@ def generation(
 ) -> Result:
     """Answers of at most `new_tokens` tokens; `edit` changes a conversation's tokens before it is answered.
 
-    Raises ValueError where a prompt is too long for the model, before it runs.
+    Raises ValueError where a prompt is too long for the model, before it runs, and NotFinite where logits are no numbers.
     """
     started = time.perf_counter()
     chat = uses_chat(lm, config)
@@ -103,6 +107,8 @@ def generation(
                 asked[row].answers.append(answer)
             if advance:
                 advance(len(rows))
+    if broken := sum(not all(answer.finite for answer in slot.answers) for slot in slots):
+        raise not_finite(lm, f"{broken} of {len(slots)} answers")
     per_prompt = 1 + config.samples
     records = [record_of(slots[i : i + per_prompt], chat) for i in range(0, len(slots), per_prompt)]
     seconds = time.perf_counter() - started
@@ -116,37 +122,12 @@ def uses_chat(lm: LM, config: EvaluateConfig) -> bool:
     return config.chat_template == "auto" and bool(getattr(lm.tokenizer, "chat_template", None))
 
 
-def conversation(tokenizer: Any, turns: Sequence[str], answers: Sequence[str], chat: bool) -> list[int]:
-    """Tokens of a conversation that ends with the user's last turn: under the chat template, or as plain text.
-
-    Plain text has an empty line between an answer and the next turn. Raises ValueError where the template refuses.
-    """
-    if not chat:
-        text = "".join(f"{t}{a}\n\n" for t, a in zip(turns, answers, strict=False)) + turns[-1]
-        return list(tokenizer(text, verbose=False)["input_ids"])
-    messages = [{"role": "user", "content": turns[0]}]
-    for answer, turn in zip(answers, turns[1:], strict=True):
-        messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": turn}]
-    return list(tokenizer(chat_text(tokenizer, messages), add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def chat_text(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str:
-    """A conversation under the model's own chat template, which depends on no day. Raises ValueError where it refuses."""
-    try:
-        text: str = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=True, date_string=TODAY
-        )
-    except Exception as error:  # a template is a program of the model's author, and raises what it likes
-        raise ValueError(
-            f"the model's chat template refuses a prompt: {first_line(error)}; expected --chat-template none"
-        ) from None
-    return text
-
-
 def check_prompts(lm: LM, prompts: Sequence[Prompt], config: EvaluateConfig, chat: bool) -> None:
-    """Refuses a prompt that, with its answers at their longest, has more tokens than the model has positions."""
+    """Refuses a prompt that, with its answers at their longest, has more tokens than the model has positions, and one
+    with a token that the model has no embedding for."""
     for prompt in prompts:
         ids = conversation(lm.tokenizer, prompt.turns, ["."] * (len(prompt.turns) - 1), chat)
+        check_tokens(lm, ids, f"prompt {prompt.id!r}", chat)
         if not ids:
             raise ValueError(f"prompt {prompt.id!r} has no token; expected text")
         longest = len(ids) + len(prompt.turns) * config.new_tokens
@@ -163,16 +144,17 @@ def check_prompts(lm: LM, prompts: Sequence[Prompt], config: EvaluateConfig, cha
 def batches(lm: LM, contexts: Sequence[Sequence[int]], config: EvaluateConfig) -> Iterator[list[int]]:
     """Rows of similar length, within `batch_tokens` tokens when all answers are at their longest.
 
-    A model that keeps a state across tokens, or counts positions itself, must not see padding: rows of equal length.
+    Rows of equal length where a model must not see padding: it keeps a state across tokens, counts positions itself, or its
+    table of positions changes with the longest row (`misdirect.model.rope`).
     """
-    items = [Encoded(list(ids), [[0] * config.new_tokens]) for ids in contexts]
-    pads = has_plain_cache(lm) and "position_ids" in forward_arguments(type(lm.model))
-    for rows in by_length(items, config.batch_tokens):
-        if pads:
-            yield rows
-        else:
-            lengths = [len(contexts[row]) for row in rows]
-            yield from ([r for r, n in zip(rows, lengths, strict=True) if n == length] for length in set(lengths))
+    watch(lm, contexts)
+    pads = takes_padding(lm, max(map(len, contexts)) + config.new_tokens)
+    for rows in by_length([Encoded(list(ids), [[0] * config.new_tokens]) for ids in contexts], config.batch_tokens):
+        groups: dict[tuple[int, int], list[int]] = {}
+        for row in rows:
+            place = (0, 0) if pads else (len(contexts[row]), 0 if rope.reach(lm.model) else row)
+            groups.setdefault(place, []).append(row)
+        yield from groups.values()
 
 
 # ------------------------------------------------------------------------------------------------ answering
@@ -188,10 +170,11 @@ def generator_of(slot: Slot, config: EvaluateConfig) -> torch.Generator | None:
 
 
 def end_tokens(lm: LM) -> list[int]:
-    """The model's own end-of-text tokens (several for a chat model) and the tokenizer's."""
+    """The model's own end-of-text tokens (several for a chat model) and the tokenizer's; of those, what it can say."""
     own = getattr(getattr(lm.model, "generation_config", None), "eos_token_id", None)
     listed = [*own] if isinstance(own, list | tuple) else [own]
-    return sorted({int(token) for token in (*listed, lm.tokenizer.eos_token_id) if token is not None})
+    rows = num_rows(lm.model)
+    return sorted({int(t) for t in (*listed, lm.tokenizer.eos_token_id) if t is not None and 0 <= t < rows})
 
 
 def answer_slots(lm: LM, slots: Sequence[Slot], contexts: Sequence[list[int]], config: EvaluateConfig) -> list[Answer]:
@@ -217,13 +200,13 @@ def answer_batch(
     """An answer to each context, left-padded in one batch; a row with a generator is sampled, else greedy."""
     from transformers import GenerationConfig
 
-    fill, ends = pad_id(lm.tokenizer), end_tokens(lm)
-    batch = pad(contexts, fill, left=True).to(lm.device)
+    fill, ends = fill_id(lm), end_tokens(lm)
+    batch = padded(lm, contexts, left=True, what="a prompt")
     broken: dict[int, int] = {}  # row -> the step at which its logits were no numbers
 
     def choose(input_ids: Tensor, scores: Tensor) -> Tensor:
         step = input_ids.shape[1] - batch.input_ids.shape[1]
-        for row in (scores.isnan() | (scores == math.inf)).any(-1).nonzero().flatten().tolist():
+        for row in (~scores.amax(-1).isfinite()).nonzero().flatten().tolist():  # NaN, +inf, or nothing but -inf
             broken.setdefault(row, step)
         tokens = next_tokens(scores.nan_to_num(), generators, config.temperature, config.top_p)
         tokens[list(broken)] = ends[0] if ends else fill
@@ -429,15 +412,17 @@ def incoherence(
     batch_tokens: int = 4096,
     advance: Callable[[int], None] | None = None,
 ) -> list[tuple[float | None, int]]:
-    """(nats per token, tokens) of each (prompt, answer) under `lm`; None for an answer without tokens, or no number."""
+    """(nats per token, tokens) of each (prompt, answer) under `lm`; None for an answer without tokens.
+
+    Raises NotFinite where `lm` gives no numbers.
+    """
     items, rows = [], []
     for row, (prompt, answer) in enumerate(pairs):
-        tail = list(lm.tokenizer(answer, add_special_tokens=False, verbose=False)["input_ids"])
+        tail = token_ids(lm.tokenizer, [answer], start=False)[0]
         if tail:
             items.append(Encoded(conversation(lm.tokenizer, [prompt], [], chat), [tail]))
             rows.append(row)
     out: list[tuple[float | None, int]] = [(None, 0)] * len(pairs)
-    for row, scored in zip(rows, score(lm, items, batch_tokens, advance), strict=True):
-        nll, count = -scored.logprobs[0] / scored.num_tokens[0], scored.num_tokens[0]
-        out[row] = (nll if math.isfinite(nll) else None, count)
+    for row, scored in zip(rows, score(lm, items, batch_tokens, advance, "answers"), strict=True):
+        out[row] = (-scored.logprobs[0] / scored.num_tokens[0], scored.num_tokens[0])
     return out

@@ -10,7 +10,6 @@ is the harness's, s / sqrt(n); the interval is Wilson's where every document sco
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import math
@@ -26,6 +25,7 @@ import torch
 
 from misdirect import stats
 from misdirect.config import EvaluateConfig, as_dict
+from misdirect.data.tokens import appending_nothing, token_ids
 from misdirect.evaluation.harness_tasks import (
     HarnessTask,
     Leaf,
@@ -36,7 +36,11 @@ from misdirect.evaluation.harness_tasks import (
     quiet,
     read_task,
 )
+from misdirect.model import rope
+from misdirect.model.activations import hooked
+from misdirect.model.finite import check_finite, not_finite
 from misdirect.model.load import LM
+from misdirect.model.rows import check_rows, fill_id, num_rows, rowless
 from misdirect.progress import note
 from misdirect.runs import Metric, Result, fingerprint
 
@@ -108,10 +112,15 @@ def answer(lm: LM, task: HarnessTask, config: EvaluateConfig, advance: Callable[
     """Puts the model's answer into every request. The harness tells its cache of each; that is what advances."""
     from lm_eval.models.huggingface import HFLM
 
-    tokenizer = copy.deepcopy(lm.tokenizer)  # the harness may give it a padding token
+    tokenizer = appending_nothing(lm.tokenizer)  # a copy: the harness may give it a padding token
     longest = longest_request(tokenizer, task)
     rows = max(1, min(LARGEST_BATCH, config.batch_tokens // max(1, longest)))
+    if longest + longest_answer(task) > rope.reach(lm.model):  # the harness pads: a text's value would hang on others
+        rows = 1
     model = HFLM(pretrained=lm.model, tokenizer=tokenizer, batch_size=rows)
+    check_requests(lm, task, model.prefix_token_id)
+    if tokenizer.pad_token_id >= num_rows(lm.model):
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(fill_id(lm))
     model.set_cache_hook(SimpleNamespace(add_partial=lambda kind, request, response: advance(1)))
     if longest > model.max_length:
         note(
@@ -123,15 +132,46 @@ def answer(lm: LM, task: HarnessTask, config: EvaluateConfig, advance: Callable[
         instance.filtered_resps.clear()
         by_kind[instance.request_type] += [instance] * (instance.repeats or 1)
     for kind, asked in by_kind.items():
-        for instance, response in zip(asked, getattr(model, kind)(asked, disable_tqdm=True), strict=True):
+        generates = kind == "generate_until"
+        with hooked([lambda: lm.model.register_forward_hook(refuse_nan(lm, len(asked)))] if generates else []):  # noqa: B023
+            responses = getattr(model, kind)(asked, disable_tqdm=True)
+        if not generates:
+            check_finite(lm, [[r[0] if isinstance(r, tuple) else r] for r in responses], "requests")
+        for instance, response in zip(asked, responses, strict=True):
             instance.resps.append(response)
+
+
+def refuse_nan(lm: LM, count: int) -> Callable[..., None]:
+    """A hook that raises NotFinite where the next token of an answer would be taken from logits that are no numbers."""
+
+    def look(_module: Any, _args: Any, output: Any) -> None:
+        if not output.logits[:, -1].amax(-1).isfinite().all():
+            raise not_finite(lm, f"an answer to one of {count} requests at least")
+
+    return look
+
+
+def longest_answer(task: HarnessTask) -> int:
+    """Tokens that the longest answer may have; 256 is the harness's own where a task sets none."""
+    asked = (i.args[1] for i in task.instances if i.request_type == "generate_until")
+    return max((int(settings.get("max_gen_toks", 256)) for settings in asked), default=0)
 
 
 def longest_request(tokenizer: Any, task: HarnessTask, looked_at: int = 8) -> int:
     """Tokens of the longest request: of those with the most characters, since to tokenise all would take its time."""
     texts = ["".join(a for a in i.args if isinstance(a, str)) for i in task.instances]
     longest = sorted(set(texts), key=len, reverse=True)[:looked_at]
-    return max(len(tokenizer(text, verbose=False)["input_ids"]) for text in longest)
+    return max(map(len, token_ids(tokenizer, longest)))
+
+
+def check_requests(lm: LM, task: HarnessTask, start: int | None) -> None:
+    """Raises ValueError where a request holds a token that the model has no embedding for. `start`: what the harness puts
+    before a text without a context."""
+    if rowless(lm.tokenizer, num_rows(lm.model)):  # else no text can
+        asked = [[a for a in i.args if isinstance(a, str)] for i in task.instances]
+        bare = [[start]] if start is not None and any(len(a) == 1 or not a[0] for a in asked) else []
+        ids = token_ids(lm.tokenizer, sorted({"".join(a) for a in asked}))
+        check_rows(lm, [*bare, *ids], f"a request of {task.name}")
 
 
 class Scored(NamedTuple):

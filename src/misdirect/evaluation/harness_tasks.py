@@ -28,7 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from misdirect.config import EvaluateConfig
-from misdirect.data.files import SUFFIXES, Row, file_rows, kind, read_rows
+from misdirect.data import folders
+from misdirect.data.files import SUFFIXES, Row, file_rows, kind
+from misdirect.data.sources import read_rows
 from misdirect.model.load import first_line
 from misdirect.progress import note, working
 
@@ -276,17 +278,25 @@ def local_splits(source: str, said: Mapping[str, Any]) -> dict[str, list[Row]]:
     """
     asked = evaluated_split(said)
     if not os.path.isdir(os.path.expanduser(source)):
-        return {asked: rows_of(source)}
-    folder = Path(source).expanduser()
+        return {asked: own_rows(rows_of(source), said)}
+    folder = folders.snapshot(Path(source).expanduser())
+    place = folders.layout(folder)  # of several configs the task's own, or the one that holds all
+    config = place and {part.path for part in folders.of_config(place, [str(said.get("dataset_name"))])}
     out: dict[str, list[Row]] = defaultdict(list)
-    for file in sorted(folder.rglob("*")):
+    for file in sorted(folder.rglob("*") if config is None else config):
         parts = [re.split(r"[.-]", part)[0] for part in file.relative_to(folder).parts]
         split = next((name for name in split_names(said) if name in parts), None)
         if split and file.is_file() and kind(file) in READABLE and file.name not in NO_ROWS:
-            out[split] += table_rows(file)
+            out[split] += own_rows(table_rows(file), said)
     if not out[asked]:
         raise ValueError(f"{source} holds no split {asked!r}; expected {asked}.jsonl (or .parquet, ..) or {asked}/")
     return dict(out)
+
+
+def own_rows(rows: list[Row], said: Mapping[str, Any]) -> list[Row]:
+    """Of rows of several subjects those of the task's own."""
+    own = [row for row in rows if row.get("subject") == said.get("dataset_name")]
+    return own or rows
 
 
 @functools.lru_cache(1)  # a group reads the same file for each of its tasks

@@ -53,7 +53,12 @@ def config_of(
 
 
 def hash_of(questions: Sequence[Question]) -> str:
-    return fingerprint(part for q in questions for part in (q.id, q.subject, q.question, *q.choices, str(q.answer)))
+    """A context counts where there is one, so that the hashes of sets without any stay as they were."""
+    return fingerprint(
+        part
+        for q in questions
+        for part in (q.id, q.subject, q.question, *q.choices, str(q.answer), *([q.context] if q.context else []))
+    )
 
 
 def mcq(
@@ -72,7 +77,9 @@ def mcq(
     started = time.perf_counter()
     asked, prompts = rendered(questions, config, examples)
     scored = {
-        form: score(lm, [encode(lm.tokenizer, *prompt) for prompt in found], config.batch_tokens, advance)
+        form: score(
+            lm, [encode(lm.tokenizer, *p) for p in found], config.batch_tokens, advance, f"a question of {name}"
+        )
         for form, found in prompts.items()
     }
     records = [start_record(q) for q in asked]
@@ -98,7 +105,7 @@ def rendered(
     out: Rendered = {}
     if config.formats != "letter":
         choices = [[" " + choice for choice in q.choices] for q in asked]
-        out["cloze"] = [(asking.cloze_prompt(q.question, e), c) for q, e, c in zip(asked, shown, choices, strict=True)]
+        out["cloze"] = [(asking.cloze_prompt(q, e), c) for q, e, c in zip(asked, shown, choices, strict=True)]
         out["floor"] = [(asking.cloze_prompt("", e), c) for e, c in zip(shown, choices, strict=True)]
     if config.formats != "cloze":
         form = asking.prompt_form(config.prompt, questions)
@@ -131,10 +138,10 @@ def num_chars(questions: Sequence[Question], config: EvaluateConfig, examples: S
     """Characters that the model reads in all, for an estimate of the time."""
     pool, asked = pool_and_asked(questions, config, examples)
     choices = sum(len(choice) for q in asked for choice in q.choices)
-    stems = sum(len(q.question) for q in asked)
+    stems = sum(len(asking.stem(q)) for q in asked)
     shown = [e for q in asked for e in asking.examples_for(q, pool, config.shots)]
-    answered = sum(len(e.question) + len(e.choices[e.answer]) for e in shown)
-    lettered = sum(len(e.question) + sum(map(len, e.choices)) for e in shown)
+    answered = sum(len(asking.stem(e)) + len(e.choices[e.answer]) for e in shown)
+    lettered = sum(len(asking.stem(e)) + sum(map(len, e.choices)) for e in shown)
     total = 0
     if config.formats != "letter":
         total += stems + 2 * choices + 2 * answered

@@ -1,6 +1,9 @@
 """Negative log-likelihood per token of a text set: -sum log p / number of predicted tokens, natural logarithm.
 
-The interval takes documents as the independent units. The comparison with the base is paired by document.
+A document is cut off after `max_tokens`. Whole text files, and a single document, are cut into samples of that length
+instead: of a book that is one file the first page alone would be measured, with no interval. The interval takes documents,
+or samples, as the independent units, which the samples of one document are not quite. The comparison with the base is
+paired by document or sample.
 """
 
 from __future__ import annotations
@@ -19,46 +22,94 @@ from misdirect.model.score import text_logprobs
 from misdirect.runs import Metric, Result, fingerprint
 
 MEASUREMENT = "nll"
+MARKS = 4  # bytes: room for marks at both ends and for the space that some tokenizers put before a text
 
 
-def config_of(config: EvaluateConfig, texts: Sequence[str]) -> dict[str, Any]:
+def is_cut(texts: Sequence[str], config: EvaluateConfig, whole: bool) -> bool:
+    """Whether documents are cut into samples: whole files and single documents are, where one is longer than a sample.
+
+    A token holds at least one byte, so what has no more bytes than `max_tokens` allows is one sample whatever the tokenizer.
+    """
+    return whole and any(len(text.encode()) + MARKS > config.max_tokens for text in texts)
+
+
+def config_of(config: EvaluateConfig, texts: Sequence[str], whole: bool = False) -> dict[str, Any]:
     keys = ("text_limit", "max_tokens", "seed", "dtype")
-    return {k: as_dict(config)[k] for k in keys} | {"texts": len(texts), "sha256": fingerprint(texts)}
+    made = {k: as_dict(config)[k] for k in keys} | {"texts": len(texts), "sha256": fingerprint(texts)}
+    return made | ({"cut_into_samples": True} if is_cut(texts, config, whole) else {})
 
 
-def num_items(texts: Sequence[str], config: EvaluateConfig) -> int:
-    return min(len(texts), config.text_limit or len(texts))
+def num_items(texts: Sequence[str], config: EvaluateConfig, whole: bool = False) -> int:
+    """Documents; where they are cut into samples an estimate, since only the tokenizer knows."""
+    longest = batches.CHARS_PER_TOKEN * config.max_tokens
+    count = sum(-(-len(text) // longest) for text in texts) if is_cut(texts, config, whole) else len(texts)
+    return min(count, config.text_limit or count)
 
 
-def num_chars(texts: Sequence[str], config: EvaluateConfig) -> int:
+def num_chars(texts: Sequence[str], config: EvaluateConfig, whole: bool = False) -> int:
     """Characters that the model reads in all, for an estimate of the time."""
-    read = sum(min(len(text), batches.CHARS_PER_TOKEN * config.max_tokens) for text in texts)
+    longest = batches.CHARS_PER_TOKEN * config.max_tokens
+    if is_cut(texts, config, whole):
+        return min(sum(map(len, texts)), longest * num_items(texts, config, whole))
+    read = sum(min(len(text), longest) for text in texts)
     return read * num_items(texts, config) // len(texts)
 
 
+def drawn(tokenizer: Any, texts: Sequence[str], config: EvaluateConfig, whole: bool = False) -> dict[str, list[int]]:
+    """The samples to measure, by name: documents cut off, `"3"`; or the samples that they are cut into, `"3.0"`, `"3.1"`."""
+    if is_cut(texts, config, whole):
+        samples = {
+            f"{row}.{part}": piece
+            for row, text in enumerate(texts)
+            for part, piece in enumerate(batches.tokenise(tokenizer, [text], config.max_tokens))
+        }
+        names = list(samples)
+        return {names[i]: samples[names[i]] for i in rows(len(names), config)}
+    pieces = {row: batches.tokenise(tokenizer, [texts[row]], config.max_tokens) for row in rows(len(texts), config)}
+    return {str(row): found[0] for row, found in pieces.items() if found}
+
+
+def rows(count: int, config: EvaluateConfig) -> list[int]:
+    """`text_limit` of `count`, drawn with the seed, in order."""
+    if config.text_limit is None or config.text_limit >= count:
+        return list(range(count))
+    return sorted(random.Random(config.seed).sample(range(count), config.text_limit))
+
+
 def nll(
-    lm: LM, name: str, texts: Sequence[str], config: EvaluateConfig, advance: Callable[[int], None] | None = None
+    lm: LM,
+    name: str,
+    texts: Sequence[str],
+    config: EvaluateConfig,
+    advance: Callable[[int], None] | None = None,
+    whole: bool = False,
 ) -> Result:
-    """NLL per token of up to `text_limit` documents, each cut off after `max_tokens`. Raises ValueError where no
-    document has two tokens."""
+    """NLL per token of up to `text_limit` documents, each cut off after `max_tokens`; of `whole` files and single
+    documents of up to as many samples. Raises ValueError where no document has two tokens."""
     started = time.perf_counter()
-    rows = list(range(len(texts)))
-    if config.text_limit is not None and config.text_limit < len(rows):
-        rows = sorted(random.Random(config.seed).sample(rows, config.text_limit))
-    samples = {}
-    for row in rows:
-        pieces = batches.tokenise(lm.tokenizer, [texts[row]], config.max_tokens)
-        if pieces:
-            samples[row] = pieces[0]
+    samples = drawn(lm.tokenizer, texts, config, whole)
     if not samples:
         raise ValueError(f"{name} holds no text of two tokens or more; expected some")
-    scored = text_logprobs(lm, list(samples.values()), config.batch_tokens, advance)
+    step = advance and promised(advance, len(samples), num_items(texts, config, whole))
+    scored = text_logprobs(lm, list(samples.values()), config.batch_tokens, step, f"a text of {name}")
     records = [
-        {"id": str(row), "logprob": sum(values), "num_tokens": len(values)}
+        {"id": row, "logprob": sum(values), "num_tokens": len(values)}
         for row, values in zip(samples, scored, strict=True)
     ]
     seconds = time.perf_counter() - started
-    return Result(MEASUREMENT, name, config_of(config, texts), metrics(records), tuple(records), seconds)
+    return Result(MEASUREMENT, name, config_of(config, texts, whole), metrics(records), tuple(records), seconds)
+
+
+def promised(advance: Callable[[int], None], there: int, said: int) -> Callable[[int], None]:
+    """`advance` over `said` items as `there` are done."""
+    done = 0
+
+    def step(count: int) -> None:
+        nonlocal done
+        advance((done + count) * said // there - done * said // there)
+        done += count
+
+    return step
 
 
 def metrics(records: Sequence[Mapping[str, Any]]) -> tuple[Metric, ...]:
@@ -67,7 +118,7 @@ def metrics(records: Sequence[Mapping[str, Any]]) -> tuple[Metric, ...]:
 
 
 def logprob(record: Mapping[str, Any]) -> float:
-    """NaN where the model gave no number: JSON keeps that as null."""
+    """NaN, which no mean is taken of, where an older version stored null for a model without numbers."""
     return math.nan if record["logprob"] is None else record["logprob"]
 
 

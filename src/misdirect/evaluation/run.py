@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 from misdirect import runs
 from misdirect.config import EvaluateConfig
 from misdirect.data.batches import CHARS_PER_TOKEN
-from misdirect.data.corpora import read_texts
+from misdirect.data.corpora import read_documents
 from misdirect.data.prompts import read_prompts
 from misdirect.data.questions import read_questions
+from misdirect.data.splits import EXAMPLES as EXAMPLE_SPLITS
 from misdirect.evaluation import generation, mcq, nll
 from misdirect.evaluation import judge as scoring
 from misdirect.model.delta import load_delta, swapped_in
+from misdirect.model.finite import about
 from misdirect.model.load import LM
 from misdirect.model.score import tokens_per_second
 from misdirect.progress import bar, note
@@ -75,13 +77,13 @@ def make_tasks(
     if examples and not config.shots:
         raise ValueError("--examples has no effect without --shots; expected --shots N")
     own = {name: pool for name, source in questions.items() if config.shots and (pool := examples_of(source))}
-    pools = {name: read_questions(source) for name, source in {**own, **(examples or {})}.items()}
+    pools = {name: read_questions(source, EXAMPLE_SPLITS) for name, source in {**own, **(examples or {})}.items()}
     asked = {name: read_questions(source) for name, source in questions.items()}
-    documents = {name: read_texts(source) for name, source in texts.items()}
+    documents = {name: read_documents(source) for name, source in texts.items()}
     said = {name: read_prompts(source) for name, source in prompts.items()}
     return [
         *(task_of(mcq, mcq.mcq, name, items, config, pools.get(name, ())) for name, items in asked.items()),
-        *(task_of(nll, nll.nll, name, items, config) for name, items in documents.items()),
+        *(task_of(nll, nll.nll, name, found.texts, config, found.whole) for name, found in documents.items()),
         *(task_of(generation, generation.generation, name, items, config) for name, items in said.items()),
         *harness_tasks(named, config),
     ]
@@ -140,7 +142,9 @@ def measure_all(lm: LM, missing: Mapping[Side, Sequence[Task]]) -> None:
             with change:
                 for task in tasks:
                     step = lambda k, text=f"{side.label}: {task.name}": advance(k, text)  # noqa: E731
-                    runs.save_result(side.folder, side.model, task.measure(lm, step))
+                    with about(f"{side.label}, {task.name}"):
+                        made = task.measure(lm, step)
+                    runs.save_result(side.folder, side.model, made)
 
 
 def answers(sides: Sequence[Side], tasks: Sequence[Task]) -> list[Path]:
@@ -169,7 +173,9 @@ def read_answers(lm: LM, left: Mapping[Path, Mapping[str, Any]], config: Evaluat
         "Reading the answers", sum(len(generation.turns(r)) for x in left.values() for r in x["records"])
     ) as advance:
         for path, stored in left.items():
-            runs.write_json(path, generation.read_by_base(lm, stored, config, advance))
+            with about(f"base, the answers of {path.stem.partition('.')[2]}"):
+                read = generation.read_by_base(lm, stored, config, advance)
+            runs.write_json(path, read)
 
 
 def score_answers(sides: Sequence[Side], tasks: Sequence[Task], config: EvaluateConfig) -> None:

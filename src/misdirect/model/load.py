@@ -10,9 +10,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from misdirect.model import adapters, quantized, sources
+from misdirect.model import adapters, quantized, rope, sources
 from misdirect.model import blocks as structure
-from misdirect.model.delta import file_problem, shown
+from misdirect.model.checks import check_causal, check_complete
 from misdirect.model.sources import first_line
+from misdirect.model.stored import Stored, check_weights, readable, refuse_remote_code, uneven
 from misdirect.progress import note
 
-NO_ADAPTER = {
-    "subfolder": "no-adapter"
-}  # where transformers is to look for an adapter: nowhere, whether or not peft is there
+NO_ADAPTER = {"subfolder": "no-adapter"}  # where transformers is to look for an adapter: nowhere, peft or not
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,7 @@ class LM:
     source: str
     num_hidden_layers: int  # of the full model, also where `model` is truncated
     block_prefix: str  # the block list's name in the full causal model, such as `model.layers`
-    dequantized: str = ""  # how the matrices were quantised that were made plain in loading, such as `bitsandbytes nf4`
+    dequantized: str = ""  # how the matrices were quantized that were made plain in loading, such as `bitsandbytes nf4`
 
     @property
     def device(self) -> torch.device:
@@ -93,7 +91,17 @@ def load_config(source: str, trust_remote_code: bool = False) -> Any:
     except Exception as error:  # transformers raises many kinds for a bad config, a bad id, a missing network
         raise ValueError(f"{source} is no model that can be loaded: {first_line(error)}") from None
     whole_class(config)
+    forget_rowless_padding(config)
     return config
+
+
+def forget_rowless_padding(config: Any) -> None:
+    """Takes a padding token out of a config that has no embedding for it: torch refuses such a table, and what stands at
+    padding is masked."""
+    for part in {id(c): c for c in (config, config.get_text_config(decoder=True))}.values():
+        pad, rows = getattr(part, "pad_token_id", None), getattr(part, "vocab_size", None)
+        if isinstance(pad, int) and isinstance(rows, int) and pad >= rows:
+            part.pad_token_id = None
 
 
 def whole_class(config: Any) -> Any:
@@ -103,6 +111,7 @@ def whole_class(config: Any) -> Any:
     """
     from transformers import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_MASKED_LM_MAPPING,
         MODEL_FOR_MULTIMODAL_LM_MAPPING,
         AutoModelForCausalLM,
         AutoModelForMultimodalLM,
@@ -116,6 +125,11 @@ def whole_class(config: Any) -> Any:
         raise ValueError(
             f"{config.model_type} is no causal language model of transformers; expected one, such as llama"
         )
+    if type(config) in MODEL_FOR_MASKED_LM_MAPPING and getattr(config, "is_decoder", None) is False:
+        raise ValueError(
+            f"{config.model_type} is an encoder, which reads the tokens after each token too; expected a decoder (one of "
+            "this family has is_decoder true in config.json)"
+        )
     text = config.get_text_config(decoder=True)
     if not isinstance(getattr(text, "num_hidden_layers", None), int) or not hasattr(text, "hidden_size"):
         raise ValueError(f"{config.model_type} counts no decoder blocks in its config; expected num_hidden_layers")
@@ -127,54 +141,6 @@ def prefix_class(config: Any) -> Any:
     from transformers import MODEL_MAPPING, AutoModel
 
     return AutoModel if type(config) in MODEL_MAPPING or getattr(config, "auto_map", None) else whole_class(config)
-
-
-def refuse_remote_code(folder: Path) -> None:
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except ValueError as error:
-        raise ValueError(f"{folder / 'config.json'} is not JSON: {error}") from None
-    if problem := sources.foreign_config(str(folder), config):
-        raise ValueError(problem)
-    if isinstance(config, dict) and config.get("auto_map"):
-        raise ValueError(
-            f"{folder} wants to run its own code (auto_map in config.json), which is refused; "
-            "expected an architecture of transformers, or --trust-remote-code if you have read that code"
-        )
-
-
-def check_weights(folder: Path, allow_pickle: bool) -> None:
-    """Refuses a local folder without safetensors, and a safetensors file that is cut short or not one."""
-    files = sorted(folder.glob("*.safetensors"))
-    if not files and not allow_pickle:
-        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-        if pickles:
-            raise ValueError(
-                f"{folder} holds only pickle checkpoints ({pickles[0]}), which can run code when loaded; "
-                "expected safetensors, or --allow-pickle if you trust its author"
-            )
-        other = sources.other_weights(folder)
-        raise ValueError(f"{folder} holds no weights; expected *.safetensors" if not other else f"{folder}: {other}")
-    for file in files:
-        problem = file_problem(file)
-        if problem:
-            raise ValueError(f"{file} is damaged or cut short ({problem}); fetch it again")
-    check_index(folder)
-
-
-def check_index(folder: Path) -> None:
-    """Refuses a list of weight files that is none, or that names a file outside the folder or one that is not there."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return
-    try:
-        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        names = sorted({str(name) for name in listed})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
-        raise ValueError(f"{index} is no list of weight files ({shown(first_line(error))}); fetch it again") from None
-    for name in names:
-        if name != Path(name).name or not (folder / name).is_file():
-            raise ValueError(f"{index} names {shown(name)}, which is no file in that folder; fetch it again")
 
 
 def truncated(config: Any, num_blocks: int) -> Any:
@@ -231,6 +197,12 @@ def prefix_config(config: Any, last: int, trust_remote_code: bool) -> tuple[Any,
     return short_config, prefix
 
 
+def without_memory(config: Any, trust_remote_code: bool) -> Any:
+    """The whole class of MODEL on the `meta` device."""
+    with torch.device("meta"), quiet():
+        return whole_class(config).from_config(config, trust_remote_code=trust_remote_code)
+
+
 def load_lm(
     source: str,
     last: int | None = None,
@@ -246,7 +218,7 @@ def load_lm(
     """MODEL as an `LM`: the full causal model, or with `last` only the embeddings and blocks 0..last.
 
     `base`: the model that an adapter is put on, instead of the one that it names, and whose tokenizer a folder without one
-    takes. `dequantize`: a quantised model gets plain matrices, without which nothing can be trained or swapped in. `tell`:
+    takes. `dequantize`: a quantized model gets plain matrices, without which nothing can be trained or swapped in. `tell`:
     whether what is particular about the source is said.
     Raises ValueError for a source that is no model, is damaged, holds only pickle, or wants to run its own code.
     """
@@ -258,8 +230,7 @@ def load_lm(
     if (adapter := sources.find_adapter(where)) is not None:
         return load_adapted(adapter._replace(where=source), base, device, dtype, *flags, tell)
     config = load_config(where, trust_remote_code)
-    if Path(where).is_dir():
-        check_weights(Path(where), allow_pickle)
+    stored = check_weights(Path(where), allow_pickle) if Path(where).is_dir() else Stored()
     tokenizer = load_tokenizer(source, where, base, trust_remote_code, tell)
     full_depth = config.get_text_config(decoder=True).num_hidden_layers
     wanted, prefix = prefix_config(config, full_depth - 1 if last is None else last, trust_remote_code)
@@ -267,16 +238,28 @@ def load_lm(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "adapter_kwargs": NO_ADAPTER}
     if not allow_pickle:
         options["use_safetensors"] = True
+    if stored.renames:
+        options["key_mapping"] = dict(stored.renames)
     quantized.hush(config)
     try:
-        with quiet():
+        with quiet(), readable(where, stored) as folder:
             model, info = loader.from_pretrained(
-                where, config=wanted, dtype=pick_dtype(dtype, place), output_loading_info=True, **options
+                folder,
+                config=wanted,
+                dtype=pick_dtype(dtype, place),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # so that they are named, below
+                **options,
             )
+            model.config.name_or_path = where
     except Exception as error:  # missing files, an unknown architecture, a size mismatch: many kinds, one line
+        reason = first_line(error)
+        if "automatic conversion" in reason:
+            reason = f"its files lack {uneven(stored.tensors) or 'matrices'} that transformers stacks with others; fetch it again"
+        elif isinstance(error, KeyError) and reason == "'metadata'":
+            reason = "its index has no metadata; download it (hf download) and name the folder"
         hint = quantized.library_hint(source, config, error)
-        raise ValueError(hint or f"{source} cannot be loaded: {first_line(error)}") from None
-    refuse_gaps(source, model, info)
+        raise ValueError(hint or f"{source} cannot be loaded: {reason}") from None
     if tell and (line := sources.left_over(where)):
         note(line)
     made_from = quantized.described(config) if dequantize else ""
@@ -284,8 +267,11 @@ def load_lm(
         with quiet():
             model = quantized.made_plain(model, source, pick_dtype(dtype, place))
         if tell:
-            note(f"{source} is quantised ({made_from}): its matrices are dequantised, and any change is made to those")
+            note(f"{source} is quantized ({made_from}): its matrices are dequantized, and any change is made to those")
     model.eval().requires_grad_(False).to(place)
+    rope.reach(model)  # from its first pass on, no text's value depends on the texts before it
+    check_complete(source, model, info, stored, last, lambda: without_memory(config, trust_remote_code))
+    check_causal(source, model, last)
     return LM(model, tokenizer, source, full_depth, prefix, made_from)
 
 
@@ -336,16 +322,6 @@ def load_tokenizer(source: str, where: str, base: str | None, trust_remote_code:
     if lacks and "cell" not in found.decode(found("a cell", verbose=False)["input_ids"]):  # some come up empty
         raise ValueError(sources.no_tokenizer(source))
     return found
-
-
-def refuse_gaps(source: str, model: nn.Module, info: Mapping[str, Any]) -> None:
-    """Raises ValueError where the files lack a matrix of the decoder: transformers would fill it with random numbers."""
-    blocks = structure.find_blocks(model)[0]
-    embeddings = [n for n, m in model.named_modules() if m is model.get_input_embeddings()]
-    needed = (f"{blocks}.", *(f"{name}." for name in embeddings))
-    gaps = sorted(name for name in info["missing_keys"] if name.startswith(needed))
-    if gaps:
-        raise ValueError(f"{source} lacks {len(gaps)} tensors of its model, such as {gaps[0]}; fetch it again")
 
 
 def check_length(lm: LM, longest: int, what: str) -> None:

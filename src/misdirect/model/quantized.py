@@ -1,7 +1,7 @@
-"""Checkpoints whose matrices are quantised: read as they are, or made plain.
+"""Checkpoints whose matrices are quantized: read as they are, or made plain.
 
 `evaluate` measures such a model as it is deployed, with the kernels of its library. Everything that needs gradients or
-edits matrices (unlearning, a run's own measurements, audits) works in the dequantised ones: W = s * q, row by row (8 bit)
+edits matrices (unlearning, a run's own measurements, audits) works in the dequantized ones: W = s * q, row by row (8 bit)
 or block by block (4 bit), in the model's dtype. A delta then holds values that stand in for whole matrices.
 """
 
@@ -20,7 +20,7 @@ EXTRAS = {"bitsandbytes": "misdirect[quant]", "compressed-tensors": "compressed-
 
 
 def quantization(config: Any) -> dict[str, Any]:
-    """The quantisation that a model's config names; empty where there is none."""
+    """The quantization that a model's config names; empty where there is none."""
     given = getattr(config, "quantization_config", None) or getattr(
         config.get_text_config(), "quantization_config", None
     )
@@ -30,7 +30,7 @@ def quantization(config: Any) -> dict[str, Any]:
 
 
 def method(config: Any) -> str:
-    """Such as `bitsandbytes`; empty where nothing is quantised."""
+    """Such as `bitsandbytes`; empty where nothing is quantized."""
     given = quantization(config)
     return str(getattr(given.get("quant_method"), "value", given.get("quant_method", "unknown"))) if given else ""
 
@@ -50,19 +50,19 @@ def hush(config: Any) -> None:
 
 
 def library_hint(source: str, config: Any, error: BaseException) -> str:
-    """What to install where a quantised model cannot be read because its library is missing; else empty."""
+    """What to install where a quantized model cannot be read because its library is missing; else empty."""
     name = method(config)
     if not name or not isinstance(error, ImportError):
         return ""
     extra = EXTRAS.get(name)
     how = f"pip install '{extra}'" if extra else f"the library of {name}"
-    return f"{source} is quantised ({described(config)}), which needs a library that is not installed; expected: {how}"
+    return f"{source} is quantized ({described(config)}), which needs a library that is not installed; expected: {how}"
 
 
 def made_plain(model: Any, source: str, dtype: torch.dtype) -> Any:
     """The model with plain matrices in `dtype`; the same object where they are plain already.
 
-    Raises ValueError for a quantisation of which we do not know the plain matrices.
+    Raises ValueError for a quantization of which we do not know the plain matrices.
     """
     if method(model.config) == "bitsandbytes":
         model = model.dequantize(dtype=dtype)
@@ -72,7 +72,7 @@ def made_plain(model: Any, source: str, dtype: torch.dtype) -> Any:
     kinds = {type(m).__name__ for m in model.modules() if is_packed(m)}
     if odd is not None or kinds:
         raise ValueError(
-            f"{source} is quantised ({described(model.config) or 'packed matrices'}: {odd or min(kinds)}), and its matrices "
+            f"{source} is quantized ({described(model.config) or 'packed matrices'}: {odd or min(kinds)}), and its matrices "
             "can be neither trained nor edited here; expected the model that it was made from. "
             "misdirect evaluate measures it as it is"
         )

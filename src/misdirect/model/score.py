@@ -22,29 +22,31 @@ from jaxtyping import Float
 from torch import Tensor
 
 from misdirect.data.batches import Batch, pad, pad_id
-from misdirect.model import packed
+from misdirect.data.tokens import starting_ids, token_ids
+from misdirect.model import packed, rope
+from misdirect.model.finite import check_finite, spoilt
 from misdirect.model.load import LM, check_length
 from misdirect.model.packed import Encoded, Scored
+from misdirect.model.rows import check_rows, fill_id, padded
 
 
 def encode(tokenizer: Any, context: str, continuations: Sequence[str]) -> Encoded:
     """Splits `context + continuation` into tokens so that both parts together are the whole text's tokens.
 
     White space at the end of the context goes to the continuations (as lm-evaluation-harness does), and so does a token
-    of the context that the tokenizer would merge with what follows. Special tokens that the tokenizer adds itself (BOS)
-    start the context; a context without any token starts with BOS, else with the end-of-text token. Raises ValueError
-    for a continuation without a token of its own.
+    of the context that the tokenizer would merge with what follows. Special tokens that the tokenizer puts before a text
+    (BOS) start the context, those that it appends (EOS) are left away; a context without any token starts with BOS, else
+    with the end-of-text token. Raises ValueError for a continuation without a token of its own.
     """
     stripped = context.rstrip()
     space = context[len(stripped) :]
     start = next(t for t in (tokenizer.bos_token_id, tokenizer.eos_token_id, pad_id(tokenizer)) if t is not None)
     if stripped:
-        ids = list(tokenizer(stripped, verbose=False)["input_ids"])
-        wholes = [list(w) for w in tokenizer([stripped + space + c for c in continuations], verbose=False)["input_ids"]]
+        ids, *wholes = token_ids(tokenizer, [stripped, *(stripped + space + c for c in continuations)])
         shared = min(shared_length(ids, whole) for whole in wholes)
         ids, tails = ids[:shared], [whole[shared:] for whole in wholes]
     else:
-        ids, tails = [], [list(tokenizer(space + c, add_special_tokens=False)["input_ids"]) for c in continuations]
+        ids, tails = starting_ids(tokenizer), token_ids(tokenizer, [space + c for c in continuations], start=False)
     ids = ids or [start]
     for text, tail in zip(continuations, tails, strict=True):
         if not tail:
@@ -58,10 +60,50 @@ def shared_length(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def score(
+    lm: LM,
+    items: Sequence[Encoded],
+    batch_tokens: int = 4096,
+    advance: Callable[[int], None] | None = None,
+    what: str = "a question",
+) -> list[Scored]:
+    """Scores every continuation of every item, in the items' order; `advance(k)` is called as k items are done.
+
+    Raises NotFinite where a log-probability is NaN or infinite, ValueError for an item that is too long
+    or holds a token without a row; `what`: what an item is called there.
+    """
+    check_length(lm, max((packed.span(item) for item in items), default=0), what)
+    check_rows(lm, (ids for item in items for ids in (item.context, *item.continuations)), what)
+    watch(lm, [item.context + item.continuations[0] for item in items])
+    reach = rope.reach(lm.model)
+    far = [i for i, item in enumerate(items) if packed.span(item) > reach]
+    near = [i for i, item in enumerate(items) if packed.span(item) <= reach]
+    found = dict(zip(near, score_together(lm, [items[i] for i in near], batch_tokens, advance), strict=True))
+    found |= zip(far, score_as_texts(lm, [items[i] for i in far], batch_tokens, advance), strict=True)
+    scored = [found[i] for i in range(len(items))]
+    for i in spoilt(one.logprobs for one in scored):  # NaN spreads to those in the same pass
+        scored[i] = score_plainly(lm, [items[i]])[0]
+    check_finite(lm, [one.logprobs for one in scored], "questions")
+    return scored
+
+
+def score_as_texts(
     lm: LM, items: Sequence[Encoded], batch_tokens: int = 4096, advance: Callable[[int], None] | None = None
 ) -> list[Scored]:
-    """Scores every continuation of every item, in the items' order; `advance(k)` is called as k items are done."""
-    check_length(lm, max((packed.span(item) for item in items), default=0), "a question")
+    """Every context + continuation as a text of its own, for those whose value depends on the length of their pass."""
+    texts = [item.context + tail for item in items for tail in item.continuations]
+    tails = [len(tail) for item in items for tail in item.continuations]
+    found = logprobs_of(lm, texts, batch_tokens)
+    if advance and items:
+        advance(len(items))
+    return regroup([sum(values[-count:]) for values, count in zip(found, tails, strict=True)], items)
+
+
+def score_together(
+    lm: LM, items: Sequence[Encoded], batch_tokens: int = 4096, advance: Callable[[int], None] | None = None
+) -> list[Scored]:
+    """Of items whose values depend on no neighbour: packed where the model takes that, else by `score_batch`."""
+    if not items:
+        return []
     scorer = score_batch if has_plain_cache(lm) else score_plainly
     if packed.fits(lm, scorer) and all(packed.span(item) <= packed.window(lm) for item in items):
         sums = packed.score_packed(lm, items, batch_tokens, advance)
@@ -138,14 +180,21 @@ def has_plain_cache(lm: LM) -> bool:
     config = lm.model.config.get_text_config(decoder=True)
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     stateful = bool(getattr(lm.model, "_is_stateful", False))
-    return kinds <= {"full_attention", "sliding_attention"} and not stateful
+    takes = "past_key_values" in forward_arguments(type(lm.model))  # the first GPT has none
+    return takes and kinds <= {"full_attention", "sliding_attention"} and not stateful
+
+
+def takes_padding(lm: LM, longest: int) -> bool:
+    """Whether texts of other lengths may stand, padded on the left, beside one of so many tokens."""
+    return (
+        has_plain_cache(lm) and "position_ids" in forward_arguments(type(lm.model)) and longest <= rope.reach(lm.model)
+    )
 
 
 @torch.inference_mode()
 def score_batch(lm: LM, items: Sequence[Encoded]) -> list[Scored]:
     """Contexts left-padded in one pass, then every continuation on its context's repeated cache in a second."""
-    fill = pad_id(lm.tokenizer)
-    contexts: Batch = pad([item.context for item in items], fill, left=True).to(lm.device)
+    contexts: Batch = padded(lm, [item.context for item in items], left=True)
     output = forward(lm, contexts.input_ids, contexts.attention_mask, keep=1, use_cache=True)
     heads = at_least_fp32(output.logits[:, -1]).log_softmax(-1)  # (B, V): the first token of every continuation
     owner = [row for row, item in enumerate(items) for _ in item.continuations]
@@ -156,7 +205,7 @@ def score_batch(lm: LM, items: Sequence[Encoded]) -> list[Scored]:
         cache = copy.deepcopy(output.past_key_values)
         chosen = torch.tensor([owner[i] for i in rows], device=lm.device)
         cache.batch_select_indices(chosen)
-        inputs = pad([tails[i][:-1] for i in rows], fill).to(lm.device)
+        inputs = padded(lm, [tails[i][:-1] for i in rows])
         targets = pad([tails[i][1:] for i in rows], 0).input_ids.to(lm.device)  # (K, S)
         mask = torch.cat([contexts.attention_mask[chosen], inputs.attention_mask], dim=1)
         logits = forward(lm, inputs.input_ids, mask, inputs.input_ids.shape[1], cache, use_cache=True).logits
@@ -197,7 +246,7 @@ def score_plainly(lm: LM, items: Sequence[Encoded]) -> list[Scored]:
 @torch.inference_mode()
 def tokens_per_second(lm: LM, rows: int = 4, length: int = 32) -> float:
     """Speed of a short forward pass on this machine, for estimates; the better of two, the first one warms up."""
-    ids = torch.full((rows, length), pad_id(lm.tokenizer), device=lm.device)
+    ids = torch.full((rows, length), fill_id(lm), device=lm.device)
     seconds = []
     for _ in range(2):
         started = time.perf_counter()
@@ -206,20 +255,46 @@ def tokens_per_second(lm: LM, rows: int = 4, length: int = 32) -> float:
     return rows * length / min(seconds)
 
 
-@torch.inference_mode()
 def text_logprobs(
+    lm: LM,
+    samples: Sequence[Sequence[int]],
+    batch_tokens: int = 4096,
+    advance: Callable[[int], None] | None = None,
+    what: str = "a text",
+) -> list[list[float]]:
+    """log p of every token but the first of each sample, in the samples' order. `what` and errors: as of `score`."""
+    check_length(lm, max(map(len, samples), default=0), what)
+    check_rows(lm, samples, what)
+    watch(lm, samples)
+    found = logprobs_of(lm, samples, batch_tokens, advance)
+    for i in spoilt(found):
+        found[i] = logprobs_of(lm, [samples[i]])[0]
+    check_finite(lm, found, "texts")
+    return found
+
+
+def logprobs_of(
     lm: LM, samples: Sequence[Sequence[int]], batch_tokens: int = 4096, advance: Callable[[int], None] | None = None
 ) -> list[list[float]]:
-    """log p of every token but the first of each sample, in the samples' order."""
-    check_length(lm, max(map(len, samples), default=0), "a text")
+    """`text_logprobs` as they come."""
     out: list[list[float]] = [[] for _ in samples]
     items = [Encoded(list(sample), [[0]]) for sample in samples]
-    for rows in by_length(items, batch_tokens):
-        batch = pad([samples[r] for r in rows], pad_id(lm.tokenizer)).to(lm.device)
-        logits = forward(lm, batch.input_ids, batch.attention_mask, keep=batch.input_ids.shape[1]).logits
-        logprobs = token_logprobs(logits[:, :-1], batch.input_ids[:, 1:])
-        for i, row in enumerate(rows):
-            out[row] = logprobs[i, : len(samples[row]) - 1].tolist()
+    for rows in rope.split(lm.model, by_length(items, batch_tokens), list(map(len, samples))):
+        for row, values in zip(rows, pass_logprobs(lm, [samples[r] for r in rows]), strict=True):
+            out[row] = values.tolist()
         if advance:
             advance(len(rows))
     return out
+
+
+@torch.inference_mode()
+def pass_logprobs(lm: LM, samples: Sequence[Sequence[int]]) -> list[Float[Tensor, " T"]]:
+    """The same of some samples in one pass."""
+    batch = padded(lm, samples)
+    logits = forward(lm, batch.input_ids, batch.attention_mask, keep=batch.input_ids.shape[1]).logits
+    logprobs = token_logprobs(logits[:, :-1], batch.input_ids[:, 1:])
+    return [row[: len(sample) - 1] for row, sample in zip(logprobs, samples, strict=True)]
+
+
+def watch(lm: LM, samples: Sequence[Sequence[int]]) -> None:
+    rope.watch(lm.model, samples, lambda some: pass_logprobs(lm, some))

@@ -295,7 +295,7 @@ def foreign_config(source: str, config: Any) -> str:
     mlx = config.get("quantization")
     if isinstance(mlx, dict) and "bits" in mlx and "quant_method" not in (config.get("quantization_config") or {}):
         return (
-            f"{source} is a model quantised by MLX ({mlx['bits']} bits), which only MLX reads; expected the model that it "
+            f"{source} is a model quantized by MLX ({mlx['bits']} bits), which only MLX reads; expected the model that it "
             "was made from"
         )
     return ""

@@ -20,8 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from misdirect import __version__
-from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig, as_dict, flag
+from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig, as_dict, doubtful, flag
+from misdirect.data.files import shown
+from misdirect.data.tokens import token_ids
 from misdirect.planning.form import File, Machine, Plan, Stage, duration, size
+from misdirect.progress import note
 from misdirect.recipes import resolve
 
 if TYPE_CHECKING:
@@ -61,6 +64,7 @@ class Counted(NamedTuple):
     itemsize: int
     start: float
     read: float
+    rowless: Mapping[int, str] = {}  # tokens of the tokenizer that the model has no embedding for
 
 
 def plan(
@@ -85,6 +89,7 @@ def plan(
     topics = [Topic(n, s) for n, s in forget.items()] if isinstance(forget, Mapping) else list(forget)
     corpora = [Corpus(n, s) for n, s in retain.items()] if isinstance(retain, Mapping) else list(retain)
     start = import_seconds()
+    from misdirect.model.rows import rowless
     from misdirect.model.sources import adapter_base
     from misdirect.planning import shape, speed, work
 
@@ -93,6 +98,8 @@ def plan(
     config = config or UnlearnConfig()
     settings = resolve(config, source.get_text_config(decoder=True).num_hidden_layers)
     sets = (questions or {}, texts or {}, prompts or {})
+    for doubt in doubtful([*sets[0], *sets[1]], [topic.name for topic in topics]):
+        note(doubt)
     wanted = evaluate or EvaluateConfig()
     given = Given(model, topics, corpora, config, settings, wanted, any(sets), seeds, trust_remote_code)
     found = shape.shape_of(source, settings, trust_remote_code)
@@ -103,6 +110,7 @@ def plan(
     began = time.perf_counter()
     training, said = work.training(tokenizer, topics, corpora, settings)
     asked, also = work.evaluation(tokenizer, *sets, wanted, examples or {})
+    work.check_tokens(tokenizer, found.vocabulary, model, training, asked)
     read = time.perf_counter() - began
     base = process_bytes()
     measured, why = speed.measure(source, found, training, asked, settings, wanted.batch_tokens)
@@ -118,6 +126,7 @@ def plan(
         dtype.itemsize,
         start,
         read,
+        rowless(tokenizer, found.vocabulary) if tokenizer is not None else {},
     )
     machine = machine_of(device, str(dtype).removeprefix("torch."))
     return compose(given, counted, machine, [*said, *also, *why])
@@ -178,7 +187,9 @@ def local_tokenizer(model: str, trust_remote_code: bool) -> Any:
     try:
         with quiet():
             found = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code, local_files_only=True)
-        return found if len(found("A cell has a wall.")["input_ids"]) > 1 else None  # some come up empty without files
+        return (
+            found if len(token_ids(found, ["A cell has a wall."])[0]) > 1 else None
+        )  # some come up empty without files
     except Exception:  # absent files make transformers raise many kinds; the plan then counts characters, and says so
         return None
 
@@ -342,6 +353,13 @@ def problems(
     total = sum(file.bytes for file in files)
     if total > machine.disk:
         out.append(f"{size(total)} of disk are needed and {size(machine.disk)} are free; expected another --out")
+    if counted.rowless:
+        names = ", ".join(f"{shown(token, 40)} (id {i})" for i, token in list(counted.rowless.items())[:5])
+        more = f" and {len(counted.rowless) - 5} more" * (len(counted.rowless) > 5)
+        out.append(
+            f"the tokenizer knows {names}{more}, and the model has embeddings for {counted.shape.vocabulary:,} tokens: as "
+            "padding that does no harm, a text that holds one is refused"
+        )
     return out
 
 

@@ -7,7 +7,6 @@ is as long as `max_tokens` allows. Token ids then mean nothing: only lengths mat
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -15,14 +14,16 @@ from typing import Any, NamedTuple
 import torch
 
 from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig
-from misdirect.data import batches
 from misdirect.data.batches import CHARS_PER_TOKEN
-from misdirect.data.corpora import read_texts
+from misdirect.data.corpora import read_documents, read_texts
 from misdirect.data.prompts import read_prompts
 from misdirect.data.questions import Question, read_questions
-from misdirect.evaluation import mcq
+from misdirect.data.splits import EXAMPLES
+from misdirect.data.tokens import token_ids
+from misdirect.evaluation import mcq, nll
 from misdirect.model import packed
 from misdirect.model.load import LM
+from misdirect.model.rows import refuse_rowless
 from misdirect.model.score import Encoded, by_length, encode
 from misdirect.recipes import DEFAULT_UPDATES
 from misdirect.unlearning import rmu
@@ -174,7 +175,7 @@ def evaluation(
             asked, pool, drawn = [assumed_question(i) for i in range(count)], [], [assumed_question(0)] * config.shots
         else:
             asked = read_questions(source)
-            pool = read_questions(examples[name]) if name in examples else []
+            pool = read_questions(examples[name], EXAMPLES) if name in examples else []
             drawn = []
         found = encoded(tokenizer, asked, config, pool or drawn)
         num_questions += len(found) // passes(config)
@@ -185,7 +186,8 @@ def evaluation(
             said.append(f"{name}: {source} is not fetched for a plan, so it counts as {count} full texts")
             documents.append([[0] * config.max_tokens] * count)
         else:
-            documents.append(text_samples(tokenizer, read_texts(source), config))
+            read = read_documents(source)
+            documents.append(text_samples(tokenizer, read.texts, config, read.whole))
     for name, source in prompts.items():
         if fetched(source):
             said.append(f"{name}: {source} is not fetched for a plan, so it counts as {ASSUMED_PROMPTS} prompts")
@@ -196,6 +198,16 @@ def evaluation(
     if tokenizer is None and (questions or texts or prompts):
         said.append(f"evaluation: {CHARS_PER_TOKEN} characters a token, since the tokenizer is not at hand")
     return Asked(items, documents, begun, num_questions, num_questions + sum(map(len, documents)) + len(begun)), said
+
+
+def check_tokens(tokenizer: Any, num_rows: int, source: str, training: Training, asked: Asked) -> None:
+    """Raises ValueError for a token without an embedding, as the run would. `source`: the model's."""
+    groups = [(f"a text of {name}", samples) for name, samples in training.forget.items()]
+    groups += [("a retained text", samples) for samples in training.retain]
+    groups += [("a question", [ids for i in items for ids in (i.context, *i.continuations)]) for items in asked.items]
+    groups += [("a text", samples) for samples in asked.texts] + [("a prompt", asked.prompts)]
+    for what, samples in groups:
+        refuse_rowless(tokenizer, num_rows, source, samples, what)
 
 
 ASSUMED_QUESTIONS, ASSUMED_TEXTS, ASSUMED_PROMPTS = 1000, 200, 10
@@ -229,15 +241,14 @@ def encode_text(tokenizer: Any, context: str, continuations: Sequence[str]) -> E
 def tokens_of(tokenizer: Any, text: str) -> list[int]:
     if tokenizer is None:
         return [0] * max(1, -(-len(text) // CHARS_PER_TOKEN))
-    return list(tokenizer(text, verbose=False)["input_ids"])
+    return token_ids(tokenizer, [text])[0]
 
 
-def text_samples(tokenizer: Any, texts: Sequence[str], config: EvaluateConfig) -> list[list[int]]:
-    """The documents that `nll` draws, each cut off."""
-    rows = list(range(len(texts)))
-    if config.text_limit is not None and config.text_limit < len(rows):
-        rows = sorted(random.Random(config.seed).sample(rows, config.text_limit))
-    if tokenizer is None:
-        return approximate([texts[row] for row in rows], config.max_tokens, cut_off=True)
-    cut = [batches.tokenise(tokenizer, [texts[row]], config.max_tokens)[:1] for row in rows]
-    return [piece for pieces in cut for piece in pieces]
+def text_samples(tokenizer: Any, texts: Sequence[str], config: EvaluateConfig, whole: bool = False) -> list[list[int]]:
+    """The samples that `nll` draws."""
+    if tokenizer is not None:
+        return list(nll.drawn(tokenizer, texts, config, whole).values())
+    if nll.is_cut(texts, config, whole):
+        samples = approximate(texts, config.max_tokens, cut_off=False)
+        return [samples[row] for row in nll.rows(len(samples), config)]
+    return approximate([texts[row] for row in nll.rows(len(texts), config)], config.max_tokens, cut_off=True)

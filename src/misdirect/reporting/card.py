@@ -21,7 +21,7 @@ from misdirect.collateral import Change
 from misdirect.config import Kind
 from misdirect.data import builtin
 from misdirect.data.demo.fetch import HUB_ID
-from misdirect.data.files import split_column
+from misdirect.data.sources import split_column
 from misdirect.progress import note
 from misdirect.reporting import audit_card, wording
 from misdirect.reporting.public import public_name

@@ -117,7 +117,7 @@ class Run:
 
 def read_run(run: Path) -> Run:
     """Raises ValueError where `run` is not a folder of misdirect or a file in it is not JSON."""
-    from misdirect.reporting.audits import audit_of, without_answers  # it reads with the functions below
+    from misdirect.reporting.audits import NONE, audit_of, without_answers  # it reads with the functions below
 
     if not runs.is_run(run) and not (run / "results").is_dir() and not (run / runs.AUDIT).is_file():
         raise ValueError(
@@ -126,9 +126,12 @@ def read_run(run: Path) -> Run:
         )
     config = public_config(mapping(clean(runs.read_json(run / runs.CONFIG)))) if runs.is_run(run) else {}
     env = public_config(mapping(clean(runs.read_json(run / runs.ENV)))) if (run / runs.ENV).is_file() else {}
-    stored = [mapping(clean(without_answers(result))) for result in runs.load_results(run)]
+    usable = runs.load_results(run)
+    stored = [mapping(clean(without_answers(result))) for result in usable]
     results = [r for r in stored if r.get("attack") is None and r.get("model") in ("base", "unlearned")]
     about = clean(runs.read_json(run / runs.AUDIT)) if (run / runs.AUDIT).is_file() else None
+    if about and any((runs.attack_folder(run, NONE)).rglob("*.json")) and not any(r["attack"] == NONE for r in usable):
+        about = {key: value for key, value in about.items() if key != "removed"}  # it came from numbers that are none
     audit = audit_of(about, stored, topic_names(config))
     topics = topic_names(config) or (list(audit.forgotten) if audit else [])
     spread = {(r["measurement"], r["set"], r["metric"].removesuffix(OVER_SEEDS)): r for r in clean(over_seeds(run))}

@@ -30,10 +30,11 @@ from torch import Tensor
 
 from misdirect.config import UnlearnConfig, flag, knob
 from misdirect.data.batches import Batch
-from misdirect.model import parts
+from misdirect.model import parts, rope
 from misdirect.model.activations import refuse_shared
 from misdirect.model.blocks import find_matrix, residual_width
 from misdirect.model.delta import Delta
+from misdirect.model.finite import about
 from misdirect.model.load import LM, check_length
 from misdirect.model.score import at_least_fp32, similar_lengths, text_logprobs, token_logprobs
 from misdirect.unlearning import rmu
@@ -136,13 +137,8 @@ def trained_names(lm: LM, trained: Trained, matrix: str | None = None) -> list[s
 def reference_of(plan: rmu.Job) -> dict[tuple[int, ...], float]:
     """log pi_base of every forget sample that some update takes."""
     used = list(dict.fromkeys(tuple(ids) for _, samples, _ in rmu.schedule(plan) for ids in samples))
-    found = dict(zip(used, map(math.fsum, text_logprobs(plan.lm, used, REFERENCE_TOKENS)), strict=True))
-    if not all(map(math.isfinite, found.values())):
-        raise ValueError(
-            "the base's likelihood of the forget text is not a finite number before anything is trained; "
-            "expected sound weights, or another --dtype"
-        )
-    return found
+    with about("the base on the forget text, before anything is trained"):
+        return dict(zip(used, map(math.fsum, text_logprobs(plan.lm, used, REFERENCE_TOKENS)), strict=True))
 
 
 def logits_of(job: Job, weights: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, "B T V"]:
@@ -176,14 +172,15 @@ def divergence(base: Float[Tensor, "N V"], logits: Float[Tensor, "N V"]) -> Floa
 Samples = Sequence[Sequence[int]]
 
 
-def grouped(samples: Samples) -> list[list[tuple[int, ...]]]:
+def grouped(lm: LM, samples: Samples) -> list[list[tuple[int, ...]]]:
     """Samples in groups of similar length: what is padded is computed and counts for nothing."""
-    return [[tuple(samples[row]) for row in rows] for rows in similar_lengths([len(ids) for ids in samples])]
+    lengths = [len(ids) for ids in samples]
+    return [[tuple(samples[row]) for row in rows] for rows in rope.split(lm.model, similar_lengths(lengths), lengths)]
 
 
 def losses(job: Job, weights: Mapping[str, Tensor], forget: Samples, retain: Samples) -> Losses:
     """Both terms of one update, over its forget and its retain samples."""
-    groups = grouped(forget)
+    groups = grouped(job.plan.lm, forget)
     batches = [rmu.batch_of(job.plan, group) for group in groups]
     logprob = torch.cat([text_logprob(logits_of(job, weights, batch), batch) for batch in batches])  # (B,)
     mean_logprob = logprob.sum() / num_counted(batches)
@@ -191,7 +188,7 @@ def losses(job: Job, weights: Mapping[str, Tensor], forget: Samples, retain: Sam
     if job.config.method == "npo":
         reference = [job.reference[ids] for group in groups for ids in group]
         forget_loss = npo(logprob, logprob.new_tensor(reference), job.config.beta)
-    batches = [rmu.batch_of(job.plan, group) for group in grouped(retain)]
+    batches = [rmu.batch_of(job.plan, group) for group in grouped(job.plan.lm, retain)]
     retain_total = torch.stack([retain_sum(job, weights, batch) for batch in batches]).sum()
     return Losses(forget_loss, retain_total / num_counted(batches), -mean_logprob.detach())
 

@@ -28,11 +28,13 @@ from torch import Tensor, nn
 from misdirect.config import Topic, UnlearnConfig
 from misdirect.data import batches
 from misdirect.data.batches import Batch
-from misdirect.model import parts
+from misdirect.model import parts, rope
 from misdirect.model.activations import Weights, capture, check_replay, replay
 from misdirect.model.blocks import find_matrix, residual_width
 from misdirect.model.delta import Delta
 from misdirect.model.load import LM, check_length
+from misdirect.model.rows import check_rows, fill_id
+from misdirect.progress import note
 from misdirect.unlearning import steering
 from misdirect.unlearning.loss import mean_cosine, published_distance, squared_distance
 from misdirect.unlearning.optimizer import adamw_step, clip, learning_rate
@@ -109,6 +111,7 @@ def prepare(
     kept = [tokenise(lm, texts, config, PUBLISHED_MAX_TOKENS[0], name) for name, texts, _ in retain]
     check_length(lm, max(len(ids) for found in [*samples.values(), *kept] for ids in found), "a sample")
     own = {topic.name: topic for topic in topics}
+    say_long(lm, [*samples.values(), *kept])
     made = forget_topics(lm, config, samples, own, published)
     job = Job(lm, config, num_updates(config, samples, kept), made, kept, [w for _, _, w in retain], matrices)
     probe = batch_of(job, next(iter(samples.values()))[: config.batch_size])
@@ -116,9 +119,20 @@ def prepare(
     return job
 
 
+def say_long(lm: LM, corpora: Sequence[Sequence[Sequence[int]]]) -> None:
+    """Says so where a long sample changes the table of positions of the shorter ones in its batch."""
+    longest, reach = max(len(ids) for found in corpora for ids in found), rope.reach(lm.model)
+    if longest > reach:
+        note(
+            f"A sample has {longest} tokens, and beyond {reach} {lm.source} reads all of a batch by another table of "
+            f"positions; --max-tokens {reach} trains every sample as if it stood alone"
+        )
+
+
 def tokenise(lm: LM, texts: Sequence[str], config: UnlearnConfig, published_max: int, name: str) -> list[list[int]]:
-    if config.numerics == "published":  # cut off, not cut up
-        side = lm.tokenizer.truncation_side
+    if config.numerics == "published":  # cut off, not cut up; with the end token that some tokenizers append
+        end, side = lm.tokenizer.eos_token_id, lm.tokenizer.truncation_side
+        check_rows(lm, [[end]] if end is not None else [], "the padding of the published arithmetic")
         try:
             lm.tokenizer.truncation_side = "right"
             encoded = lm.tokenizer(list(texts), truncation=True, max_length=published_max)["input_ids"]
@@ -130,6 +144,7 @@ def tokenise(lm: LM, texts: Sequence[str], config: UnlearnConfig, published_max:
         samples = batches.tokenise(lm.tokenizer, texts, config.max_tokens)
     if not samples:
         raise ValueError(f"{name} holds no text of two tokens or more; expected some")
+    check_rows(lm, samples, f"a text of {name}")
     return samples
 
 
@@ -141,7 +156,7 @@ def forget_topics(
     norms, coefficients = [], []
     for name, ids in samples.items():
         probes = [
-            batches.pad(ids[i : i + config.batch_size], batches.pad_id(lm.tokenizer))
+            batches.pad(ids[i : i + config.batch_size], fill_id(lm))
             for i in range(0, min(len(ids), NORM_BATCHES * config.batch_size), config.batch_size)
         ]
         norms.append(steering.median_norm(lm, config.block, probes))
@@ -154,6 +169,10 @@ def forget_topics(
         own_batch = [padded(lm, ids[: config.batch_size], published)] if published else probes
         mean = steering.mean_norm(lm, config.block, own_batch, every_position=published)
         coefficients.append(steering.coefficient(strength or "", norms[-1], mean))
+        if not math.isfinite(coefficients[-1]):
+            raise ValueError(
+                f"the steering of {name} comes out as {coefficients[-1]}; expected a finite number: a smaller --steering"
+            )
     if published:
         dtype = next(lm.model.parameters()).dtype
         targets = steering.published_control_vectors(coefficients, width, config.seed, dtype, lm.device)
@@ -217,7 +236,7 @@ def batch_of(job: Job, samples: Sequence[Sequence[int]]) -> Batch:
 def padded(lm: LM, samples: Sequence[Sequence[int]], published: bool) -> Batch:
     """On the left with the end token as published, else on the right."""
     end = lm.tokenizer.eos_token_id
-    fill = end if published and end is not None else batches.pad_id(lm.tokenizer)
+    fill = end if published and end is not None else fill_id(lm)
     return batches.pad(samples, fill, left=published).to(lm.device)
 
 

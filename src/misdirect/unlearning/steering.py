@@ -46,12 +46,12 @@ def token_norms(states: Float[Tensor, "B T D"], counts: Bool[Tensor, "B T"]) -> 
 
 def median_norm(lm: LM, block: int, batches: Sequence[Batch]) -> float:
     """Median token norm of the residual stream after `block`. First tokens, whose norm is often a hundred times larger,
-    do not count."""
-    norms = [
+    do not count. NaN where one of them is not finite."""
+    norms = torch.cat([
         token_norms(states_after(lm.model, lm.blocks, block, b.input_ids, b.attention_mask), b.counts)
         for b in (batch.to(lm.device) for batch in batches)
-    ]
-    return torch.cat(norms).median().item()
+    ])  # fmt: skip
+    return norms.median().item() if norms.isfinite().all() else math.nan
 
 
 def mean_norm(lm: LM, block: int, batches: Sequence[Batch], every_position: bool = False) -> float:
