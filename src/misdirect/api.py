@@ -221,12 +221,14 @@ def evaluate(
 
     `questions`, `texts` and `prompts`: set name -> SOURCE; `examples`: a questions set -> SOURCE of its answered
     examples (`config.shots`); `tasks`: names of lm-evaluation-harness tasks, TASK or TASK=SOURCE; `model`: where a run's
-    base lies now, if it has moved. What is stored already is not measured again. Raises ValueError for bad input, and
+    base lies now, if it has moved, or the base of an adapter or of a model without a tokenizer. What is stored already is
+    not measured again. Raises ValueError for bad input, and
     where a stored result was measured with other settings.
     """
     from misdirect.evaluation import judge as scoring
     from misdirect.evaluation import run as running
     from misdirect.model.load import load_lm, pick_device, pick_dtype
+    from misdirect.model.sources import takes_base
 
     config = config or EvaluateConfig()
     dtype: Any = str(pick_dtype(config.dtype, pick_device(config.device))).removeprefix("torch.")
@@ -241,11 +243,14 @@ def evaluate(
         raise ValueError(f"{target} is a run, so its results go into it; expected no --out")
     if not is_run and out is None:
         raise ValueError(f"{target} is a model, not a run; expected --out FOLDER for its results")
-    if not is_run and model is not None:
-        raise ValueError(f"--model names a run's base, and {target} is no run; expected it left out")
+    if not is_run and model is not None and not takes_base(str(target)):
+        raise ValueError(
+            f"--model names the base of a run, of an adapter or of a model without a tokenizer, and {target} is none of "
+            "these; expected it left out"
+        )
     folder = path if is_run else writable(out or "")
     if not is_run:
-        refuse_other_model(folder, str(target))
+        refuse_other_model(folder, str(target), model)
     wanted = running.make_tasks(questions or {}, texts or {}, prompts or {}, config, examples, tasks)
     if not wanted:
         raise ValueError(
@@ -258,11 +263,16 @@ def evaluate(
             say_doubtful(folder, [task.name for task in wanted if task.measurement != "generation"])
         if any(missing.values()) or running.unread(sides, wanted):
             source = (model or runs.read_json(folder / runs.CONFIG)["model"]) if is_run else str(target)
-            lm = load_lm(source, None, config.device, config.dtype, trust_remote_code, allow_pickle)
+            base = None if is_run else model
+            lm = load_lm(
+                source, None, config.device, config.dtype, trust_remote_code, allow_pickle, base=base, dequantize=is_run
+            )
             if is_run:
                 refuse_other_base(lm, folder)
             else:
-                runs.write_json(folder / runs.ENV, runs.environment() | {"model": source})
+                runs.write_json(
+                    folder / runs.ENV, runs.environment() | {"model": source} | ({"base": base} if base else {})
+                )
             running.measure_all(lm, missing)
             running.read_answers(lm, running.unread(sides, wanted), config)
         running.score_answers(sides, wanted, config)
@@ -281,14 +291,18 @@ def say_doubtful(run: Path, names: Sequence[str] = ()) -> None:
         note(doubt)
 
 
-def refuse_other_model(folder: Path, model: str) -> None:
+def refuse_other_model(folder: Path, model: str, base: str | None = None) -> None:
     """Raises ValueError where the folder for a model's results holds a run, a model, or another model's results."""
     if (folder / runs.CONFIG).exists():
         what = "a run" if runs.is_run(folder) else "a model"
         raise ValueError(f"{folder} holds {what}; expected a folder of its own for --out")
-    stored = runs.read_env(folder).get("model", model)
+    env = runs.read_env(folder)
+    stored, named = env.get("model", model), env.get("base") if env else base
     if stored != model:
         raise ValueError(f"{folder} holds the results of {stored}, not of {model}; expected another --out")
+    if named != base:
+        on = [f"with --model {name}" if name else "without --model" for name in (named, base)]
+        raise ValueError(f"{folder} holds the results of {model} {on[0]}, not {on[1]}; expected another --out")
 
 
 def refuse_other_base(lm: LM, run: Path) -> None:
@@ -361,7 +375,7 @@ def audit(
 
 def audited(base: str, unlearned: str | None, out: str | Path | None) -> tuple[Path, Path | None, dict[Any, Any]]:
     """(the audit's folder, the run directory that made the unlearned model or None, both checkpoints)."""
-    from misdirect.auditing.pair import Checkpoint, checkpoint
+    from misdirect.auditing.pair import Checkpoint, checkpoint, refuse_changed_base
 
     path = Path(base).expanduser()
     if unlearned is None:
@@ -379,6 +393,7 @@ def audited(base: str, unlearned: str | None, out: str | Path | None) -> tuple[P
         raise ValueError(f"{folder} holds a run; expected a folder of its own for --out")
     first = checkpoint(base)
     second = checkpoint(unlearned, first.source)
+    refuse_changed_base(base, first, unlearned)
     made_by = Path(unlearned).expanduser()
     return folder, made_by if runs.is_run(made_by) else None, {"base": first, "unlearned": second}
 

@@ -19,6 +19,7 @@ import torch
 
 from misdirect import runs
 from misdirect.data.tokens import token_ids
+from misdirect.model import sources
 from misdirect.model.delta import Delta, load_delta, swapped_in
 from misdirect.model.finite import about, not_finite
 from misdirect.model.load import LM, load_lm
@@ -33,10 +34,14 @@ PROBE = "Question: What does the nucleus of a cell do?\nAnswer: 3.14 \u00e9 \u6f
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model's source, and the delta that makes it another one."""
+    """A model's source, and the delta that makes it another one.
+
+    `base`: what an adapter is put on, and whose tokenizer a folder without one takes.
+    """
 
     source: str
     delta: Path | None = None
+    base: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,16 @@ def checkpoint(target: str, base: str | None = None) -> Checkpoint:
     if runs.is_run(path):
         runs.require_run(path)
         return Checkpoint(runs.read_json(path / runs.CONFIG)["model"], path / runs.DELTA)
-    return Checkpoint(target)
+    two_adapters = base is not None and sources.find_adapter(target) and sources.find_adapter(base)
+    return Checkpoint(target, base=None if two_adapters else base)  # of two adapters each is put on what it names
+
+
+def refuse_changed_base(base: str, first: Checkpoint, unlearned: str) -> None:
+    """Raises ValueError for an adapter on a run's unlearned model, of which there is no whole checkpoint to load it on."""
+    if first.delta is not None and sources.find_adapter(unlearned) is not None:
+        raise ValueError(
+            f"{unlearned} is an adapter, and {base} is a run; expected the whole model that it was trained on as BASE"
+        )
 
 
 def opened(base: Checkpoint, unlearned: Checkpoint, loading: Loading) -> Side:
@@ -73,12 +87,13 @@ def opened(base: Checkpoint, unlearned: Checkpoint, loading: Loading) -> Side:
     seen: dict[str, Likeness] = {}
     sound: set[Model] = set()
 
-    def model_of(source: str) -> LM:
+    def model_of(point: Checkpoint) -> LM:
+        source = point.source
         if source not in held:
             held.clear()
             gc.collect()
             options = (loading.device, loading.dtype, loading.trust_remote_code, loading.allow_pickle)
-            held[source] = load_lm(source, None, *options)
+            held[source] = load_lm(source, None, *options, base=point.base, tell=source not in seen)
             seen[source] = likeness(held[source])
             refuse_unlike(seen)
         return held[source]
@@ -86,7 +101,7 @@ def opened(base: Checkpoint, unlearned: Checkpoint, loading: Loading) -> Side:
     @contextmanager
     def side(model: Model) -> Iterator[LM]:
         point = base if model == "base" else unlearned
-        lm = model_of(point.source)
+        lm = model_of(point)
         if point.delta is not None and point.delta not in deltas:
             deltas[point.delta] = load_delta(point.delta)
         with swapped_in(deltas[point.delta], lm.model) if point.delta is not None else nullcontext():

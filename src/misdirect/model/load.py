@@ -1,13 +1,15 @@
 """`LM`: a model and its tokenizer, whole or only as far as the mathematics needs.
 
-MODEL is `demo` (SmolLM2-135M-Instruct out of a package), a local folder, or a hub id. Weights are read from safetensors;
-pickle checkpoints and code that comes with a model are refused unless asked for by name.
+MODEL is `demo` (SmolLM2-135M-Instruct out of a package), a local folder, or a hub id; an adapter among them is merged into
+its base. Weights are read from safetensors; pickle checkpoints and code that comes with a model are refused unless asked for
+by name.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,10 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from misdirect.model import adapters, quantized, rope, sources
 from misdirect.model import blocks as structure
-from misdirect.model import rope
 from misdirect.model.checks import check_causal, check_complete
-from misdirect.model.stored import Stored, check_weights, first_line, readable, refuse_remote_code, uneven
+from misdirect.model.sources import first_line
+from misdirect.model.stored import Stored, check_weights, readable, refuse_remote_code, uneven
+from misdirect.progress import note
+
+NO_ADAPTER = {"subfolder": "no-adapter"}  # where transformers is to look for an adapter: nowhere, peft or not
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,7 @@ class LM:
     source: str
     num_hidden_layers: int  # of the full model, also where `model` is truncated
     block_prefix: str  # the block list's name in the full causal model, such as `model.layers`
+    dequantized: str = ""  # how the matrices were quantized that were made plain in loading, such as `bitsandbytes nf4`
 
     @property
     def device(self) -> torch.device:
@@ -72,10 +79,11 @@ def load_config(source: str, trust_remote_code: bool = False) -> Any:
     """The Hugging Face config of MODEL. Raises ValueError where there is none or where it asks to run its own code."""
     from transformers import AutoConfig
 
+    source = sources.adapter_base(source) or source
     folder = Path(source).expanduser()
     looks_local = folder.exists() or source.startswith((".", "/", "~"))
     if looks_local and not (folder / "config.json").is_file():
-        raise ValueError(f"{source} holds no config.json; expected a model folder, a hub id, or demo")
+        raise ValueError(sources.not_a_model(source))
     if looks_local and not trust_remote_code:
         refuse_remote_code(folder)
     try:
@@ -202,30 +210,42 @@ def load_lm(
     dtype: str = "auto",
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
+    *,
+    base: str | None = None,
+    dequantize: bool = True,
+    tell: bool = True,
 ) -> LM:
     """MODEL as an `LM`: the full causal model, or with `last` only the embeddings and blocks 0..last.
 
+    `base`: the model that an adapter is put on, instead of the one that it names, and whose tokenizer a folder without one
+    takes. `dequantize`: a quantized model gets plain matrices, without which nothing can be trained or swapped in. `tell`:
+    whether what is particular about the source is said.
     Raises ValueError for a source that is no model, is damaged, holds only pickle, or wants to run its own code.
     """
-    from transformers import AutoTokenizer
-
     place = pick_device(device)
     where = (
         str(Path(resolve_source(source)).expanduser()) if Path(source).expanduser().exists() else resolve_source(source)
     )
+    flags = (trust_remote_code, allow_pickle)
+    if (adapter := sources.find_adapter(where)) is not None:
+        return load_adapted(adapter._replace(where=source), base, device, dtype, *flags, tell)
     config = load_config(where, trust_remote_code)
     stored = check_weights(Path(where), allow_pickle) if Path(where).is_dir() else Stored()
+    tokenizer = load_tokenizer(source, where, base, trust_remote_code, tell)
     full_depth = config.get_text_config(decoder=True).num_hidden_layers
+    last = (
+        None if quantized.method(config) else last
+    )  # scales lie beside their codes under names that the whole class knows
     wanted, prefix = prefix_config(config, full_depth - 1 if last is None else last, trust_remote_code)
     loader = whole_class(config) if last is None else prefix_class(config)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "adapter_kwargs": NO_ADAPTER}
     if not allow_pickle:
         options["use_safetensors"] = True
     if stored.renames:
         options["key_mapping"] = dict(stored.renames)
+    quantized.hush(config)
     try:
         with quiet(), readable(where, stored) as folder:
-            tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
             model, info = loader.from_pretrained(
                 folder,
                 config=wanted,
@@ -241,12 +261,68 @@ def load_lm(
             reason = f"its files lack {uneven(stored.tensors) or 'matrices'} that transformers stacks with others; fetch it again"
         elif isinstance(error, KeyError) and reason == "'metadata'":
             reason = "its index has no metadata; download it (hf download) and name the folder"
-        raise ValueError(f"{source} cannot be loaded: {reason}") from None
+        hint = quantized.library_hint(source, config, error)
+        raise ValueError(hint or f"{source} cannot be loaded: {reason}") from None
+    if tell and (line := sources.left_over(where)):
+        note(line)
+    made_from = quantized.described(config) if dequantize else ""
+    if made_from:
+        with quiet():
+            model = quantized.made_plain(model, source, pick_dtype(dtype, place))
+        if tell:
+            note(f"{source} is quantized ({made_from}): its matrices are dequantized, and any change is made to those")
     model.eval().requires_grad_(False).to(place)
     rope.reach(model)  # from its first pass on, no text's value depends on the texts before it
     check_complete(source, model, info, stored, last, lambda: without_memory(config, trust_remote_code))
     check_causal(source, model, last)
-    return LM(model, tokenizer, source, full_depth, prefix)
+    return LM(model, tokenizer, source, full_depth, prefix, made_from)
+
+
+def load_adapted(
+    adapter: sources.Adapter, base: str | None, device: str, dtype: str, trust: bool, allow_pickle: bool, tell: bool
+) -> LM:
+    """The whole base of an adapter with the adapter merged in. The base is loaded first, and is the one that was named."""
+    adapters.check_adapter(adapter)
+    tensors = adapters.adapter_tensors(adapter, allow_pickle)
+    named = sources.base_of(adapter, base)
+    own = not sources.lacks_tokenizer(adapter.where)
+    try:
+        if sources.find_adapter(named) is not None:
+            raise ValueError("it is an adapter itself, and another cannot be put on it")
+        lm = load_lm(named, None, device, dtype, trust, allow_pickle, tell=tell)
+    except ValueError as error:
+        if base:
+            raise
+        raise ValueError(
+            f"{adapter.where} is an adapter on {named}: {error}; {sources.expected_base(adapter)}"
+        ) from None
+    model = adapters.merge(lm.model, adapter, tensors, named).eval().requires_grad_(False)
+    tokenizer = load_tokenizer(adapter.where, adapter.where, None, trust, False) if own else lm.tokenizer
+    if tell:
+        note(f"{adapter.where} is an adapter ({adapter.config['peft_type']}), merged into {named}")
+    return dataclasses.replace(lm, model=model.to(lm.device), tokenizer=tokenizer, source=adapter.where)
+
+
+def load_tokenizer(source: str, where: str, base: str | None, trust_remote_code: bool, tell: bool) -> Any:
+    """The tokenizer of MODEL, or of `base` where a folder holds none. Raises ValueError where there is none to be had."""
+    from transformers import AutoTokenizer
+
+    lacks = sources.lacks_tokenizer(where)
+    if lacks and base is not None:
+        if tell:
+            note(f"{source} holds no tokenizer: that of {base} is taken")
+        return load_tokenizer(base, str(Path(resolve_source(base)).expanduser()), None, trust_remote_code, tell)
+    try:
+        with quiet():
+            found = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
+    except Exception as error:  # files that cannot be read, a library that is missing: many kinds, one line
+        line = " ".join(str(error).split())[:300]
+        raise ValueError(
+            sources.no_tokenizer(source) if lacks else f"the tokenizer of {source} cannot be loaded: {line}"
+        ) from None
+    if lacks and "cell" not in found.decode(found("a cell", verbose=False)["input_ids"]):  # some come up empty
+        raise ValueError(sources.no_tokenizer(source))
+    return found
 
 
 def check_length(lm: LM, longest: int, what: str) -> None:

@@ -23,7 +23,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from misdirect.model import sources
 from misdirect.model.delta import file_problem, shown
+from misdirect.model.sources import first_line
 from misdirect.progress import note
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -51,11 +53,6 @@ class Stored(NamedTuple):
     bare: bool = False  # the index has no metadata, which transformers asks for
 
 
-def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
-
-
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json as it is written. Raises ValueError where it is not JSON."""
     try:
@@ -66,7 +63,10 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def refuse_remote_code(folder: Path) -> None:
-    if read_config(folder).get("auto_map"):
+    config = read_config(folder)
+    if problem := sources.foreign_config(str(folder), config):
+        raise ValueError(problem)
+    if config.get("auto_map"):
         raise ValueError(
             f"{folder} wants to run its own code (auto_map in config.json), which is refused; "
             "expected an architecture of transformers, or --trust-remote-code if you have read that code"
@@ -129,7 +129,8 @@ def no_weights(folder: Path, allow_pickle: bool) -> str:
             f"{folder} holds only pickle checkpoints ({pickles[0]}), which can run code when loaded; "
             "expected safetensors, or --allow-pickle if you trust its author"
         )
-    return f"{folder} holds no weights; expected *.safetensors"
+    other = sources.other_weights(folder)
+    return f"{folder}: {other}" if other else f"{folder} holds no weights; expected *.safetensors"
 
 
 def read_index(index: Path) -> tuple[list[str], bool]:

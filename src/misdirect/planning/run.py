@@ -90,6 +90,7 @@ def plan(
     corpora = [Corpus(n, s) for n, s in retain.items()] if isinstance(retain, Mapping) else list(retain)
     start = import_seconds()
     from misdirect.model.rows import rowless
+    from misdirect.model.sources import adapter_base
     from misdirect.planning import shape, speed, work
 
     began = time.perf_counter()
@@ -102,6 +103,8 @@ def plan(
     wanted = evaluate or EvaluateConfig()
     given = Given(model, topics, corpora, config, settings, wanted, any(sets), seeds, trust_remote_code)
     found = shape.shape_of(source, settings, trust_remote_code)
+    if adapter_base(model) is not None:  # merged into the whole of its base
+        found = dataclasses.replace(found, num_prefix=found.num_parameters, loads_whole=True)
     tokenizer = local_tokenizer(model, trust_remote_code)
     start += time.perf_counter() - began
     began = time.perf_counter()
@@ -175,9 +178,11 @@ def local_tokenizer(model: str, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
     from misdirect.model.load import quiet
+    from misdirect.model.sources import adapter_base, lacks_tokenizer
 
     if is_absent_demo(model):
         return None
+    model = (adapter_base(model) or model) if lacks_tokenizer(model) else model
     where = str(demo_folder()) if model == "demo" else str(Path(model).expanduser()) if Path(model).exists() else model
     try:
         with quiet():

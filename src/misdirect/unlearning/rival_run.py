@@ -90,7 +90,9 @@ def describe(
         "misdirect": __version__,
         "method": job.config.method,
         "model": lm.source,
-        "data": {"model_sha256": running.model_hash(lm, last)} | asked["data"],
+        "data": {"model_sha256": running.model_hash(lm, last)}
+        | asked["data"]
+        | ({"dequantized": lm.dequantized} if lm.dequantized else {}),
         "chosen": {
             "block": last,
             "trained": job.names,

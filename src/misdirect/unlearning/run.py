@@ -40,7 +40,9 @@ def describe(
     return asked | {
         "misdirect": __version__,
         "model": job.lm.source,
-        "data": {"model_sha256": model_hash} | asked["data"],
+        "data": {"model_sha256": model_hash}
+        | asked["data"]
+        | ({"dequantized": job.lm.dequantized} if job.lm.dequantized else {}),
         "chosen": {
             "block": job.config.block,
             "trained": [f"{job.lm.block_prefix}.{index}.{path}" for index, path in job.matrices.items()],

