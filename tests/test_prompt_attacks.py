@@ -12,6 +12,7 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from attack_cases import questions, state_hash, tiny_case
 from misdirect.attacks import brittleness, lens, measure, prompts
@@ -164,8 +165,11 @@ def test_the_chat_template_is_a_variant_where_the_model_has_one() -> None:
     assert [p["budget"] for p in result.records[0]["points"]] == [0, 1, 2, 3]
     assert sum(done) == attack.num_steps == 5
     talking = copy.deepcopy(lm.tokenizer)
-    talking.bos_token = "<s>"  # encoding adds it by itself
-    talking.chat_template = "<s>{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}{{ '[assistant]\n' }}"
+    talking.bos_token = "<eos>"  # encoding adds it by itself
+    talking.backend_tokenizer.post_processor = TemplateProcessing("<eos> $A", special_tokens=[("<eos>", 1)])
+    talking.chat_template = (
+        "<eos>{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}{{ '[assistant]\n' }}"
+    )
     chat = prompts.formats(dataclasses.replace(lm, tokenizer=talking), case)["chat"](
         "biology", measure.rendering("cloze", 0)
     )
