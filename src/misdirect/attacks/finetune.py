@@ -110,7 +110,7 @@ def train(
     masters = [p.detach().float().clone().requires_grad_() if low(p) else p for p in parameters]
     optimizer = torch.optim.AdamW(masters, lr=lr, weight_decay=0.0, fused=True)
     for step, rows in enumerate(plan_single(len(samples), steps, batch_size, seed), 1):
-        batch = padded(lm, [samples[row] for row in rows])
+        batch = padded(lm, [samples[row] for row in rows], what="a text to train on")
         with torch.enable_grad():
             logits = forward(lm, batch.input_ids, batch.attention_mask, keep=batch.input_ids.shape[1]).logits
             loss = nll(logits, batch.input_ids, batch.counts)

@@ -161,7 +161,7 @@ def mean_states(lm: LM, texts: Sequence[str], seed: int) -> tuple[torch.Tensor, 
     kept = beginnings(lm.tokenizer, texts, MEAN_TEXTS, MEAN_TOKENS, seed)
     found: list[torch.Tensor] = []
     for i in range(0, len(kept), MEAN_BATCH):
-        batch = padded(lm, kept[i : i + MEAN_BATCH])
+        batch = padded(lm, kept[i : i + MEAN_BATCH], what="a text of --forget or --retain")
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         states = states_at(lm, inputs, batch.counts.flatten().nonzero().flatten())[1:]
         found.append(torch.stack([h.float().cpu() for h in states]))  # (L, N, D)
