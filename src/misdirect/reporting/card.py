@@ -435,9 +435,7 @@ def apply_code(model: str) -> str:
     """Python that puts the change into the base model."""
     lines = (
         "from pathlib import Path",
-        "",
         "import torch",
-        "",
         "from misdirect.data.tokens import token_ids",
         "from misdirect.model.delta import load_delta, swapped_in",
         "from misdirect.model.load import load_lm",
