@@ -486,8 +486,8 @@ def test_a_model_without_numbers_is_refused_without_a_crash(
 
     whole: Callable[..., Any] = load.load_lm
 
-    def broken(*args: Any) -> Any:
-        lm = whole(*args)
+    def broken(*args: Any, **named: Any) -> Any:
+        lm = whole(*args, **named)
         lm.model.get_output_embeddings().weight.fill_(float("nan"))
         return lm
 

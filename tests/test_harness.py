@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from misdirect import runs, stats
 from misdirect.config import EvaluateConfig
@@ -395,3 +396,34 @@ def test_a_model_without_numbers_is_refused(tmp_path: Path, kind: str) -> None:
     of = "8 of 8 requests" if kind == "multiple_choice" else "an answer to one of 4 requests at least"
     with pytest.raises(ValueError, match=f"tiny gives NaN or infinity for {of}, .*model.norm.weight"):
         ours.harness(lm, "x", task, ALL)
+
+
+def other_tokenizers(lm: LM) -> tuple[LM, LM]:
+    """The same model under a tokenizer that appends its end token, and under one whose padding has no embedding."""
+    ending, padding = copy.deepcopy(lm.tokenizer), copy.deepcopy(lm.tokenizer)
+    ending.backend_tokenizer.post_processor = TemplateProcessing("$A <eos>", special_tokens=[("<eos>", 1)])
+    padding.add_special_tokens({"pad_token": "[PAD]"})
+    return dataclasses.replace(lm, tokenizer=ending), dataclasses.replace(lm, tokenizer=padding)
+
+
+@pytest.mark.parametrize("said", [None, GENERATE, ROLLING])
+def test_an_appended_token_is_not_scored_and_padding_needs_no_row(
+    lm: LM, mmlu: Path, tmp_path: Path, said: dict[str, Any] | None
+) -> None:
+    name, source = "mmlu_anatomy", str(mmlu / "anatomy")
+    if said is not None:
+        files = {"test": str(write(tmp_path / "rows.jsonl", [{"text": t} for t in texts(6, 20)]))}
+        data = {"data_files": files, "cache_dir": str(tmp_path / "cache")}
+        name, source = str(tmp_path / "task.yaml"), None
+        Path(name).write_text(json.dumps(said | {"dataset_path": "json", "dataset_kwargs": data, "test_split": "test"}))
+    ending, padding = other_tokenizers(lm)
+    records = [ours.harness(x, "x", ours.read_task(name, source, ALL), ALL).records for x in (lm, ending, padding)]
+    assert records[0] == records[1] == records[2]
+
+
+def test_a_request_with_a_token_without_an_embedding_is_refused(lm: LM, tmp_path: Path) -> None:
+    rows = [row | {"question": "Which [PAD]?"} for row in mmlu_rows(3, 0)]
+    task = ours.read_task("mmlu_anatomy", str(write(tmp_path / "test.jsonl", rows)), ALL)
+    assert ours.harness(lm, "x", task, ALL).records  # four letters to a tokenizer that does not know the token
+    with pytest.raises(ValueError, match=r"a request of mmlu_anatomy holds the token '\[PAD\]'"):
+        ours.harness(other_tokenizers(lm)[1], "x", task, ALL)

@@ -165,11 +165,10 @@ def test_the_chat_template_is_a_variant_where_the_model_has_one() -> None:
     assert [p["budget"] for p in result.records[0]["points"]] == [0, 1, 2, 3]
     assert sum(done) == attack.num_steps == 5
     talking = copy.deepcopy(lm.tokenizer)
-    talking.bos_token = talking.eos_token
-    start = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", talking.bos_token_id)])
-    talking.backend_tokenizer.post_processor = start  # encoding adds it by itself
+    talking.bos_token = "<eos>"  # encoding adds it by itself
+    talking.backend_tokenizer.post_processor = TemplateProcessing("<eos> $A", special_tokens=[("<eos>", 1)])
     talking.chat_template = (
-        "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}{{ '[assistant]\n' }}"
+        "<eos>{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}{{ '[assistant]\n' }}"
     )
     chat = prompts.formats(dataclasses.replace(lm, tokenizer=talking), case)["chat"](
         "biology", measure.rendering("cloze", 0)

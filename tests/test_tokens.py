@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
@@ -32,7 +32,7 @@ from misdirect.config import EvaluateConfig, UnlearnConfig
 from misdirect.data import batches
 from misdirect.data.prompts import Prompt
 from misdirect.data.questions import Question
-from misdirect.data.tokens import appending_nothing, framing, starting_ids, token_ids
+from misdirect.data.tokens import appending_nothing, starting_ids, token_ids
 from misdirect.evaluation.generation import generation, incoherence
 from misdirect.evaluation.mcq import mcq
 from misdirect.evaluation.nll import nll
@@ -71,13 +71,6 @@ def of_words(unknown_alone: bool = False) -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.post_processor = TemplateProcessing("[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]")
-
-
-def by_normalizer() -> PreTrainedTokenizerFast:
-    """Appends also where it is asked for no special tokens."""
-    tokenizer = own_tokenizer()
-    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Replace("old.", "old.<eos>")])
-    return tokenizer
 
 
 APPENDING: dict[str, tuple[Callable[[], Any], list[int], list[int]]] = {  # what is put before, what is appended
@@ -131,18 +124,21 @@ def test_an_end_that_a_text_spells_out_stays() -> None:
     assert token_ids(ByT5Tokenizer(), ["ab</s>"]) == [[100, 101, 1]]  # appends none where one stands already
 
 
+class Always(PreTrainedTokenizerFast):
+    """Appends an end also where it is asked for no special tokens."""
+
+    def __call__(self, text: Any, *args: Any, **named: Any) -> Any:
+        found = super().__call__(text, *args, **named)
+        return {"input_ids": [[*ids, 1] for ids in found["input_ids"]]}
+
+
 def test_what_is_appended_even_without_special_tokens_is_left_away() -> None:
-    class Stubborn(ByT5Tokenizer):
-        def build_inputs_with_special_tokens(self, token_ids_0: list[int], token_ids_1: Any = None) -> list[int]:
-            return [*token_ids_0, 1]
-
-        def __call__(self, text: Any, *args: Any, add_special_tokens: bool = True, **rest: Any) -> Any:
-            return super().__call__(text, *args, add_special_tokens=True, **rest)
-
-    assert Stubborn()(["a b"], add_special_tokens=False)["input_ids"][0][-1] == 1
-    assert token_ids(Stubborn(), ["a b"]) == ByT5Tokenizer()(["a b"], add_special_tokens=False)["input_ids"]
-    # an end that one probe happens to have is no end of all
-    assert framing(by_normalizer()) == framing(own_tokenizer())
+    tokenizer = Always(tokenizer_object=own_tokenizer().backend_tokenizer, pad_token="<pad>", eos_token="<eos>")
+    assert (
+        token_ids(tokenizer, TEXTS) == token_ids(tokenizer, TEXTS, start=False) == own_tokenizer()(TEXTS)["input_ids"]
+    )
+    with pytest.raises(ValueError, match="appends a token to every text"):
+        appending_nothing(tokenizer)
 
 
 def test_a_tokenizer_that_is_changed_is_measured_again() -> None:
@@ -234,39 +230,6 @@ def test_gcg_finds_what_it_finds_without_it() -> None:
         assert found[-1].loss < found[-1].log[0]
         assert all(gcg_search.typable(lm.tokenizer, frames, [found[-1].ids]))
     assert found[0] == found[1] and found[2].loss != found[0].loss
-
-
-def test_lm_eval_does_not_score_it(tmp_path: Path) -> None:
-    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is absent: pip install 'misdirect[eval]'")
-    from misdirect.evaluation import harness as ours
-
-    rows = [{"question": q.question, "choices": list(q.choices), "answer": q.answer} for q in QUESTIONS]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = lambda name="rows": ours.read_task("mmlu_anatomy", str(tmp_path / f"{name}.jsonl"), EvaluateConfig())  # noqa: E731
-    sound, lm = lm_with(own_tokenizer()), lm_with(processed("$A <eos>"))
-    records = [ours.harness(one, "x", task(), EvaluateConfig()).records for one in (sound, lm, with_pad(sound))]
-    assert records[0] == records[1] == records[2]
-    odd = [row | {"question": "Which [PAD]?"} for row in rows]
-    (tmp_path / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in odd))
-    with pytest.raises(ValueError, match=r"a request of mmlu_anatomy holds the token '\[PAD\]'"):
-        ours.harness(with_pad(sound), "x", task("odd"), EvaluateConfig())
-
-
-def test_lm_eval_pads_answers_with_a_token_that_has_a_row(tmp_path: Path) -> None:
-    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is absent: pip install 'misdirect[eval]'")
-    from misdirect.evaluation import harness as ours
-
-    rows = "".join(json.dumps({"text": text}) + "\n" for text in tiny.texts(4, 20))
-    (tmp_path / "rows.jsonl").write_text(rows)
-    said = {"task": "said", "output_type": "generate_until", "doc_to_text": "{{text}}", "doc_to_target": "",
-            "generation_kwargs": {"until": ["zz"], "max_gen_toks": 4}, "metric_list": [{"metric": "exact_match"}],
-            "dataset_path": "json", "test_split": "test",
-            "dataset_kwargs": {"data_files": {"test": str(tmp_path / "rows.jsonl")}, "cache_dir": str(tmp_path)}}  # fmt: skip
-    (tmp_path / "task.yaml").write_text(json.dumps(said))
-    task = lambda: ours.read_task(str(tmp_path / "task.yaml"), None, EvaluateConfig())  # noqa: E731
-    sound = lm_with(own_tokenizer())
-    records = [ours.harness(one, "x", task(), EvaluateConfig()).records for one in (sound, with_pad(sound))]
-    assert records[0] == records[1]
 
 
 # ------------------------------------------------------------------------------------------------ ids without a row

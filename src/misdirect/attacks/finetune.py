@@ -141,7 +141,7 @@ def low(parameter: Tensor) -> bool:
 @torch.enable_grad()
 def loss_of(lm: LM, samples: Sequence[Sequence[int]], total: int) -> Tensor:
     """What samples of one pass add to the mean over the `total` tokens that count in an update."""
-    batch = padded(lm, samples)
+    batch = padded(lm, samples, what="a text to train on")
     logits = forward(lm, batch.input_ids, batch.attention_mask, keep=batch.input_ids.shape[1]).logits
     return nll(logits, batch.input_ids, batch.counts, total)
 

@@ -167,7 +167,7 @@ def mean_states(lm: LM, texts: Sequence[str], seed: int) -> tuple[torch.Tensor, 
     found: list[torch.Tensor] = []
     fours = ([*range(i, min(i + MEAN_BATCH, len(kept)))] for i in range(0, len(kept), MEAN_BATCH))
     for rows in rope.split(lm.model, fours, list(map(len, kept))):
-        batch = padded(lm, [kept[row] for row in rows])
+        batch = padded(lm, [kept[row] for row in rows], what="a text of --forget or --retain")
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
         states = states_at(lm, inputs, batch.counts.flatten().nonzero().flatten())[1:]
         found.append(torch.stack([h.float().cpu() for h in states]))  # (L, N, D)

@@ -9,7 +9,6 @@ role: a text is tried first, then parts, and where neither gets through the prom
 
 from __future__ import annotations
 
-import datetime
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -44,8 +43,8 @@ def check_tokens(lm: LM, ids: Sequence[int], what: str, chat: bool) -> None:
 
 
 def chat_text(tokenizer: Any, messages: Messages) -> str:
-    """A conversation under the model's own chat template, which depends on no day. Raises ValueError where it refuses, and
-    where it leaves something out."""
+    """A conversation under the model's own chat template, told a fixed day where it takes one. Raises ValueError where the
+    template refuses, and where it leaves something out."""
     refused, lost = None, False
     for form in (as_text, as_parts, as_parts_of_user):
         try:
@@ -71,13 +70,8 @@ def passes(tokenizer: Any, messages: Messages, form: Form, text: str) -> bool:
 
 def rendered(tokenizer: Any, messages: Messages, form: Form) -> str:
     contents = [{**message, "content": form(message)} for message in messages]
-    made: str = tokenizer.apply_chat_template(
-        contents, tokenize=False, add_generation_prompt=True, date_string=TODAY, strftime_now=day.strftime
-    )
+    made: str = tokenizer.apply_chat_template(contents, tokenize=False, add_generation_prompt=True, date_string=TODAY)
     return made
-
-
-day = datetime.datetime.strptime(TODAY, "%d %b %Y")  # for templates that ask for the time themselves (SmolLM3)
 
 
 def as_text(message: Mapping[str, str]) -> Any:

@@ -435,15 +435,16 @@ def apply_code(model: str) -> str:
     """Python that puts the change into the base model."""
     lines = (
         "from pathlib import Path",
-        "",
+        "import torch",
+        "from misdirect.data.tokens import token_ids",
         "from misdirect.model.delta import load_delta, swapped_in",
         "from misdirect.model.load import load_lm",
         "",
         f"lm = load_lm({json.dumps(public_name(model), ensure_ascii=False)})  # the base model",
         'delta = load_delta(Path("delta.safetensors"))',
         "with swapped_in(delta, lm.model):  # the unlearned model; outside, the base again, bit for bit",
-        '    prompt = lm.tokenizer("The capital of France is", return_tensors="pt").to(lm.device)',
-        "    answer = lm.model.generate(**prompt, max_new_tokens=20, do_sample=False)",
+        '    prompt = torch.tensor(token_ids(lm.tokenizer, ["The capital of France is"]), device=lm.device)',
+        "    answer = lm.model.generate(prompt, max_new_tokens=20, do_sample=False)",
         "print(lm.tokenizer.decode(answer[0]))",
     )
     return "\n".join(lines)
