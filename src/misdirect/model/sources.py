@@ -139,7 +139,7 @@ def left_over(where: str) -> str:
         return ""
     return (
         f"{where}: the weights are read alone, the adapter beside them ({ADAPTER_CONFIG}) is not applied; if it has not been "
-        "merged into them and should be: its two files in a folder of their own, evaluate FOLDER --model BASE"
+        "merged into them and should be: its two files in a folder of their own, misdirect evaluate FOLDER --model BASE"
     )
 
 
