@@ -147,11 +147,13 @@ def model_files(model: str, config: Any) -> dict[str, Any]:
     from misdirect.model.load import resolve_source
     from misdirect.model.sources import find_adapter
 
+    if find_adapter(resolve_source(model)) is not None:
+        return {}
     folder = Path(resolve_source(model)).expanduser()
     if not folder.is_dir():
         commit = getattr(config, "_commit_hash", None)
         return {"commit": commit} if commit else {}
-    if not (folder / "config.json").is_file() or find_adapter(str(folder)) is not None:
+    if not (folder / "config.json").is_file():
         return {}
     stats = {path.name: path.stat() for path in sorted(folder.iterdir()) if path.is_file()}
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}

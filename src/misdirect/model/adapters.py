@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from misdirect.model.checks import plain_tokens, small_pass
 from misdirect.model.delta import load_tensors, shown
-from misdirect.model.sources import ADAPTER_CONFIG, Adapter
+from misdirect.model.sources import ADAPTER_CONFIG, Adapter, lacks_tokenizer
 from misdirect.progress import note
 
 SAFETENSORS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
@@ -75,6 +75,13 @@ def local_file(adapter: Adapter, name: str) -> Path | None:
 
     found = cached_file(adapter.where, name, _raise_exceptions_for_missing_entries=False)
     return Path(found) if found else None
+
+
+def has_tokenizer(adapter: Adapter) -> bool:
+    """Whether an adapter comes with a tokenizer of its own; else its base's is taken."""
+    if Path(adapter.where).expanduser().is_dir():
+        return not lacks_tokenizer(adapter.where)
+    return any(local_file(adapter, name) for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
 
 
 def merge(model: Any, adapter: Adapter, tensors: Mapping[str, Tensor], base: str) -> Any:

@@ -79,7 +79,11 @@ def load_config(source: str, trust_remote_code: bool = False) -> Any:
     """The Hugging Face config of MODEL. Raises ValueError where there is none or where it asks to run its own code."""
     from transformers import AutoConfig
 
-    source = sources.adapter_base(source) or source
+    if (adapter := sources.find_adapter(source)) is not None:
+        named = sources.base_of(adapter)
+        with sources.on_base(adapter):
+            sources.refuse_adapter(named)
+            return load_config(named, trust_remote_code)
     folder = Path(source).expanduser()
     looks_local = folder.exists() or source.startswith((".", "/", "~"))
     if looks_local and not (folder / "config.json").is_file():
@@ -290,18 +294,11 @@ def load_adapted(
     adapters.check_adapter(adapter)
     tensors = adapters.adapter_tensors(adapter, allow_pickle)
     named = sources.base_of(adapter, base)
-    own = not sources.lacks_tokenizer(adapter.where)
-    try:
-        if sources.find_adapter(named) is not None:
-            raise ValueError("it is an adapter itself, and another cannot be put on it")
+    with sources.on_base(adapter) if base is None else contextlib.nullcontext():
+        sources.refuse_adapter(named)
         lm = load_lm(named, None, device, dtype, trust, allow_pickle, tell=tell)
-    except ValueError as error:
-        if base:
-            raise
-        raise ValueError(
-            f"{adapter.where} is an adapter on {named}: {error}; {sources.expected_base(adapter)}"
-        ) from None
     model = adapters.merge(lm.model, adapter, tensors, named).eval().requires_grad_(False)
+    own = adapters.has_tokenizer(adapter)
     tokenizer = load_tokenizer(adapter.where, adapter.where, None, trust, False) if own else lm.tokenizer
     if tell:
         note(f"{adapter.where} is an adapter ({adapter.config['peft_type']}), merged into {named}")
