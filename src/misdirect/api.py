@@ -145,7 +145,10 @@ def model_files(model: str, config: Any) -> dict[str, Any]:
     Empty where that cannot be told, as of an adapter, whose base may have changed.
     """
     from misdirect.model.load import resolve_source
+    from misdirect.model.sources import find_adapter
 
+    if find_adapter(resolve_source(model)) is not None:
+        return {}
     folder = Path(resolve_source(model)).expanduser()
     if not folder.is_dir():
         commit = getattr(config, "_commit_hash", None)

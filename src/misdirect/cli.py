@@ -247,7 +247,7 @@ def evaluate(
     Parameters
     ----------
     target
-        A run directory, or a model: demo, a local folder, a hub id.
+        A run directory, or a model: demo, a local folder, a hub id, an adapter.
     questions
         NAME=SOURCE: multiple-choice questions (question, choices, answer as index or letter); repeat for several sets.
     text
@@ -262,7 +262,8 @@ def evaluate(
     out
         Where results go when the target is a model.
     model
-        Where a run's base lies now, if not where it was unlearned from: a local folder or a hub id.
+        Where a run's base lies now, if not where it was unlearned from: a local folder or a hub id. Also the base of an
+        adapter, if not the one that it names, and the model whose tokenizer a folder without one takes.
     trust_remote_code
         Run the code that comes with the model. Read it first.
     allow_pickle

@@ -79,7 +79,11 @@ def load_config(source: str, trust_remote_code: bool = False) -> Any:
     """The Hugging Face config of MODEL. Raises ValueError where there is none or where it asks to run its own code."""
     from transformers import AutoConfig
 
-    source = sources.adapter_base(source) or source
+    if (adapter := sources.find_adapter(source)) is not None:
+        named = sources.base_of(adapter)
+        with sources.on_base(adapter):
+            sources.refuse_adapter(named)
+            return load_config(named, trust_remote_code)
     folder = Path(source).expanduser()
     looks_local = folder.exists() or source.startswith((".", "/", "~"))
     if looks_local and not (folder / "config.json").is_file():
@@ -233,9 +237,8 @@ def load_lm(
     stored = check_weights(Path(where), allow_pickle) if Path(where).is_dir() else Stored()
     tokenizer = load_tokenizer(source, where, base, trust_remote_code, tell)
     full_depth = config.get_text_config(decoder=True).num_hidden_layers
-    last = (
-        None if quantized.method(config) else last
-    )  # scales lie beside their codes under names that the whole class knows
+    if quantized.method(config):
+        last = None  # scales lie beside their codes under names that the whole class knows
     wanted, prefix = prefix_config(config, full_depth - 1 if last is None else last, trust_remote_code)
     loader = whole_class(config) if last is None else prefix_class(config)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "adapter_kwargs": NO_ADAPTER}
@@ -256,26 +259,32 @@ def load_lm(
             )
             model.config.name_or_path = where
     except Exception as error:  # missing files, an unknown architecture, a size mismatch: many kinds, one line
-        reason = first_line(error)
-        if "automatic conversion" in reason:
-            reason = f"its files lack {uneven(stored.tensors) or 'matrices'} that transformers stacks with others; fetch it again"
-        elif isinstance(error, KeyError) and reason == "'metadata'":
-            reason = "its index has no metadata; download it (hf download) and name the folder"
         hint = quantized.library_hint(source, config, error)
-        raise ValueError(hint or f"{source} cannot be loaded: {reason}") from None
+        raise ValueError(hint or f"{source} cannot be loaded: {reason_of(error, stored)}") from None
     if tell and (line := sources.left_over(where)):
         note(line)
-    made_from = quantized.described(config) if dequantize else ""
-    if made_from:
+    made_from = quantized.described(config) if dequantize and quantized.method(config) else ""
+    if made_from and tell:
+        note(f"{source} is quantized ({made_from}): its matrices are dequantized, and any change is made to those")
+    if quantized.method(config):
         with quiet():
-            model = quantized.made_plain(model, source, pick_dtype(dtype, place))
-        if tell:
-            note(f"{source} is quantized ({made_from}): its matrices are dequantized, and any change is made to those")
+            model = quantized.made_plain(model, source, pick_dtype(dtype, place)) if dequantize else model
+        quantized.in_one_dtype(model, pick_dtype(dtype, place))
     model.eval().requires_grad_(False).to(place)
     rope.reach(model)  # from its first pass on, no text's value depends on the texts before it
     check_complete(source, model, info, stored, last, lambda: without_memory(config, trust_remote_code))
     check_causal(source, model, last)
     return LM(model, tokenizer, source, full_depth, prefix, made_from)
+
+
+def reason_of(error: Exception, stored: Stored) -> str:
+    """Why transformers could not load a model, in one line."""
+    reason = first_line(error)
+    if "automatic conversion" in reason:
+        return f"its files lack {uneven(stored.tensors) or 'matrices'} that transformers stacks with others; fetch it again"
+    if isinstance(error, KeyError) and reason == "'metadata'":
+        return "its index has no metadata; download it (hf download) and name the folder"
+    return reason
 
 
 def load_adapted(
@@ -285,18 +294,11 @@ def load_adapted(
     adapters.check_adapter(adapter)
     tensors = adapters.adapter_tensors(adapter, allow_pickle)
     named = sources.base_of(adapter, base)
-    own = not sources.lacks_tokenizer(adapter.where)
-    try:
-        if sources.find_adapter(named) is not None:
-            raise ValueError("it is an adapter itself, and another cannot be put on it")
+    with sources.on_base(adapter) if base is None else contextlib.nullcontext():
+        sources.refuse_adapter(named)
         lm = load_lm(named, None, device, dtype, trust, allow_pickle, tell=tell)
-    except ValueError as error:
-        if base:
-            raise
-        raise ValueError(
-            f"{adapter.where} is an adapter on {named}: {error}; {sources.expected_base(adapter)}"
-        ) from None
     model = adapters.merge(lm.model, adapter, tensors, named).eval().requires_grad_(False)
+    own = adapters.has_tokenizer(adapter)
     tokenizer = load_tokenizer(adapter.where, adapter.where, None, trust, False) if own else lm.tokenizer
     if tell:
         note(f"{adapter.where} is an adapter ({adapter.config['peft_type']}), merged into {named}")

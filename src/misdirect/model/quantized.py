@@ -32,6 +32,8 @@ def quantization(config: Any) -> dict[str, Any]:
 def method(config: Any) -> str:
     """Such as `bitsandbytes`; empty where nothing is quantized."""
     given = quantization(config)
+    if given.get("quant_method") == "bitsandbytes" and not (given.get("load_in_4bit") or given.get("load_in_8bit")):
+        return ""
     return str(getattr(given.get("quant_method"), "value", given.get("quant_method", "unknown"))) if given else ""
 
 
@@ -54,29 +56,40 @@ def library_hint(source: str, config: Any, error: BaseException) -> str:
     name = method(config)
     if not name or not isinstance(error, ImportError):
         return ""
-    extra = EXTRAS.get(name)
-    how = f"pip install '{extra}'" if extra else f"the library of {name}"
+    extra = EXTRAS.get(name, "")
+    how = f"pip install {extra!r}" if "[" in extra else f"pip install {extra}" if extra else f"the library of {name}"
     return f"{source} is quantized ({described(config)}), which needs a library that is not installed; expected: {how}"
 
 
 def made_plain(model: Any, source: str, dtype: torch.dtype) -> Any:
-    """The model with plain matrices in `dtype`; the same object where they are plain already.
+    """The model with plain matrices, dequantized into `dtype`; the same object where they are plain already.
 
     Raises ValueError for a quantization of which we do not know the plain matrices.
     """
-    if method(model.config) == "bitsandbytes":
+    if method(model.config) == "bitsandbytes" and getattr(model, "hf_quantizer", None) is not None:
         model = model.dequantize(dtype=dtype)
         model.is_loaded_in_4bit = model.is_loaded_in_8bit = False
         restore_conv1d(model)
-    odd = next((n for n, p in model.named_parameters() if not p.is_floating_point() or p.element_size() < 2), None)
-    kinds = {type(m).__name__ for m in model.modules() if is_packed(m)}
-    if odd is not None or kinds:
+    odd = packed(model)
+    if odd:
         raise ValueError(
-            f"{source} is quantized ({described(model.config) or 'packed matrices'}: {odd or min(kinds)}), and its matrices "
-            "can be neither trained nor edited here; expected the model that it was made from. "
-            "misdirect evaluate measures it as it is"
+            f"{source} is quantized ({described(model.config) or 'packed matrices'}: {odd}), and its matrices can be neither "
+            "trained nor edited here; expected the model that it was made from. misdirect evaluate measures it as it is"
         )
     return model
+
+
+def in_one_dtype(model: Any, dtype: torch.dtype) -> None:
+    """Where every matrix is plain: in the files of a quantized model the rest has a dtype of its own, which stays in loading."""
+    if not packed(model):
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(dtype)
+
+
+def packed(model: nn.Module) -> str:
+    """A parameter or a kind of module that holds codes in place of numbers; empty where there is none."""
+    codes = (n for n, p in model.named_parameters() if type(p) is not nn.Parameter or p.element_size() < 2)
+    return next(codes, None) or next((type(m).__name__ for m in model.modules() if is_packed(m)), "")
 
 
 def is_packed(module: nn.Module) -> bool:

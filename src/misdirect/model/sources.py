@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import json
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,8 +70,11 @@ def hub_adapter_file(repository: str) -> Path | None:
     try:
         cached = {name: try_to_load_from_cache(repository, name) for name in ("config.json", ADAPTER_CONFIG)}
         for name, found in cached.items():
+            if isinstance(found, str):
+                return Path(found) if name == ADAPTER_CONFIG else None
+        for name in cached:
             try:
-                file = found if isinstance(found, str) else hf_hub_download(repository, name)
+                file = hf_hub_download(repository, name)
             except LocalEntryNotFoundError:  # it is of the next kind too
                 raise ValueError(
                     f"{repository} is no model that can be loaded: it is no folder here, it is not in the cache, and the hub "
@@ -113,10 +117,27 @@ def base_of(adapter: Adapter, base: str | None = None) -> str:
     local = Path(named).expanduser()
     if named and (base or local.exists()):
         return named
-    if not named or named.startswith((".", "/", "~")) or "\\" in named or named.count("/") != 1:
+    if not named or named.startswith((".", "/", "~")) or "\\" in named or named.count("/") > 1:
         problem = f"made on {named}, which is not on this machine" if named else "whose file names no base"
         raise ValueError(f"{adapter.where} is an adapter {problem}; {expected_base(adapter)}")
     return named
+
+
+@contextmanager
+def on_base(adapter: Adapter) -> Iterator[None]:
+    """Around what reads the base that an adapter names: where it cannot be read, the adapter is named, and what to type."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(
+            f"{adapter.where} is an adapter on {adapter.base}: {error}; {expected_base(adapter)}"
+        ) from None
+
+
+def refuse_adapter(base: str) -> None:
+    """Raises ValueError where a base is no whole model; an adapter may even name itself."""
+    if find_adapter(base) is not None:
+        raise ValueError(f"{base} is an adapter itself, and another cannot be put on it; expected a whole model")
 
 
 def expected_base(adapter: Adapter) -> str:
@@ -139,7 +160,7 @@ def left_over(where: str) -> str:
         return ""
     return (
         f"{where}: the weights are read alone, the adapter beside them ({ADAPTER_CONFIG}) is not applied; if it has not been "
-        "merged into them and should be: its two files in a folder of their own, evaluate FOLDER --model BASE"
+        "merged into them and should be: its two files in a folder of their own, misdirect evaluate FOLDER --model BASE"
     )
 
 

@@ -89,6 +89,7 @@ def plan(
     topics = [Topic(n, s) for n, s in forget.items()] if isinstance(forget, Mapping) else list(forget)
     corpora = [Corpus(n, s) for n, s in retain.items()] if isinstance(retain, Mapping) else list(retain)
     start = import_seconds()
+    from misdirect.model import quantized
     from misdirect.model.rows import rowless
     from misdirect.model.sources import adapter_base
     from misdirect.planning import shape, speed, work
@@ -103,7 +104,9 @@ def plan(
     wanted = evaluate or EvaluateConfig()
     given = Given(model, topics, corpora, config, settings, wanted, any(sets), seeds, trust_remote_code)
     found = shape.shape_of(source, settings, trust_remote_code)
-    if adapter_base(model) is not None:  # merged into the whole of its base
+    if adapter_base(model) is not None or quantized.method(
+        source
+    ):  # merged into the whole of its base; dequantized whole
         found = dataclasses.replace(found, num_prefix=found.num_parameters, loads_whole=True)
     tokenizer = local_tokenizer(model, trust_remote_code)
     start += time.perf_counter() - began
@@ -329,7 +332,7 @@ def assumptions(given: Given, counted: Counted) -> list[str]:
             f"{speed.vocabulary:,} of {shape.vocabulary:,}) and multiplied: blocks are taken to be alike"
         )
     if shape.loads_whole:
-        said.append("unlearning loads the whole model: cut after the steered block it would compute something else")
+        said.append("unlearning loads the whole model, which cannot be cut after the steered block")
     if not (given.model == "demo" or Path(given.model).expanduser().exists()):
         said.append(
             "the hub holds two bytes a parameter; fetching takes as long as the network takes, and is not in the time"
