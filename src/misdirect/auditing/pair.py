@@ -58,6 +58,8 @@ def checkpoint(target: str, base: str | None = None) -> Checkpoint:
     if target == "demo":  # the model, also where a folder has that name
         return Checkpoint(target)
     if path.suffix == ".safetensors" and path.is_file():
+        if sources.is_adapter_file(path):
+            raise ValueError(f"{target} {sources.file_kind(path)}")
         if base is None:
             raise ValueError(f"{target} is a delta, not a model; expected it as the second of BASE UNLEARNED")
         return Checkpoint(base, path)

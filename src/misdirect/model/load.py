@@ -313,12 +313,14 @@ def load_tokenizer(source: str, where: str, base: str | None, trust_remote_code:
     if lacks and base is not None:
         if tell:
             note(f"{source} holds no tokenizer: that of {base} is taken")
+        if sources.lacks_tokenizer(base):
+            base = sources.adapter_base(base) or base
         return load_tokenizer(base, str(Path(resolve_source(base)).expanduser()), None, trust_remote_code, tell)
     try:
         with quiet():
             found = AutoTokenizer.from_pretrained(where, trust_remote_code=trust_remote_code)
     except Exception as error:  # files that cannot be read, a library that is missing: many kinds, one line
-        line = " ".join(str(error).split())[:300]
+        line = sources.tokenizer_library(where) or " ".join(str(error).split())[:300]
         raise ValueError(
             sources.no_tokenizer(source) if lacks else f"the tokenizer of {source} cannot be loaded: {line}"
         ) from None

@@ -7,6 +7,7 @@ is, with what to type instead.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import shlex
 from collections.abc import Callable, Iterator
@@ -178,6 +179,19 @@ def takes_base(where: str) -> bool:
     return where != "demo" and (lacks_tokenizer(where) or find_adapter(where) is not None)
 
 
+def tokenizer_library(where: str) -> str:
+    """What to install where a tokenizer is there in a form for which the library is missing; else empty."""
+    folder = Path(where).expanduser()
+    if not folder.is_dir() or (folder / "tokenizer.json").is_file():
+        return ""
+    for pattern, libraries in (("*.model", ("sentencepiece", "tiktoken")), ("*.tiktoken", ("tiktoken",))):
+        found = next(folder.glob(pattern), None)
+        missing = [name for name in libraries if importlib.util.find_spec(name) is None]
+        if found and missing:
+            return f"{found.name} needs {' or '.join(libraries)}; expected: pip install {' '.join(missing)}, or tokenizer.json"
+    return ""
+
+
 def no_tokenizer(source: str) -> str:
     return (
         f"{source} holds no tokenizer; expected tokenizer.json beside the weights (copy it from the model that this one was "
@@ -206,6 +220,8 @@ def other_weights(folder: Path) -> str:
 def file_kind(path: Path) -> str:
     if path.suffix == ".gguf":
         return gguf_line(path)
+    if is_adapter_file(path):
+        return f"it is one file of an adapter; expected its folder, {path.parent}"
     if path.suffix == ".safetensors":
         whole = (path.parent / "config.json").is_file()
         return (
@@ -218,10 +234,15 @@ def file_kind(path: Path) -> str:
     return f"it is a file; {HUB_ID}"
 
 
+def is_adapter_file(path: Path) -> bool:
+    return path.name.startswith("adapter_model.") and (path.parent / ADAPTER_CONFIG).is_file()
+
+
 def gguf_line(path: Path) -> str:
     out = path.with_suffix("").name
     code = f"from misdirect.model.gguf import convert; convert({str(path)!r}, {out!r})"
-    return f"it is a GGUF file; expected safetensors: python -c {shlex.quote(code)} writes the folder {out}, once"
+    quoted = shlex.quote(code) if set(code) & set('"$`\\!') else f'"{code}"'
+    return f"it is a GGUF file; expected safetensors: python -c {quoted} writes the folder {out}, once"
 
 
 def gguf(folder: Path) -> str:
@@ -281,7 +302,16 @@ def around_models(folder: Path) -> str:
 
 
 def data_set(folder: Path) -> str:
-    known = ("dataset_info.json", "dataset_dict.json", "dataset_infos.json", "*.arrow", "*.parquet", "*.jsonl", "*.csv")
+    known = (
+        "dataset_info.json",
+        "dataset_dict.json",
+        "dataset_infos.json",
+        "*.arrow",
+        "*.parquet",
+        "*.jsonl",
+        "*.csv",
+        "data/*.parquet",
+    )
     found = next((file for pattern in known for file in folder.glob(pattern)), None)
     return f"it holds data ({found.name}), which --questions, --text or --forget take; {HUB_ID}" if found else ""
 
