@@ -513,10 +513,10 @@ def test_one_model_is_held_at_a_time(here: Path) -> None:
 def test_an_audit_holds_one_model_at_a_time(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     load, held = pair.load_lm, []
 
-    def loaded(*given: Any) -> Any:
+    def loaded(*given: Any, **named: Any) -> Any:
         gc.collect()
         assert not [model for model in held if model() is not None], "another model is still there"
-        lm = load(*given)
+        lm = load(*given, **named)
         held.append(weakref.ref(lm.model))
         return lm
 
