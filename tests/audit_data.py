@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from misdirect import runs, stats
+from misdirect import runs, stats, storage
 from misdirect.attacks.measure import accuracies
 from misdirect.runs import Metric, Result
 from report_data import small_run
@@ -271,7 +271,7 @@ def full_audit(folder: Path) -> Path:
     best = "relearn-forget-full-lr0.0001-steps100"
     save_strongest(folder, [[best, {"step": 100}], ["relearn-facts-full-lr0.0001-steps100", {"step": 50}]])
     listed = [*(entry(each, "inconclusive" if each.control == 0.0 else "done") for each in made), *DIAGNOSTICS, *UNDONE]
-    runs.write_json(folder / "audit.json", about(listed))
+    storage.write_json(folder / "audit.json", about(listed))
     return folder
 
 
@@ -284,5 +284,5 @@ def pair_audit(folder: Path, removed: bool = True) -> Path:
     save_none(folder)
     if removed:
         save_strongest(folder, [[made.name, {"step": 100}], [made.name, {"step": 100}]])
-    runs.write_json(folder / "audit.json", about([entry(made), *UNDONE], removed=removed))
+    storage.write_json(folder / "audit.json", about([entry(made), *UNDONE], removed=removed))
     return folder

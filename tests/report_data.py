@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from misdirect import runs, stats
+from misdirect import runs, stats, storage
 from misdirect.runs import Metric, Result
 
 HOSTILE = (
@@ -73,7 +73,7 @@ def write_config(run: Path, **changes: Any) -> None:
         },
         "command": "misdirect unlearn demo --forget biology=demo-biology --out RUN",
     }
-    runs.write_json(run / runs.CONFIG, config | changes)
+    storage.write_json(run / runs.CONFIG, config | changes)
 
 
 def write_log(run: Path, topics: tuple[str, ...] = ("biology",), updates: int = 4) -> None:
@@ -92,7 +92,7 @@ def write_log(run: Path, topics: tuple[str, ...] = ("biology",), updates: int = 
 def small_run(folder: Path) -> Path:
     folder.mkdir()
     write_config(folder)
-    runs.write_json(folder / runs.ENV, runs.environment())
+    storage.write_json(folder / runs.ENV, runs.environment())
     write_log(folder)
     save_mcq(folder, "biology", 0.625, 0.3125)
     save_mcq(folder, "biology-hard", 0.305, 0.295, knows=False)

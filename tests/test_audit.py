@@ -16,7 +16,7 @@ import torch
 
 import tiny
 from attack_cases import questions, tiny_case, tiny_lm
-from misdirect import runs
+from misdirect import runs, storage
 from misdirect.attacks import catalogue, finetune, measure, relearn
 from misdirect.auditing import before, material, pair, timing
 from misdirect.auditing import run as running
@@ -77,7 +77,7 @@ def audit(
 
 
 def record_of(folder: str = "audit") -> dict[str, Any]:
-    return runs.read_json(Path(folder) / "audit.json")
+    return storage.read_json(Path(folder) / "audit.json")
 
 
 def files(folder: str = "audit") -> set[str]:
@@ -110,7 +110,7 @@ def test_an_audit_writes_these_files_and_no_others(audited: Path) -> None:
 
 
 def test_the_summary_has_one_headline_for_each_model_attack_and_set(audited: Path) -> None:
-    rows = runs.read_json(audited / "summary.json")
+    rows = storage.read_json(audited / "summary.json")
     asked = [r for r in rows if r["measurement"] == "mcq"]
     for key in {(r["model"], r["attack"], r["set"]) for r in asked}:
         assert sum(bool(r.get("headline")) for r in asked if (r["model"], r["attack"], r["set"]) == key) == 1, key
@@ -120,7 +120,7 @@ def test_the_summary_has_one_headline_for_each_model_attack_and_set(audited: Pat
 
 
 def test_the_record_says_what_was_removed_and_how_the_questions_were_split(audited: Path) -> None:
-    record = runs.read_json(audited / "audit.json")
+    record = storage.read_json(audited / "audit.json")
     split = record["split"]["biology"]
     assert split["tested"] == 30
     assert 15 < split["attacked"] < 30, "random words: some of the attacker's questions give a tested one away"
@@ -135,8 +135,8 @@ def test_the_record_says_what_was_removed_and_how_the_questions_were_split(audit
 def test_accuracy_without_attack_is_that_of_the_evaluation(audited: Path) -> None:
     """Two ways through the code: the tested questions out of the evaluation, and the audit's own asking."""
     for model in ("base", "unlearned"):
-        whole = {r["id"]: r for r in runs.read_json(audited / f"results/{model}/mcq.biology.json")["records"]}
-        alone = runs.read_json(audited / f"results/attacks/none/{model}/mcq.biology.json")["records"]
+        whole = {r["id"]: r for r in storage.read_json(audited / f"results/{model}/mcq.biology.json")["records"]}
+        alone = storage.read_json(audited / f"results/attacks/none/{model}/mcq.biology.json")["records"]
         for record in alone:
             assert record["points"][0]["correct"] == whole[record["id"]]["correct"]["cloze"]
             assert record["points"][0]["logprobs"] == pytest.approx(whole[record["id"]]["cloze_logprobs"], abs=1e-4)
@@ -199,9 +199,9 @@ def test_a_later_evaluation_of_the_base_does_not_change_the_format(
 ) -> None:
     shutil.copytree(audited, "audit")
     path = Path("audit/results/base/mcq.biology.json")
-    result = runs.read_json(path)
+    result = storage.read_json(path)
     rows = [row for row in result["metrics"] if row["metric"].startswith("letter")]
-    runs.write_json(path, result | {"metrics": rows})
+    storage.write_json(path, result | {"metrics": rows})
     assert audit() == 0
     assert record_of()["forms"] == {"biology": "cloze", "other": "cloze"}
     assert audit("--only", "lens-letter", "--formats", "letter") == 2
@@ -211,8 +211,8 @@ def test_a_later_evaluation_of_the_base_does_not_change_the_format(
 def test_an_evaluation_that_was_killed_between_the_models_is_no_obstacle(audited: Path, here: Path) -> None:
     shutil.copytree(audited, "audit")
     path = Path("audit/results/base/mcq.other.json")
-    result = runs.read_json(path)
-    runs.write_json(path, result | {"records": result["records"][:10]})
+    result = storage.read_json(path)
+    storage.write_json(path, result | {"records": result["records"][:10]})
     Path("audit/results/unlearned/mcq.other.json").unlink()
     assert audit() == 0
 
@@ -250,7 +250,7 @@ def test_the_base_against_itself_has_nothing_removed(here: Path, capsys: pytest.
 def test_the_gate(audited: Path, here: Path, limit: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(audited, "audit")
     result = Path("audit/results/attacks/strongest/unlearned/recovered.biology.json")
-    share = runs.read_json(result)["metrics"][0]["value"]
+    share = storage.read_json(result)["metrics"][0]["value"]
     assert audit(*FAST, "--fail-above", limit) == (code if share > 0 else 0)
     assert "Gate" in capsys.readouterr().out
 
@@ -343,7 +343,7 @@ def test_the_base_under_attack_is_taken_over_from_another_audit(
     same = [path for path in files("whole") if path.startswith("results/attacks")]
     assert len(same) > 20
     for path in same:
-        found, expected = (runs.read_json(Path(folder) / path) for folder in ("shared", "whole"))
+        found, expected = (storage.read_json(Path(folder) / path) for folder in ("shared", "whole"))
         assert (found["config"], found["records"]) == (expected["config"], expected["records"]), path
 
 
@@ -466,11 +466,12 @@ def test_a_run_is_audited_like_its_delta_and_its_export(here: Path) -> None:
     delta = ["audit", "knows", "run/delta.safetensors", "--out", "third"]
     assert main([*delta, *asked, "--forget", "biology=bio.txt", *more]) == 0
     results = [
-        runs.read_json(Path(f) / "results/attacks/none/unlearned/mcq.biology.json") for f in ("run", "second", "third")
+        storage.read_json(Path(f) / "results/attacks/none/unlearned/mcq.biology.json")
+        for f in ("run", "second", "third")
     ]
     assert results[0]["records"] == results[1]["records"] == results[2]["records"]
     assert (Path("run") / "README.md").is_file()
-    asked_of = lambda: runs.read_json(Path("run/results/base/mcq.biology.json"))["records"]  # noqa: E731
+    asked_of = lambda: storage.read_json(Path("run/results/base/mcq.biology.json"))["records"]  # noqa: E731
     assert len(asked_of()) == 60
     assert main(["evaluate", "run", *asked, "--limit", "8"]) == 0  # what the audit asked for itself is in nobody's way
     assert len(asked_of()) == 8
@@ -562,7 +563,7 @@ def test_what_does_not_fit_is_known_before_it_starts() -> None:
 
 def test_a_rival_steers_nowhere(tmp_path: Path) -> None:
     for method, block in (("rmu", 7), ("npo", None)):
-        runs.write_json(tmp_path / method / runs.CONFIG, {"method": method, "chosen": {"block": 7}})
+        storage.write_json(tmp_path / method / runs.CONFIG, {"method": method, "chosen": {"block": 7}})
         assert before.steered_block(tmp_path / method) == block
     assert before.steered_block(None) is None
 

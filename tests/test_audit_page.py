@@ -25,16 +25,17 @@ from audit_data import (
     save_strongest,
     unattacked,
 )
-from misdirect import runs
+from misdirect import runs, storage
 from misdirect.reporting import compare, figures, pictures, report
 from misdirect.reporting.audit_tables import texts_table
 from misdirect.reporting.audited import headlines, lines, share, tokens_of
 from misdirect.reporting.audits import audit_of, results_of, without_answers
 from misdirect.reporting.card import card
 from misdirect.reporting.page import fill, view
-from misdirect.reporting.reading import Run, clean, read_run
+from misdirect.reporting.reading import Run, read_run
 from misdirect.runs import Metric, Result
 from misdirect.terminal_audit import print_audit
+from misdirect.text import clean
 from report_data import HOSTILE, Page, assert_inert, page, small_run
 from test_browser import CONTRAST, OVERFLOWING, VIEWS, browser, opened  # noqa: F401 - a fixture
 
@@ -60,7 +61,7 @@ def small_audit(folder: Path, count: int = 1, **changes: Any) -> Path:
     for each in made:
         save_attack(folder, each)
     save_strongest(folder, [[made[0].name, {"step": 20}], [made[0].name, {"step": 100}]])
-    runs.write_json(folder / "audit.json", about([entry(each) for each in made]) | changes)
+    storage.write_json(folder / "audit.json", about([entry(each) for each in made]) | changes)
     return folder
 
 
@@ -217,7 +218,7 @@ def test_no_attack_that_could_bring_it_back(tmp_path: Path) -> None:
     small_run(tmp_path / "run")
     unattacked(tmp_path / "run")
     undone = entry(everything()[0], "not run", "needs 12 minutes") | {"seconds": {}}
-    runs.write_json(tmp_path / "run" / "audit.json", about([undone]))
+    storage.write_json(tmp_path / "run" / "audit.json", about([undone]))
     path = report(tmp_path / "run")
     text = page(path).text
     assert "biology: no attack has been run that could bring knowledge back. This says nothing about the model." in text
@@ -231,7 +232,7 @@ def test_attacks_that_may_teach_are_neither_headline_nor_silence(tmp_path: Path)
     unattacked(run)
     taught = next(each for each in everything() if each.settings.get("texts_that_state_a_tested_fact"))
     save_attack(run, taught)
-    runs.write_json(run / "audit.json", about([entry(taught)]))
+    storage.write_json(run / "audit.json", about([entry(taught)]))
     text = page(report(run)).text
     assert "train on text that states tested facts, so what comes back under them may have been taught" in text
     assert "no attack has been run" not in text
@@ -239,9 +240,9 @@ def test_attacks_that_may_teach_are_neither_headline_nor_silence(tmp_path: Path)
 
 def test_few_questions_are_shown_where_they_were_attacked(tmp_path: Path) -> None:
     run = pair_audit(tmp_path / "pair", removed=False)
-    record = runs.read_json(run / "audit.json")
+    record = storage.read_json(run / "audit.json")
     record["removed"]["biology"]["attacked"] = True
-    runs.write_json(run / "audit.json", record)
+    storage.write_json(run / "audit.json", record)
     save_strongest(run, [[everything()[0].name, {"step": 100}]])
     assert "of what was removed comes back under the strongest attack" in said(run)
 
@@ -269,7 +270,7 @@ def test_a_control_that_fails_is_inconclusive_whatever_the_audit_says(tmp_path: 
     run = small_audit(tmp_path / "run")
     gcg = next(each for each in everything() if each.control == 0.0)
     save_attack(run, gcg)
-    runs.write_json(run / "audit.json", about([entry(gcg)]))
+    storage.write_json(run / "audit.json", about([entry(gcg)]))
     row = row_of(unpictured(run), gcg.title)
     assert "inconclusive" in row
     assert "%" not in row
@@ -283,7 +284,7 @@ def test_one_side_only(tmp_path: Path) -> None:
     first, second = everything()[:2]
     save_attack(tmp_path / "run", first, models=["base"])
     save_attack(tmp_path / "run", second, models=["unlearned"])
-    runs.write_json(tmp_path / "run" / "audit.json", about([entry(first), entry(second)]))
+    storage.write_json(tmp_path / "run" / "audit.json", about([entry(first), entry(second)]))
     text = unpictured(tmp_path / "run")
     assert "not run (needs the unlearned model's results, which are missing)" in row_of(text, first.title)
     row = row_of(text, second.title)
@@ -307,9 +308,9 @@ ODD = [
 @pytest.mark.parametrize("key", KEYS)
 def test_missing_and_odd_keys_are_survived(tmp_path: Path, key: str) -> None:
     run = small_audit(tmp_path / "run")
-    record = runs.read_json(run / "audit.json")
+    record = storage.read_json(run / "audit.json")
     del record[key]
-    runs.write_json(run / "audit.json", record)
+    storage.write_json(run / "audit.json", record)
     found = view(read_run(run), show_text=False)
     assert found["audit"]["headlines"][0].set == "biology"
     stored = runs.load_results(run)
@@ -329,9 +330,9 @@ def test_without_audit_json_the_results_speak(tmp_path: Path) -> None:
 
 
 def test_audit_json_alone_has_a_page(tmp_path: Path) -> None:
-    runs.write_json(tmp_path / "audit.json", {"misdirect": "0.1.0"})
+    storage.write_json(tmp_path / "audit.json", {"misdirect": "0.1.0"})
     assert "Under attack" in page(report(tmp_path)).text
-    runs.write_json(tmp_path / "audit.json", [])
+    storage.write_json(tmp_path / "audit.json", [])
     assert page(report(tmp_path)).text
 
 
@@ -358,7 +359,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
     save_strongest(run, [[made.name, {"step": 5}], [HOSTILE, {}]], name=HOSTILE)
     odd = entry(made, "inconclusive", HOSTILE) | {"name": HOSTILE}
     record = about([entry(made), odd, entry(made, HOSTILE, HOSTILE) | {"name": "other"}], name=HOSTILE)
-    runs.write_json(run / "audit.json", record | {"base": {"source": HOSTILE}, "settings": {HOSTILE: HOSTILE}})
+    storage.write_json(run / "audit.json", record | {"base": {"source": HOSTILE}, "settings": {HOSTILE: HOSTILE}})
     parsed = assert_inert(report(run, show_text=True))
     assert clean(HOSTILE) in " ".join(parsed.texts)
     assert not set("\u202e\u2066\x07") & set(" ".join(parsed.texts))
@@ -419,10 +420,10 @@ def test_two_sets_have_two_headlines_and_pictures(tmp_path: Path) -> None:
     run = small_audit(tmp_path / "run")
     made = everything()[0]
     save_attack(run, made._replace(name="other"), name="chemistry")
-    record = runs.read_json(run / "audit.json")
+    record = storage.read_json(run / "audit.json")
     record["split"] |= {"chemistry": {"tested": 80, "known": 80}}
     record["attacks"].append(entry(made._replace(name="other")))
-    runs.write_json(run / "audit.json", record)
+    storage.write_json(run / "audit.json", record)
     report(run)
     text = page(run / "report.html").text
     assert "chemistry: no attack has been run that could bring knowledge back that was chosen on one half" in text
@@ -472,7 +473,7 @@ def test_comparison_sets_audits_side_by_side(audited: Path, tmp_path: Path) -> N
     other = small_audit(tmp_path / "other", count=2)
     save_strongest(other, [[everything()[0].name, {"step": 100}]], share=0.35)
     changed = entry(everything()[0]) | {"settings": {"lr": 3e-5, "forms": {"x": "cloze"}}}
-    runs.write_json(other / "audit.json", about([changed, entry(everything()[1])]))
+    storage.write_json(other / "audit.json", about([changed, entry(everything()[1])]))
     plain = small_run(tmp_path / "plain")
     parsed = assert_inert(compare([audited, other, plain], tmp_path / "comparison.html"))
     text = parsed.text
@@ -488,18 +489,18 @@ def test_comparison_sets_audits_side_by_side(audited: Path, tmp_path: Path) -> N
 def test_pairs_of_one_base_are_compared(tmp_path: Path) -> None:
     folders = [pair_audit(tmp_path / name) for name in ("one", "two", "three")]
     for folder, digest in zip(folders, ("aa", "aa", "bb"), strict=True):
-        record = runs.read_json(folder / "audit.json")
+        record = storage.read_json(folder / "audit.json")
         for one in record["attacks"]:
             one["settings"] = {"models_sha256": {"base": digest}}
-        runs.write_json(folder / "audit.json", record)
+        storage.write_json(folder / "audit.json", record)
     text = page(compare(folders, tmp_path / "comparison.html")).text
     assert "Runs A and B, from demo" in text or "Runs A and B, from SmolLM2-135M-Instruct" in text
     assert "Run C, from" in text
 
 
 def test_terminal_table(audited: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = runs.read_json(audited / "summary.json")
-    print_audit(rows, runs.read_json(audited / "audit.json"), audited)
+    rows = storage.read_json(audited / "summary.json")
+    print_audit(rows, storage.read_json(audited / "audit.json"), audited)
     text = " ".join(capsys.readouterr().out.replace("\u00a0", " ").split())
     assert "88,000 tokens" in text
     assert "61 % [45, 75 %] 50.0 % 68.8 % 51.7 \u2192 50.0 % 4 minutes, 51,200 tokens" in text
@@ -507,7 +508,7 @@ def test_terminal_table(audited: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "Quantised to nf4: not run (needs misdirect[quantise])" in text
     assert "biology: 61 % [47 to 73 %] of what was removed comes back under the strongest attack on either half" in text
     assert text.index("Soft prompt") < text.index("biology: 61 %")
-    print_audit(rows, runs.read_json(audited / "audit.json"))
+    print_audit(rows, storage.read_json(audited / "audit.json"))
     assert (
         "comes back under the strongest attack." in capsys.readouterr().out
     )  # without the folder its name is not known
@@ -525,7 +526,7 @@ def test_terminal_survives_hostile_and_empty(capsys: pytest.CaptureFixture[str])
 
 def test_rows_and_results_give_the_same_numbers(audited: Path) -> None:
     whole = read_run(audited).audit
-    flat = audit_of(runs.read_json(audited / "audit.json"), results_of(runs.read_json(audited / "summary.json")))
+    flat = audit_of(storage.read_json(audited / "audit.json"), results_of(storage.read_json(audited / "summary.json")))
     assert whole
     assert flat
     assert lines(flat, "biology") == lines(whole, "biology")

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from misdirect import runs
+from misdirect import runs, storage
 from misdirect.reporting import compare, report
-from misdirect.reporting.reading import clean
 from misdirect.runs import Metric, Result
+from misdirect.text import clean
 from report_data import HOSTILE, full_run, save_answers, save_mcq, save_nll, small_run, write_config, write_log
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -84,7 +84,7 @@ def named_run(folder: Path, name: str) -> Path:
     row = {"metric": name, "value": 0.5, "n": 3}
     result = {"measurement": name, "set": name, "config": {}, "metrics": [row], "records": [], "attack": None}
     for model in ("base", "unlearned"):
-        runs.write_json(folder / "results" / model / "odd.json", result | {"model": model})
+        storage.write_json(folder / "results" / model / "odd.json", result | {"model": model})
     return folder
 
 

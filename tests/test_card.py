@@ -15,7 +15,7 @@ import yaml
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from misdirect import runs
+from misdirect import runs, storage
 from misdirect.reporting import report
 from misdirect.reporting.card import MARK, card, dataset_of, plain
 from misdirect.runs import Metric, Result
@@ -61,7 +61,7 @@ def write_config(run: Path, model: str = "demo", topic: str = "biology", source:
         },
         "command": f"misdirect unlearn {model} --forget '{topic}={source}' --out RUN",
     }
-    runs.write_json(run / runs.CONFIG, config)
+    storage.write_json(run / runs.CONFIG, config)
     (run / runs.DELTA).touch()
 
 
@@ -98,7 +98,7 @@ def run(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
     write_config(folder)
-    runs.write_json(folder / runs.ENV, {"versions": {"torch": "2.13.0"}})
+    storage.write_json(folder / runs.ENV, {"versions": {"torch": "2.13.0"}})
     save_pair(folder, "mcq", "biology", accuracy(0.625), accuracy(0.3125, -0.3125))
     save_pair(folder, "mcq", "physics", accuracy(0.604), accuracy(0.591, -0.013))
     save_pair(folder, "nll", "general", nll(2.75), nll(2.7623, 0.0123))
@@ -231,7 +231,7 @@ def test_partial_runs_have_a_card(tmp_path: Path) -> None:
 
 
 def test_a_run_that_says_almost_nothing_has_a_card(tmp_path: Path) -> None:
-    runs.write_json(tmp_path / runs.CONFIG, {"misdirect": "0.1.0"})
+    storage.write_json(tmp_path / runs.CONFIG, {"misdirect": "0.1.0"})
     assert "Nothing has been measured yet." in card(tmp_path).read_text(encoding="utf-8")
 
 

@@ -19,7 +19,7 @@ import torch
 import misdirect as md
 from attack_cases import state_hash
 from misdirect import chatting as talking
-from misdirect import runs
+from misdirect import runs, storage
 from misdirect.chatting import chat, plain
 from misdirect.config import EvaluateConfig, UnlearnConfig
 from misdirect.data.prompts import Prompt
@@ -76,7 +76,7 @@ def say(run: Path, capsys: Capture, **more: Any) -> tuple[str, str]:
 
 def expected_answers(run: Path, turns: tuple[str, ...], config: EvaluateConfig) -> list[list[Any]]:
     """Base's and unlearned model's turns as an evaluation records them."""
-    lm = load_lm(runs.read_json(run / runs.CONFIG)["model"], device="cpu")
+    lm = load_lm(storage.read_json(run / runs.CONFIG)["model"], device="cpu")
     base = generation(lm, "x", [Prompt("chat", turns)], config).records[0]
     with swapped_in(load_delta(run / runs.DELTA), lm.model):
         unlearned = generation(lm, "x", [Prompt("chat", turns)], config).records[0]
@@ -129,7 +129,7 @@ def test_the_end_of_the_input_is_one_line(run: Path, capsys: Capture, monkeypatc
 
 
 def test_ctrl_c_is_one_line_and_other_signals_pass(run: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    from misdirect.signals import Interrupted
+    from misdirect.interrupts import Interrupted
 
     typed(monkeypatch, Interrupted(signal.SIGINT))
     assert say(run, capsys)[1].splitlines()[-1] == "The chat was ended by Ctrl-C"
@@ -199,12 +199,12 @@ def test_a_prompt_that_is_too_long_is_told_and_the_chat_goes_on(
 
 
 def test_what_is_no_finished_run_is_one_line(run: Path, tmp_path: Path) -> None:
-    base = runs.read_json(run / runs.CONFIG)["model"]
+    base = storage.read_json(run / runs.CONFIG)["model"]
     for typed_name in (base, "demo", str(tmp_path / "nowhere")):
         with pytest.raises(ValueError, match="is no run, and a model alone has nothing"):
             chat(typed_name)
     unfinished = tmp_path / "unfinished"
-    runs.write_json(unfinished / runs.CONFIG, runs.read_json(run / runs.CONFIG))
+    storage.write_json(unfinished / runs.CONFIG, storage.read_json(run / runs.CONFIG))
     with pytest.raises(ValueError, match="unfinished run"):
         chat(unfinished)
     with pytest.raises(ValueError, match="--temperature"):
@@ -216,7 +216,7 @@ def test_another_base_is_refused(run: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         other.get_parameter("model.layers.0.mlp.up_proj.weight").add_(1.0)
     other.save_pretrained(tmp_path / "other")
-    load_lm(runs.read_json(run / runs.CONFIG)["model"]).tokenizer.save_pretrained(tmp_path / "other")
+    load_lm(storage.read_json(run / runs.CONFIG)["model"]).tokenizer.save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="other weights"):
         chat(run, model=str(tmp_path / "other"), device="cpu")
 

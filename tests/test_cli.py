@@ -13,7 +13,7 @@ import torch
 import yaml
 
 import misdirect as md
-from misdirect import cli, runs
+from misdirect import cli, runs, storage
 from misdirect.cli import main
 from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig
 from misdirect.model.delta import load_delta
@@ -457,7 +457,7 @@ def test_further_seeds_are_runs_of_their_own_and_their_spread_is_reported(shelf:
     own = [run, run / "seeds/6", run / "seeds/7"]
     values = []
     for folder in own:
-        stored = runs.read_json(runs.result_path(folder, "unlearned", "mcq", "biology"))
+        stored = storage.read_json(runs.result_path(folder, "unlearned", "mcq", "biology"))
         values += [m["value"] for m in stored["metrics"] if m.get("headline")]
     assert (spread["n"], spread["smallest"], spread["largest"]) == (3, min(values), max(values))
     assert spread["value"] == pytest.approx(sum(values) / 3)

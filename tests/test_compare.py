@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from misdirect import runs, stats
+from misdirect import runs, stats, storage
 from misdirect.reporting import compare
-from misdirect.reporting.reading import clean
+from misdirect.text import clean
 from report_data import HOSTILE, assert_inert, page, save_mcq, small_run, write_config
 
 
@@ -93,9 +93,9 @@ def test_runs_are_compared_on_the_same_questions(run: Path, tmp_path: Path) -> N
     right = {run: [True] * 40 + [False] * 60, other: [True] * 25 + [False] * 65 + [True] * 10}
     for folder, answers in right.items():
         path = runs.result_path(folder, "unlearned", "mcq", "physics")
-        result = runs.read_json(path)
+        result = storage.read_json(path)
         records = [{"id": str(i), "correct": {"cloze": x}} for i, x in enumerate(answers)]
-        runs.write_json(path, result | {"records": records if folder == run else records[::-1]})
+        storage.write_json(path, result | {"records": records if folder == run else records[::-1]})
     found = stats.paired(right[run], right[other])
     assert (found.difference, found.lost, found.gained) == (-0.05, 15, 10)
     span = f"{100 * found.low:+.1f} to {100 * found.high:+.1f} pp".replace("-", "\u2212")

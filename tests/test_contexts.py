@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 
 import tiny
 from attack_cases import tiny_case
-from misdirect import runs
+from misdirect import storage
 from misdirect.attacks import prompts as attacks
 from misdirect.cli import main
 from misdirect.config import EvaluateConfig
@@ -169,4 +169,4 @@ def test_the_command_line_says_what_a_template_loses(tmp_path: Path, capsys: pyt
     assert "leaves out words of a prompt; expected --chat-template none" in capsys.readouterr().err
     assert main([*asked, "--chat-template", "none"]) == 0
     (path,) = (tmp_path / "out" / "results" / "base").glob("generation*.json")
-    assert runs.read_json(path)["records"][0]["chat"] is False
+    assert storage.read_json(path)["records"][0]["chat"] is False

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from misdirect import runs, stats
+from misdirect import runs, stats, storage
 from misdirect.cli import app
 from misdirect.cli_input import expand_config
 from misdirect.data import builtin
@@ -46,7 +46,9 @@ def code(page: str, language: str) -> list[str]:
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with a measured run, `runs/mine`, made of numbers alone."""
     run = tmp_path / "runs/mine"
-    runs.write_json(run / runs.CONFIG, {"misdirect": "0.1.0", "topics": [{"name": "biology", "source": "bio.jsonl"}]})
+    storage.write_json(
+        run / runs.CONFIG, {"misdirect": "0.1.0", "topics": [{"name": "biology", "source": "bio.jsonl"}]}
+    )
     for name, after in (("biology", 0.25), ("physics", 0.45)):
         save(run, "base", name, 0.5)
         save(run, "unlearned", name, after)
@@ -307,4 +309,4 @@ def test_the_python_page_documents_every_public_name(site: Path) -> None:
 
 
 if __name__ == "__main__":
-    runs.write_text(COMMAND_LINE, command_line())
+    storage.write_text(COMMAND_LINE, command_line())

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from misdirect import runs
+from misdirect import runs, storage
 from misdirect.cli import main
 from misdirect.config import AuditConfig, EvaluateConfig, UnlearnConfig, flag
 from misdirect.unlearning.run import refuse_other_run
@@ -96,11 +96,13 @@ def make_run(run: Path) -> None:
     }  # fmt: skip
     log = {"step": 1, "topic": "bio", "forget_loss": 1.0, "retain_loss": 0.0, "cosine": 0.1, "forget_norm": 1.0,
            "gradient_norm": 1.0, "lr": 1e-3, "tokens": 9, "seconds": 0.1}  # fmt: skip
-    runs.write_json(run / runs.CONFIG, config)
-    runs.write_json(run / runs.ENV, {"python": "3.11", "versions": {"torch": "2"}, "command": "misdirect", "cores": 2})
-    runs.write_text(run / runs.LOG, json.dumps(log) + "\n" + json.dumps(log | {"step": 2}) + "\n")
+    storage.write_json(run / runs.CONFIG, config)
+    storage.write_json(
+        run / runs.ENV, {"python": "3.11", "versions": {"torch": "2"}, "command": "misdirect", "cores": 2}
+    )
+    storage.write_text(run / runs.LOG, json.dumps(log) + "\n" + json.dumps(log | {"step": 2}) + "\n")
     for model in ("base", "unlearned"):
-        runs.write_json(runs.result_path(run, model, "mcq", "bio"), result(model))
+        storage.write_json(runs.result_path(run, model, "mcq", "bio"), result(model))
     (run / runs.DELTA).write_bytes(b"not read before the model is")
 
 
@@ -202,7 +204,7 @@ def test_any_name_of_a_set(place: Path, capsys: Capture, name: str, which: str) 
     path = runs.result_path(place / "run", "base", "mcq", name)
     assert path.parent == place / "run/results/base"
     path.relative_to(place)
-    runs.write_json(path, {"set": name})  # a file can have that name
+    storage.write_json(path, {"set": name})  # a file can have that name
     assert json.loads(path.read_text())["set"] == name or not name.isprintable()
     path.unlink()
 

@@ -25,7 +25,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from misdirect import runs
+from misdirect import runs, storage
 from misdirect.data import batches, builtin, hub
 from misdirect.data.corpora import TEXT_COLUMNS, read_texts
 from misdirect.data.files import SUFFIXES
@@ -117,7 +117,7 @@ def test_the_watch_sees_code_files_and_connections(tmp_path: Path) -> None:
         lambda: exec("1"),
         lambda: (tmp_path / "x").write_text("x"),
         lambda: os.system("true"),
-        lambda: runs.write_json(tmp_path / "y", {}),
+        lambda: storage.write_json(tmp_path / "y", {}),
     ):
         with pytest.raises(AssertionError), watched():
             deed()

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import tiny
-from misdirect import runs
+from misdirect import runs, storage
 from misdirect.config import EvaluateConfig
 from misdirect.data.prompts import Prompt, read_prompts
 from misdirect.evaluation import degeneration
@@ -45,11 +45,11 @@ def prompts(count: int = 5) -> list[Prompt]:
 def saved(result: runs.Result, model: str = "base") -> dict[str, Any]:
     """A result as it is read back from its file."""
     data = dataclasses.asdict(result) | {"model": model, "metrics": [runs.row_of(m) for m in result.metrics]}
-    return json.loads(json.dumps(runs.finite(data)))
+    return json.loads(json.dumps(storage.finite(data)))
 
 
 def bits(lm: LM) -> str:
-    return runs.sha256(b"".join(p.detach().numpy().tobytes() for p in lm.model.parameters()))
+    return storage.sha256(b"".join(p.detach().numpy().tobytes() for p in lm.model.parameters()))
 
 
 # ------------------------------------------------------------------------------------------------ prompt files

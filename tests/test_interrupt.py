@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from misdirect import runs, signals
+from misdirect import interrupts, runs, storage
 from misdirect.cli import main
 from misdirect.model.delta import load_tensors
 from misdirect.unlearning import rmu
@@ -123,11 +123,11 @@ def bits(run: Path) -> dict[str, Any]:
             found[name] = [without_times(row) for row in runs.read_log(run)]
         elif path.suffix == ".safetensors":  # the order of its header's metadata is not fixed
             tensors, metadata = load_tensors(path)
-            found[name] = metadata, {key: runs.sha256(value.numpy().tobytes()) for key, value in tensors.items()}
+            found[name] = metadata, {key: storage.sha256(value.numpy().tobytes()) for key, value in tensors.items()}
         elif path.suffix in (".html", ".md", ".svg", ".pdf"):
             found[name] = "a page or picture: says when it was made"
         elif path.is_file():
-            found[name] = runs.sha256(path.read_bytes())
+            found[name] = storage.sha256(path.read_bytes())
     found.pop(runs.ENV, None)  # the command line of the tests
     return found
 
@@ -218,13 +218,13 @@ def test_an_update_is_not_cut_and_leaves_a_checkpoint(
 
 def test_a_second_signal_much_later_cuts_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
-    monkeypatch.setattr(signals.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(interrupts.time, "monotonic", lambda: clock[0])
     passed = []
-    with pytest.raises(KeyboardInterrupt), signals.deferred() as waiting:  # noqa: PT012
+    with pytest.raises(KeyboardInterrupt), interrupts.deferred() as waiting:  # noqa: PT012
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)  # `timeout` and terminals send two
         passed.append(list(waiting))
-        clock[0] += signals.PATIENCE + 0.1
+        clock[0] += interrupts.PATIENCE + 0.1
         signal.raise_signal(signal.SIGINT)
         pytest.fail("not cut")
     assert passed == [[signal.SIGINT] * 2]
@@ -232,7 +232,7 @@ def test_a_second_signal_much_later_cuts_an_update(monkeypatch: pytest.MonkeyPat
 
 def test_a_signal_that_waits_is_obeyed_when_the_block_ends() -> None:
     passed = []
-    with signals.as_interrupts(), pytest.raises(signals.Interrupted) as caught, signals.deferred():  # noqa: PT012
+    with interrupts.as_interrupts(), pytest.raises(interrupts.Interrupted) as caught, interrupts.deferred():  # noqa: PT012
         signal.raise_signal(signal.SIGTERM)
         passed.append(True)
     assert passed == [True]
@@ -240,7 +240,7 @@ def test_a_signal_that_waits_is_obeyed_when_the_block_ends() -> None:
 
 
 def test_an_error_of_a_deferred_block_is_not_hidden() -> None:
-    with pytest.raises(ZeroDivisionError), signals.deferred():
+    with pytest.raises(ZeroDivisionError), interrupts.deferred():
         raise ZeroDivisionError
 
 
@@ -260,7 +260,7 @@ def test_a_signal_that_python_swallows_comes_again() -> None:
         return 0
 
     began = time.monotonic()
-    assert signals.interruptible(work) == 143
+    assert interrupts.interruptible(work) == 143
     assert time.monotonic() - began < 10
 
 
@@ -273,17 +273,17 @@ def test_what_is_raised_after_a_signal_is_its_doing(error: BaseException, capsys
             raise error from None
         return 0
 
-    assert signals.interruptible(work) == 130
+    assert interrupts.interruptible(work) == 130
     assert said(capsys.readouterr().err) == ["misdirect: interrupted; the same command goes on from here"]
     with pytest.raises(type(error)):  # without a signal it is nobody's doing
-        signals.interruptible(lambda: (_ for _ in ()).throw(error))
+        interrupts.interruptible(lambda: (_ for _ in ()).throw(error))
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
     """As under nohup."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with signals.as_interrupts(), signals.deferred() as waiting:
+        with interrupts.as_interrupts(), interrupts.deferred() as waiting:
             signal.raise_signal(signal.SIGHUP)
         assert waiting == []
     finally:

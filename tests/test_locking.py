@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from misdirect import locking, runs
+from misdirect import runs, storage
 
 HOLDER = """
 import sys
@@ -55,7 +55,7 @@ def test_the_second_writer_is_told_who_is_first(tmp_path: Path) -> None:
         )
         assert "\n" not in line
     with runs.writing(tmp_path):
-        assert names(tmp_path) == [locking.LOCK]
+        assert names(tmp_path) == [storage.LOCK]
     assert names(tmp_path) == []
 
 
@@ -70,9 +70,9 @@ def test_a_killed_holder_blocks_nobody_and_its_torn_files_go(tmp_path: Path) -> 
             (tmp_path / name).write_text("x")
         process.send_signal(signal.SIGKILL)
         process.wait()
-    assert (tmp_path / locking.LOCK).exists()
+    assert (tmp_path / storage.LOCK).exists()
     with runs.writing(tmp_path):
-        assert json.loads((tmp_path / locking.LOCK).read_text())["pid"] == os.getpid()
+        assert json.loads((tmp_path / storage.LOCK).read_text())["pid"] == os.getpid()
     files = [name for name in names(tmp_path) if (tmp_path / name).is_file()]
     assert files == sorted(kept)
 
@@ -80,13 +80,13 @@ def test_a_killed_holder_blocks_nobody_and_its_torn_files_go(tmp_path: Path) -> 
 def test_nested_holds_of_one_thread_count_as_one(tmp_path: Path) -> None:
     with runs.writing(tmp_path):
         with runs.writing(tmp_path / "."), runs.writing(tmp_path / "other"):
-            assert (tmp_path / locking.LOCK).exists()
-        assert (tmp_path / locking.LOCK).exists()
+            assert (tmp_path / storage.LOCK).exists()
+        assert (tmp_path / storage.LOCK).exists()
         with pytest.raises(KeyError), runs.writing(tmp_path):
             raise KeyError
-        assert (tmp_path / locking.LOCK).exists()
+        assert (tmp_path / storage.LOCK).exists()
     assert names(tmp_path) == ["other"]
-    assert not locking._held
+    assert not storage._held
 
 
 def test_another_thread_is_another_writer(tmp_path: Path) -> None:
@@ -126,10 +126,10 @@ def test_who_waits_gets_the_lock_when_the_first_ends(tmp_path: Path) -> None:
             assert process.stdin is not None
             process.stdin.close()  # from here on it ends
 
-        with locking.held(tmp_path, wait=told) as outermost:
+        with storage.held(tmp_path, wait=told) as outermost:
             assert outermost
             assert process.wait() == 0
-            assert (tmp_path / locking.LOCK).exists()
+            assert (tmp_path / storage.LOCK).exists()
             with pytest.raises(
                 ValueError, match="is being written to"
             ):  # it is held, and not the file that was removed
@@ -141,7 +141,7 @@ def test_who_waits_gets_the_lock_when_the_first_ends(tmp_path: Path) -> None:
 
 def other_take(folder: Path) -> None:
     """What another process would do."""
-    os.close(locking.take(folder))
+    os.close(storage.take(folder))
 
 
 def test_many_processes_take_turns(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ for _ in range(50):
 def test_a_hostile_lock_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / locking.LOCK).symlink_to(tmp_path / "mine")
+    (tmp_path / "run" / storage.LOCK).symlink_to(tmp_path / "mine")
     with pytest.raises(ValueError, match="run cannot be written to: "), runs.writing(tmp_path / "run"):
         pytest.fail("followed")
     assert (tmp_path / "mine").read_text() == "mine"
@@ -173,14 +173,14 @@ def test_a_hostile_lock_is_not_followed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("left", ["", "{", "[1]", '"x"', '{"command": 3}', '{"command": []}', "\x00" * 9])
 def test_a_lock_file_of_any_content_can_be_taken(left: str, tmp_path: Path) -> None:
-    (tmp_path / locking.LOCK).write_text(left)
-    handle = os.open(tmp_path / locking.LOCK, os.O_RDWR)
+    (tmp_path / storage.LOCK).write_text(left)
+    handle = os.open(tmp_path / storage.LOCK, os.O_RDWR)
     try:
-        assert locking.holder(handle) == "another process"
+        assert storage.holder(handle) == "another process"
     finally:
         os.close(handle)
     with runs.writing(tmp_path):
-        assert json.loads((tmp_path / locking.LOCK).read_text())["pid"] == os.getpid()
+        assert json.loads((tmp_path / storage.LOCK).read_text())["pid"] == os.getpid()
 
 
 @pytest.mark.parametrize("where", ["file/run", "file", "loop/run", "x" * 300])
@@ -188,4 +188,4 @@ def test_a_folder_that_cannot_be_one_is_a_line(where: str, tmp_path: Path) -> No
     (tmp_path / "file").write_text("mine")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(ValueError, match=r"cannot be written to: .*; expected a folder that takes files$"):
-        locking.take(tmp_path / where)
+        storage.take(tmp_path / where)

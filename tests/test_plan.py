@@ -13,7 +13,7 @@ import pytest
 import safetensors
 import torch
 
-from misdirect import api, planning, runs
+from misdirect import api, planning, runs, storage
 from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig
 from misdirect.data.corpora import read_texts
 from misdirect.data.questions import read_questions
@@ -22,6 +22,7 @@ from misdirect.model.blocks import count_parameters
 from misdirect.model.load import load_config, load_lm, truncated
 from misdirect.planning import cost, form, run, shape, speed, work
 from misdirect.recipes import resolve
+from misdirect.text import duration, size
 from misdirect.unlearning import rmu
 from tiny import INNER, LAYERS, WIDTH, texts, tiny_config, tiny_folder, tiny_tokenizer
 
@@ -87,7 +88,7 @@ def test_files_are_as_large_as_the_run_makes_them(
     )
     files = {file.name: file for file in made.files}
     assert files["delta.safetensors"].bytes == (folder / runs.DELTA).stat().st_size
-    config = runs.read_json(folder / runs.CONFIG)
+    config = storage.read_json(folder / runs.CONFIG)
     assert made.settings == config["settings"]
     assert list(made.trained) == config["chosen"]["trained"]
     assert not files["checkpoint"].kept
@@ -410,7 +411,7 @@ def test_the_line_before_a_run(tiny: Path, data: Path) -> None:
     ],
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert form.duration(seconds) == text
+    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(
@@ -418,7 +419,7 @@ def test_durations(seconds: float, text: str) -> None:
     [(12, "12 bytes"), (999_600, "1.0 MB"), (1.4e9, "1.4 GB"), (2.8e11, "280 GB"), (32_000, "32 kB")],
 )
 def test_sizes(number: float, text: str) -> None:
-    assert form.size(number) == text
+    assert size(number) == text
 
 
 def test_a_truncated_config_is_as_deep_as_it_says() -> None:

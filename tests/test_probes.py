@@ -23,7 +23,8 @@ from misdirect.config import AuditConfig
 from misdirect.data.facts import split
 from misdirect.model.load import LM
 from misdirect.model.packed import Encoded
-from misdirect.runs import Metric, Result, finite
+from misdirect.runs import Metric, Result
+from misdirect.storage import finite
 
 
 def uneven_states(blocks: int, texts: int, width: int, seed: int = 0) -> torch.Tensor:

@@ -24,7 +24,7 @@ from misdirect.evaluation import mcq
 from misdirect.model.blocks import find_blocks
 from misdirect.model.load import LM
 from misdirect.progress import note_once
-from misdirect.runs import fingerprint
+from misdirect.storage import fingerprint
 from tiny import tiny_model, tiny_tokenizer
 
 Row = dict[str, Any]

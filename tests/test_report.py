@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from misdirect import runs
+from misdirect import runs, storage
 from misdirect.config import kind_of
 from misdirect.reporting import figures, report
 from misdirect.reporting.page import render
-from misdirect.reporting.reading import clean, read_run
+from misdirect.reporting.reading import read_run
 from misdirect.reporting.wording import change, factor, flat, interval, is_share, listed, metric_label, p_value, value
 from misdirect.runs import Metric, Result
+from misdirect.text import clean
 from report_data import (
     HOSTILE,
     SUBJECTS,
@@ -219,7 +220,7 @@ def test_control_characters_and_lone_surrogates_are_left_out(run: Path) -> None:
 
 
 def test_run_without_results_says_what_to_run(tmp_path: Path) -> None:
-    runs.write_json(tmp_path / runs.CONFIG, {"misdirect": "0.1.0"})
+    storage.write_json(tmp_path / runs.CONFIG, {"misdirect": "0.1.0"})
     text = assert_inert(report(tmp_path)).text
     assert "Nothing has been measured yet." in text
     assert "misdirect evaluate RUN --questions NAME=FILE" in text

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from misdirect import runs
+from misdirect import runs, storage
 from misdirect.cli import main
 from misdirect.model import load
 from misdirect.model.delta import load_delta
@@ -55,7 +55,7 @@ def test_a_stored_command_makes_the_run_again(
     monkeypatch.chdir(shelf)
     first, second = tmp_path / "first", tmp_path / "second one"
     assert main(["unlearn", "llama", *COMMON, *WAYS[way], "--out", str(first)]) == 0
-    words = shlex.split(runs.read_json(first / runs.CONFIG)["command"])
+    words = shlex.split(storage.read_json(first / runs.CONFIG)["command"])
     assert words[:2] == ["misdirect", "unlearn"] and "None" not in words
     at = words.index("--out")
     assert words[at + 1] == str(first)
@@ -77,7 +77,7 @@ def test_further_seeds_store_their_own(shelf: Path, tmp_path: Path, monkeypatch:
     monkeypatch.chdir(shelf)
     made = ["unlearn", "llama", *COMMON, "--updates", "1", "--method", "npo", "--seeds", "2", "--out", str(tmp_path)]
     assert main(made) == 0
-    words = shlex.split(runs.read_json(tmp_path / "seeds" / "1" / runs.CONFIG)["command"])
+    words = shlex.split(storage.read_json(tmp_path / "seeds" / "1" / runs.CONFIG)["command"])
     assert words[words.index("--seed") + 1] == "1" and words[words.index("--out") + 1].endswith("seeds/1")
 
 

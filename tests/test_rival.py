@@ -14,7 +14,7 @@ from torch import Tensor
 
 import misdirect as md
 from attack_cases import state_hash, tiny_lm
-from misdirect import runs
+from misdirect import runs, storage
 from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig
 from misdirect.data import batches
 from misdirect.model.delta import load_delta, swapped_in
@@ -217,7 +217,7 @@ def test_a_run_directory_that_evaluate_and_report_read(tmp_path: Path) -> None:
     assert {path.name for path in run.iterdir()} == {"config.json", "env.json", "log.jsonl", "delta.safetensors"}
     assert len(seen) == len(runs.read_log(run)) == 3
     runs.require_run(run)
-    config = runs.read_json(run / runs.CONFIG)
+    config = storage.read_json(run / runs.CONFIG)
     assert config["settings"]["method"] == "npo" and config["chosen"]["block"] == LAYERS - 1
     stored = load_delta(run / runs.DELTA)
     assert stored.metadata["method"] == "npo"

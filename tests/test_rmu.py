@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from misdirect import api, runs
+from misdirect import api, runs, storage
 from misdirect.config import Corpus, Topic, UnlearnConfig
 from misdirect.data.batches import pad, plan_mixture, plan_single
 from misdirect.model.delta import load_delta, load_tensors
@@ -498,7 +498,7 @@ def test_a_run_goes_on_from_its_last_checkpoint_whatever_the_log_says(folder: Pa
         if made == 6:
             raise Killed
 
-    asked = runs.read_json(whole / runs.CONFIG)
+    asked = storage.read_json(whole / runs.CONFIG)
     with pytest.raises(Killed):
         running.execute(job, cut, asked, stop)
     assert int(load_tensors(cut / runs.CHECKPOINT)[1]["step"]) == 4

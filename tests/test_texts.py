@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from attack_cases import tiny_case
-from misdirect import runs
+from misdirect import runs, storage
 from misdirect.attacks import relearn
 from misdirect.auditing import material
 from misdirect.config import AuditConfig, EvaluateConfig, doubtful, kind_of
@@ -283,7 +283,7 @@ def test_doubts_are_said_before_anything_is_loaded(tmp_path: Path, capsys: pytes
         "misdirect": "0", "model": str(tmp_path / "gone"), "settings": {}, "topics": [{"name": "bio", "source": "x"}],
         "retain": [], "data": {"model_sha256": "0", "dtype": "torch.float32"}, "chosen": {"block": 0},
     }  # fmt: skip
-    runs.write_json(folder / runs.CONFIG, made)
+    storage.write_json(folder / runs.CONFIG, made)
     (folder / runs.DELTA).write_bytes(b"")
     rows = [{"question": "Who?", "choices": ["Ann", "Ben"], "answer": 0}]
     exam = jsonl(tmp_path / "q.jsonl", rows)

@@ -1,6 +1,6 @@
 """`python -m misdirect`."""
 
-from misdirect.signals import entry
+from misdirect.interrupts import entry
 
 if __name__ == "__main__":
     entry()

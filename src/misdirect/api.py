@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from misdirect import runs
+from misdirect import runs, storage
 from misdirect.collateral import topics_of
 from misdirect.config import AuditConfig, Corpus, EvaluateConfig, Method, Topic, UnlearnConfig, as_dict, doubtful
-from misdirect.data.files import shown
 from misdirect.progress import bar, note
 from misdirect.recipes import resolve
 from misdirect.reproduce import unlearn_command
 from misdirect.seeds import over_seeds, seed_folder
+from misdirect.text import shown
 
 if TYPE_CHECKING:
     from misdirect.model.load import LM
@@ -265,7 +265,7 @@ def evaluate(
         if is_run:
             say_doubtful(folder, [task.name for task in wanted if task.measurement != "generation"])
         if any(missing.values()) or running.unread(sides, wanted):
-            source = (model or runs.read_json(folder / runs.CONFIG)["model"]) if is_run else str(target)
+            source = (model or storage.read_json(folder / runs.CONFIG)["model"]) if is_run else str(target)
             base = None if is_run else model
             lm = load_lm(
                 source, None, config.device, config.dtype, trust_remote_code, allow_pickle, base=base, dequantize=is_run
@@ -273,7 +273,7 @@ def evaluate(
             if is_run:
                 refuse_other_base(lm, folder)
             else:
-                runs.write_json(
+                storage.write_json(
                     folder / runs.ENV, runs.environment() | {"model": source} | ({"base": base} if base else {})
                 )
             running.measure_all(lm, missing)
@@ -285,7 +285,7 @@ def evaluate(
 
 def say_doubtful(run: Path, names: Sequence[str] = ()) -> None:
     """Says which of these sets, and of those measured already, may be named unlike the topic that they are meant for."""
-    stored = runs.read_json(run / runs.SUMMARY) if (run / runs.SUMMARY).is_file() else []
+    stored = storage.read_json(run / runs.SUMMARY) if (run / runs.SUMMARY).is_file() else []
     rows = [row for row in stored if isinstance(row, dict)] if isinstance(stored, list) else []
     there = [
         str(row.get("set")) for row in rows if row.get("attack") is None and row.get("measurement") != "generation"
@@ -312,7 +312,7 @@ def refuse_other_base(lm: LM, run: Path) -> None:
     """Raises ValueError where the weights behind the run's MODEL are no longer those that it was made from."""
     from misdirect.unlearning.run import model_hash
 
-    config = runs.read_json(run / runs.CONFIG)
+    config = storage.read_json(run / runs.CONFIG)
     if str(next(lm.model.parameters()).dtype) != config["data"].get("dtype"):
         return  # other bits, the same model: the hash says nothing
     if model_hash(lm, config["chosen"]["block"]) != config["data"]["model_sha256"]:
@@ -358,7 +358,7 @@ def audit(
         topics = list(forgotten | forget)
         forget = forget or material.readable(forgotten, "forget")
         retain = retain or material.readable(kept, "retain")
-        if runs.of_the_demo(runs.read_json(run / runs.CONFIG)):
+        if runs.of_the_demo(storage.read_json(run / runs.CONFIG)):
             settings = DemoSettings()
             questions, texts = questions or dict(settings.questions), texts or dict(settings.benign)
     found = material.read(questions, forget, retain, texts, topics, config)
@@ -387,7 +387,7 @@ def audited(base: str, unlearned: str | None, out: str | Path | None) -> tuple[P
         if out is not None:
             raise ValueError(f"{base} is a run, so its audit goes into it; expected no --out")
         runs.require_run(path)
-        source = runs.read_json(path / runs.CONFIG)["model"]
+        source = storage.read_json(path / runs.CONFIG)["model"]
         return path, path, {"base": Checkpoint(source), "unlearned": Checkpoint(source, path / runs.DELTA)}
     if out is None:
         raise ValueError(f"{base} and {unlearned} are two checkpoints; expected --out FOLDER for their audit")

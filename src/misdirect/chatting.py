@@ -24,11 +24,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from misdirect import runs
+from misdirect import runs, storage
 from misdirect.config import ChatTemplate, Device, Dtype, EvaluateConfig
-from misdirect.data.files import shown
 from misdirect.progress import note
-from misdirect.reporting.reading import printable
+from misdirect.text import printable, shown
 
 if TYPE_CHECKING:
     from misdirect.model.delta import Delta
@@ -114,7 +113,7 @@ def load_pair(
     from misdirect.model.load import load_lm
 
     delta = load_delta(folder / runs.DELTA)
-    source = model or runs.read_json(folder / runs.CONFIG)["model"]
+    source = model or storage.read_json(folder / runs.CONFIG)["model"]
     lm = load_lm(source, None, config.device, config.dtype, trust_remote_code, allow_pickle)
     refuse_other_base(lm, folder)
     check_fits(delta, dict(lm.model.named_parameters()))

@@ -16,7 +16,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter
 
-from misdirect import __version__, cli_audit, runs, signals
+from misdirect import __version__, cli_audit, interrupts, runs, storage
 from misdirect.cli_input import expand_config, number, pairs, per_topic, weighted, without
 from misdirect.collateral import topics_of
 from misdirect.config import EvaluateConfig, Method, Topic, UnlearnConfig
@@ -79,7 +79,7 @@ def demo(
     if limit < 0:
         raise ValueError(f"--limit {limit} is too small; expected at least 1, or 0 for all")
     run = api.demo(out, model, limit or None, seed, seeds=seeds)
-    print_table(runs.read_json(run / runs.SUMMARY))
+    print_table(storage.read_json(run / runs.SUMMARY))
     print(f"\nThe page: {run / runs.REPORT}")
     say_next(f"misdirect audit {shlex.quote(str(run))}")
 
@@ -328,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The entry point: exit code 0, 1 where a gate is not passed, 2 for bad input, 128 + its number when a signal came."""
     given = list(sys.argv[1:] if argv is None else argv)
     try:
-        return signals.interruptible(lambda: run(given))
+        return interrupts.interruptible(lambda: run(given))
     except BrokenPipeError:
         return 1
     except (CycloptsError, ValueError, OSError) as error:  # OSError: a full disk, a folder that may not be written to

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from misdirect import runs
+from misdirect import runs, storage
 from misdirect.cli_input import pairs
 from misdirect.config import AuditConfig, ChatTemplate, Device, Dtype, knob
 from misdirect.terminal import say_next
@@ -132,7 +132,7 @@ def audited(base: str, unlearned: str | None, only: Sequence[str], asked: Asked,
         allow_pickle=asked.allow_pickle,
     )
     folder = (asked.out or Path(base)).expanduser()
-    rows = runs.read_json(folder / runs.SUMMARY)
+    rows = storage.read_json(folder / runs.SUMMARY)
     print_audit(rows, record, folder)
     print(f"\nThe page: {folder / runs.REPORT}")
     say_next(f"open {shlex.quote(str(folder / runs.REPORT))}", tool=False)

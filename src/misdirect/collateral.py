@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from misdirect import runs, stats
+from misdirect import runs, stats, storage
 from misdirect.config import Kind, kind_of
 
 LEVEL = 0.05
@@ -71,7 +71,7 @@ def topics_of(folder: Path) -> list[str]:
     """The topics that a run was to forget; none for the folder of one model's evaluation."""
     if not runs.is_run(folder):
         return []
-    return [topic["name"] for topic in runs.read_json(folder / runs.CONFIG)["topics"]]
+    return [topic["name"] for topic in storage.read_json(folder / runs.CONFIG)["topics"]]
 
 
 def key_of(row: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -56,3 +58,20 @@ def working(description: str) -> Iterator[None]:
         if not console.is_terminal:
             note(description)
         yield
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silences what transformers says while loading: leaving blocks out on purpose looks like a mistake to it."""
+    from transformers.utils import logging as hf
+
+    logger = logging.getLogger("transformers")
+    level, bars = logger.level, hf.is_progress_bar_enabled()
+    logger.setLevel(logging.ERROR)
+    hf.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        if bars:
+            hf.enable_progress_bar()

@@ -6,7 +6,6 @@ no torch; JSON here, tensors in `misdirect.model.delta`.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib.metadata
 import json
@@ -14,17 +13,16 @@ import os
 import platform
 import shlex
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from misdirect import locking, unsound
+from misdirect import storage, unsound
 from misdirect.config import SPEED_ONLY
-from misdirect.disk import is_full
-from misdirect.progress import note
+from misdirect.progress import note_once
+from misdirect.storage import json_form, read_json, require_file, write_json
 
 CONFIG, ENV, LOG, SUMMARY = "config.json", "env.json", "log.jsonl", "summary.json"
 DELTA, CONTROL, CHECKPOINT = "delta.safetensors", "control.safetensors", "checkpoint.safetensors"
@@ -65,38 +63,6 @@ class Result:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that becomes `path` when the block ends well and vanishes when it does not.
-
-    Raises ValueError where the disk is full or the folder may not be written to; what was at `path` stays.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:200]}.", suffix=".part", dir=path.parent)
-    except OSError as error:
-        raise ValueError(f"{path} cannot be written: {error.strerror}; expected a folder that takes files") from None
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as stream:
-            os.fsync(stream.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except Exception as error:
-        if is_full(error):
-            raise ValueError(
-                f"{path} does not fit on the disk; expected space there and the same command again"
-            ) from None
-        if path.is_dir():
-            raise ValueError(f"{path} is a folder; expected a file or nothing there") from None
-        raise
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-@contextmanager
 def writing(*folders: Path) -> Iterator[None]:
     """Held while a run directory is written to: one writer a folder, and what a killed one had half written is removed.
 
@@ -105,7 +71,7 @@ def writing(*folders: Path) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for folder in folders:
-            if stack.enter_context(locking.held(folder)):
+            if stack.enter_context(storage.held(folder)):
                 remove_torn(folder)
         yield
 
@@ -116,52 +82,6 @@ def remove_torn(folder: Path) -> None:
         for torn in folder.glob(pattern):
             with suppress(OSError):
                 torn.unlink()
-
-
-def write_text(path: Path, text: str) -> None:
-    """A file that holds this text already is left alone, so that its time says when it came to be."""
-    data = text.encode("utf-8", "backslashreplace")  # a lone surrogate, of a path or a text, as JSON writes it
-    if path.is_file() and path.read_bytes() == data:
-        return
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Indented JSON; NaN and infinity have no JSON form and become null."""
-    write_text(path, json.dumps(finite(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def finite(data: Any) -> Any:
-    if isinstance(data, float):
-        return data if data - data == 0 else None
-    if isinstance(data, Mapping):
-        return {str(key): finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [finite(value) for value in data]
-    return data
-
-
-def json_form(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What comes back when `data` is written and read."""
-    return json.loads(json.dumps(finite(dict(data))))
-
-
-def read_json(path: Path) -> Any:
-    """Raises ValueError with the path where the file is missing or not JSON."""
-    require_file(path)
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError:
-        raise ValueError(f"{path} cannot be read: it is nested too deeply") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-
-
-def require_file(path: Path) -> None:
-    """Raises ValueError for a device, a pipe, a folder: who reads those may wait, or read, for ever."""
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{path} cannot be read: it is no file")
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
@@ -324,12 +244,6 @@ def load_results(run: Path) -> list[dict[str, Any]]:
     return results
 
 
-@functools.cache
-def note_once(line: str) -> None:
-    """A run's results are read several times in one call."""
-    note(line)
-
-
 def check_sound(path: Path, result: Mapping[str, Any]) -> None:
     """Raises ValueError where a stored result holds log-probabilities that are not finite."""
     if line := unsound.complaint(path, result):
@@ -406,19 +320,6 @@ def write_summary(run: Path, further: Sequence[Mapping[str, Any]] = ()) -> list[
     rows = [*summary_rows(load_results(run)), *map(dict, further)]
     write_json(run / SUMMARY, rows)
     return rows
-
-
-def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def fingerprint(texts: Iterable[str]) -> str:
-    """SHA-256 over texts and their borders: two data sets are the same when this is."""
-    digest = hashlib.sha256()
-    for text in texts:
-        data = text.encode("utf-8", "surrogatepass")
-        digest.update(len(data).to_bytes(8, "little") + data)
-    return digest.hexdigest()
 
 
 def environment() -> dict[str, Any]:

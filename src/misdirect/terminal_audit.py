@@ -17,7 +17,7 @@ def print_audit(rows: Sequence[Mapping[str, Any]], audit: Mapping[str, Any], run
 
     from misdirect.reporting import audited
     from misdirect.reporting.audits import STRONGEST, audit_of, results_of
-    from misdirect.reporting.reading import clean
+    from misdirect.text import clean
 
     stored = strongest_of(run) if run else []
     results = [r for r in results_of(rows) if not (stored and r["attack"] == STRONGEST)] + stored

@@ -19,7 +19,8 @@ from misdirect.config import AuditConfig
 from misdirect.data.facts import clean, clean_facts, gives_away, stated, taboo
 from misdirect.model.load import LM
 from misdirect.progress import note
-from misdirect.runs import Result, fingerprint
+from misdirect.runs import Result
+from misdirect.storage import fingerprint
 
 CURVE = (5, 10, 20, 50, 100, 200, 500)
 LONG = 100  # updates of the last curve of a long audit

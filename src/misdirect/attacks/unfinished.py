@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from misdirect import runs
+from misdirect import storage
 from misdirect.attacks.case import Attack, Case
 from misdirect.attacks.measure import config_of
 
@@ -18,11 +18,11 @@ from misdirect.attacks.measure import config_of
 def read(case: Case, attack: Attack) -> dict[str, Any]:
     if case.unfinished is None or not case.unfinished.exists():
         return {}
-    kept = runs.read_json(case.unfinished)
-    same = isinstance(kept, dict) and kept.get("config") == runs.json_form(config_of(case, attack))
+    kept = storage.read_json(case.unfinished)
+    same = isinstance(kept, dict) and kept.get("config") == storage.json_form(config_of(case, attack))
     return kept.get("far", {}) if same else {}
 
 
 def write(case: Case, attack: Attack, far: dict[str, Any]) -> None:
     if case.unfinished is not None:
-        runs.write_json(case.unfinished, {"config": config_of(case, attack), "far": far})
+        storage.write_json(case.unfinished, {"config": config_of(case, attack), "far": far})

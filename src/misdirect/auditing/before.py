@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 
-from misdirect import runs
+from misdirect import runs, storage
 from misdirect.attacks.case import Case, Form, Means, Shape
 from misdirect.attacks.states import states_at
 from misdirect.auditing.material import Material
@@ -61,10 +61,10 @@ def evaluated(folder: Path, side: Side, material: Material, config: AuditConfig)
             for model in MODELS:
                 path = runs.result_path(folder, model, mcq.MEASUREMENT, name)
                 own, base = (
-                    runs.read_json(runs.result_path(folder, m, mcq.MEASUREMENT, name)) for m in (model, "base")
+                    storage.read_json(runs.result_path(folder, m, mcq.MEASUREMENT, name)) for m in (model, "base")
                 )
                 if ids(own) == ids(base):  # not so where an evaluation of another limit was killed between the two
-                    runs.write_json(path, mcq.judged(own, base))
+                    storage.write_json(path, mcq.judged(own, base))
     forms = {}
     for name in material.questions:
         base = runs.read_result(runs.result_path(folder, "base", mcq.MEASUREMENT, name))
@@ -108,7 +108,7 @@ def control_vectors(run: Path | None) -> dict[str, torch.Tensor]:
 
 def steered_block(run: Path | None) -> int | None:
     """Where the run steered; None where that is not known, and for a rival, which steers nowhere."""
-    made = runs.read_json(run / runs.CONFIG) if run else {}
+    made = storage.read_json(run / runs.CONFIG) if run else {}
     found: int | None = made["chosen"]["block"] if made.get("method") == "rmu" else None
     return found
 
@@ -130,9 +130,9 @@ def case_of(
         "dtype": dtype.removeprefix("torch."),
         "questions_sha256": {name: mcq.hash_of(found) for name, found in asked.items()},
         "texts_sha256": {
-            "forget": runs.fingerprint(material.forget_texts),
-            "retain": runs.fingerprint(material.retain_texts),
-            "benign": runs.fingerprint(material.benign_texts),
+            "forget": storage.fingerprint(material.forget_texts),
+            "retain": storage.fingerprint(material.retain_texts),
+            "benign": storage.fingerprint(material.benign_texts),
         },
         "forms": dict(forms),
         "split_seed": config.seed,

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from misdirect import runs
+from misdirect import runs, storage
 from misdirect.auditing import record
 
 
@@ -31,4 +31,4 @@ def take_over(other: Path, folder: Path, name: str, config: Mapping[str, Any]) -
     """Copies an attack's results on the base into an audit's folder, under that audit's own settings."""
     for path in record.paths_of(other, name, "base"):
         own = runs.attack_folder(folder, name) / "base" / path.name
-        runs.write_json(own, runs.read_result(path) | {"config": dict(config)})
+        storage.write_json(own, runs.read_result(path) | {"config": dict(config)})

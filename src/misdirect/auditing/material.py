@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from misdirect import runs
+from misdirect import runs, storage
 from misdirect.config import AuditConfig, doubtful, kind_of
 from misdirect.data.asking import check_letters, sample
 from misdirect.data.batches import CHARS_PER_TOKEN
@@ -90,7 +90,7 @@ def forgotten_names(names: Sequence[str], topics: Sequence[str]) -> list[str]:
 
 def sources_of(run: Path) -> tuple[dict[str, str], dict[str, str]]:
     """(forget, retain): name -> SOURCE, as the run was asked."""
-    config = runs.read_json(run / runs.CONFIG)
+    config = storage.read_json(run / runs.CONFIG)
     pick = lambda rows: {row["name"]: row["source"] for row in rows if isinstance(row.get("source"), str)}  # noqa: E731
     return pick(config["topics"]), pick(config["retain"])
 

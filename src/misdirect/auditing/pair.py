@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from misdirect import runs
+from misdirect import runs, storage
 from misdirect.data.tokens import token_ids
 from misdirect.model import sources
 from misdirect.model.delta import Delta, load_delta, swapped_in
@@ -65,7 +65,7 @@ def checkpoint(target: str, base: str | None = None) -> Checkpoint:
         return Checkpoint(base, path)
     if runs.is_run(path):
         runs.require_run(path)
-        return Checkpoint(runs.read_json(path / runs.CONFIG)["model"], path / runs.DELTA)
+        return Checkpoint(storage.read_json(path / runs.CONFIG)["model"], path / runs.DELTA)
     two_adapters = base is not None and sources.find_adapter(target) and sources.find_adapter(base)
     return Checkpoint(target, base=None if two_adapters else base)  # of two adapters each is put on what it names
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from misdirect import runs, unsound
+from misdirect import runs, storage, unsound
 from misdirect.attacks import measure
 from misdirect.attacks.case import Attack, Case
 from misdirect.auditing.pair import MODELS, Model
@@ -23,7 +23,7 @@ def read(folder: Path) -> dict[str, Any]:
     Raises ValueError where something else has that name.
     """
     path = folder / runs.AUDIT
-    record = runs.read_json(path) if path.exists() else {}
+    record = storage.read_json(path) if path.exists() else {}
     if not is_record(record):
         raise ValueError(f"{path} is no audit of misdirect; expected that file removed, or the folder of an audit")
     for entry in record.setdefault("attacks", []):
@@ -56,7 +56,7 @@ def is_record(found: Any) -> bool:
 
 
 def save(folder: Path, record: Mapping[str, Any]) -> None:
-    runs.write_json(folder / runs.AUDIT, record)
+    storage.write_json(folder / runs.AUDIT, record)
 
 
 def refuse_other_settings(folder: Path, record: Mapping[str, Any], case: Case, wanted: Sequence[Attack]) -> None:
@@ -64,7 +64,7 @@ def refuse_other_settings(folder: Path, record: Mapping[str, Any], case: Case, w
     for attack in wanted:
         entry = entry_of(record, attack.name)
         if entry and entry["seconds"]:
-            names = runs.differing(entry.get("settings", {}), runs.json_form(measure.config_of(case, attack)))
+            names = runs.differing(entry.get("settings", {}), storage.json_form(measure.config_of(case, attack)))
             if names:
                 raise ValueError(
                     f"{attack.name} was run with other settings ({', '.join(names)} differ); expected the same, another "

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from misdirect import __version__, runs
+from misdirect import __version__, runs, storage
 from misdirect.attacks import catalogue, measure
 from misdirect.attacks.case import Attack, Case, Form
 from misdirect.auditing import before, controls, lost, recovery, timing
@@ -25,9 +25,9 @@ from misdirect.auditing.pair import MODELS, Checkpoint, Model, Side, weights_has
 from misdirect.config import AuditConfig, EvaluateConfig, as_dict
 from misdirect.evaluation import generation
 from misdirect.evaluation import run as evaluating
-from misdirect.planning.form import duration
 from misdirect.planning.speed import free_bytes
 from misdirect.progress import bar, note
+from misdirect.text import duration
 
 UNFINISHED = ".unfinished"
 
@@ -114,7 +114,7 @@ def take_over_controls(job: Job, case: Case, wanted: Sequence[Attack], record: d
         return
     there, taken = controls.entries(job.controls), 0
     for attack in wanted:
-        config = runs.json_form(measure.config_of(case, attack))
+        config = storage.json_form(measure.config_of(case, attack))
         found = there.get(attack.name)
         if (
             found is None
@@ -212,7 +212,7 @@ def run_attack(
 ) -> None:
     """The base, then the unlearned model; each one's results are stored before the record says so."""
     entry = records.note_status(
-        record, attack, "not run", "interrupted", settings=runs.json_form(measure.config_of(case, attack))
+        record, attack, "not run", "interrupted", settings=storage.json_form(measure.config_of(case, attack))
     )
     for model in MODELS:
         if model in entry["seconds"]:

@@ -10,7 +10,7 @@ from misdirect.attacks import finetune
 from misdirect.attacks.case import Attack, Cost
 from misdirect.model.load import LM
 from misdirect.model.score import tokens_per_second
-from misdirect.planning.form import duration, size
+from misdirect.text import duration, size
 
 ROOM = 0.9  # of the free memory, that an attack may take
 WARM = 3  # updates that make the optimizer's state and take memory for the first time, and are slower

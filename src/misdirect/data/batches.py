@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from misdirect.data.files import shown
 from misdirect.data.tokens import token_ids
+from misdirect.text import shown
 
 PREVIEWED, PREVIEW_WIDTH = 3, 100
 

@@ -29,8 +29,9 @@ from typing import NamedTuple
 
 from misdirect.data import folders
 from misdirect.data.demo.sets import MMLU_SUBJECTS, SETS
-from misdirect.data.files import SUFFIXES, Group, Row, shown
+from misdirect.data.files import SUFFIXES, Group, Row
 from misdirect.data.folders import Part
+from misdirect.text import shown
 
 FOLDER = "MISDIRECT_DATA"
 FAMILIES = "demo-..., wmdp-..., mmlu, mmlu-SUBJECT, mmlu-dev, wikitext"

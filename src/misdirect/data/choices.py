@@ -23,7 +23,8 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from misdirect.data.files import Row, shown
+from misdirect.data.files import Row
+from misdirect.text import shown
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 CHOICES = ("choices", "options", "endings")

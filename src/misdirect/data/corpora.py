@@ -19,8 +19,9 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from misdirect.data import builtin
-from misdirect.data.files import Group, Row, is_unicode, json_object, kind, lines, shown
+from misdirect.data.files import Group, Row, json_object, kind, lines
 from misdirect.data.sources import find_files, read_groups, split_column
+from misdirect.text import is_unicode, shown
 
 TEXT_COLUMNS = ("text", "content", "passage", "document", "article", "body", "abstract")
 CHATS = ("messages", "conversations", "conversation")

@@ -20,13 +20,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from misdirect.text import reason, shown
+
 Row = dict[str, Any]
 TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".arrow")
 SUFFIXES = (*TABLES, ".txt", ".md")
 GZIP_RATIO, GZIP_FREE = 100, 64 * 2**20  # text packs 3 to 20 times; a bomb about 1,000 times
 CHUNK = 2**20
-LONGEST_NAME = 310
-MOST_NAMES = 12  # of a list in a note or complaint
 POINTERS = ((b"version https://git-lfs", "git lfs pull"), (b"/annex/objects/", "git annex get"))
 # Names that columns have: a first line with one of them is a header
 NAMES = frozenset(
@@ -311,27 +311,3 @@ def arrow_batches(data: bytes) -> Iterator[Any]:
     else:
         with pa.ipc.open_stream(data) as stream:
             yield from stream
-
-
-def is_unicode(text: str) -> bool:
-    """Whether `text` can be encoded: a JSON escape such as \\ud800 alone cannot, and no tokenizer takes it."""
-    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
-
-
-def shown(value: Any, limit: int = LONGEST_NAME) -> str:
-    """`value` as text that may go to a terminal: one line, escapes for all that does not print, its middle left out."""
-    text = str(value)
-    if len(text) > limit:
-        text = f"{text[: limit // 2]}...{text[len(text) - limit // 2 :]}"
-    return text if text.isprintable() else "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-
-
-def listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-    return ", ".join(shown(name, 30) for name in names[:MOST_NAMES]) + more
-
-
-def reason(error: BaseException) -> str:
-    """The first line of what a library says, without the file's name, which stands beside it."""
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return shown(next((line.strip() for line in said.splitlines() if line.strip()), type(error).__name__), 160)

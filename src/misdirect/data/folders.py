@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from misdirect.data.demo.sets import MMLU_SUBJECTS
-from misdirect.data.files import SUFFIXES, TABLES, Group, Row, file_rows, kind, listed, reason, shown
+from misdirect.data.files import SUFFIXES, TABLES, Group, Row, file_rows, kind
 from misdirect.data.splits import WORDS, Order, pick, word_of
 from misdirect.progress import note
+from misdirect.text import listed, reason, shown
 
 NOT_DATA = ("readme", "license", "licence", "dataset_infos", "dataset_info", "dataset_dict", "croissant")
 SHARD = re.compile(r"(.+?)-[0-9]{5}-of-[0-9]{5}(-[0-9a-f]+)?")

@@ -14,9 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from misdirect.data.files import Row, listed, reason, shown
+from misdirect.data.files import Row
 from misdirect.data.splits import TEXT, Order, pick
 from misdirect.progress import note
+from misdirect.text import listed, reason, shown
 
 FORM = "hub:OWNER/DATASET[:CONFIG[:SPLIT]]"
 ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)

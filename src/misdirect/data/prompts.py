@@ -17,10 +17,11 @@ from typing import Any
 
 from misdirect.data.choices import absent, normal, short
 from misdirect.data.corpora import named_column, text_column
-from misdirect.data.files import Row, is_unicode, shown
+from misdirect.data.files import Row
 from misdirect.data.questions import BESIDE, READ, is_lines, is_prose, say_left_out
 from misdirect.data.sources import read_rows, split_column
 from misdirect.data.splits import PROMPTS
+from misdirect.text import is_unicode, shown
 
 COLUMNS = ("turns", "messages", "prompt", "instruction", "question")
 BELOW = "instruction"  # the column that its text stands below; it stands above the others

@@ -32,10 +32,11 @@ from misdirect.data.choices import (
     parse_choices,
     short,
 )
-from misdirect.data.files import Group, Row, bare_rows, is_unicode, shown
+from misdirect.data.files import Group, Row, bare_rows
 from misdirect.data.sources import file_exists, find_files, read_groups, split_column
 from misdirect.data.splits import QUESTIONS, Order
 from misdirect.progress import note_once
+from misdirect.text import is_unicode, shown
 
 QUESTION = ("question", "query", "stem", "prompt", "sentence", "ctx", "question_stem", "goal", "startphrase", "problem")
 ANSWER = (

@@ -18,9 +18,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from misdirect.data import builtin, folders, hub
-from misdirect.data.files import SUFFIXES, TABLES, Group, Row, file_rows, kind, reason, shown
+from misdirect.data.files import SUFFIXES, TABLES, Group, Row, file_rows, kind
 from misdirect.data.splits import TEXT, Order
 from misdirect.progress import note
+from misdirect.text import reason, shown
 
 
 def read_rows(source: str, order: Order = TEXT, columns: Sequence[str] = ()) -> list[Row]:

@@ -37,7 +37,8 @@ from misdirect.model.finite import not_finite
 from misdirect.model.load import LM, check_length
 from misdirect.model.rows import fill_id, num_rows, padded
 from misdirect.model.score import Encoded, by_length, score, takes_padding, watch
-from misdirect.runs import Metric, Result, fingerprint, row_of
+from misdirect.runs import Metric, Result, row_of
+from misdirect.storage import fingerprint
 
 MEASUREMENT = "generation"
 GREEDY, SAMPLED = "greedy", "sampled"

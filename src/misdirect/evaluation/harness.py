@@ -42,7 +42,8 @@ from misdirect.model.finite import check_finite, not_finite
 from misdirect.model.load import LM
 from misdirect.model.rows import check_rows, fill_id, num_rows, rowless
 from misdirect.progress import note
-from misdirect.runs import Metric, Result, fingerprint
+from misdirect.runs import Metric, Result
+from misdirect.storage import fingerprint
 
 __all__ = ["MEASUREMENT", "config_of", "harness", "judged", "num_chars", "num_items", "parse_tasks", "read_task"]
 MEASUREMENT = "harness"

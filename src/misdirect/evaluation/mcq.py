@@ -24,7 +24,8 @@ from misdirect.data import asking
 from misdirect.data.questions import LETTERS, Question
 from misdirect.model.load import LM
 from misdirect.model.score import Scored, encode, score
-from misdirect.runs import Metric, Result, fingerprint
+from misdirect.runs import Metric, Result
+from misdirect.storage import fingerprint
 
 MEASUREMENT = "mcq"
 # metric name -> the key of a record's `correct` that it averages, and the key of its floor

@@ -19,7 +19,8 @@ from misdirect.config import EvaluateConfig, as_dict
 from misdirect.data import batches
 from misdirect.model.load import LM
 from misdirect.model.score import text_logprobs
-from misdirect.runs import Metric, Result, fingerprint
+from misdirect.runs import Metric, Result
+from misdirect.storage import fingerprint
 
 MEASUREMENT = "nll"
 MARKS = 4  # bytes: room for marks at both ends and for the space that some tokenizers put before a text

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from misdirect import runs
+from misdirect import runs, storage
 from misdirect.config import EvaluateConfig
 from misdirect.data.batches import CHARS_PER_TOKEN
 from misdirect.data.corpora import read_documents
@@ -175,7 +175,7 @@ def read_answers(lm: LM, left: Mapping[Path, Mapping[str, Any]], config: Evaluat
         for path, stored in left.items():
             with about(f"base, the answers of {path.stem.partition('.')[2]}"):
                 read = generation.read_by_base(lm, stored, config, advance)
-            runs.write_json(path, read)
+            storage.write_json(path, read)
 
 
 def score_answers(sides: Sequence[Side], tasks: Sequence[Task], config: EvaluateConfig) -> None:
@@ -189,16 +189,16 @@ def score_answers(sides: Sequence[Side], tasks: Sequence[Task], config: Evaluate
         return
     with bar("Judging the answers", sum(scoring.unscored(x, config) for x in left.values())) as advance:
         for path, stored in left.items():
-            runs.write_json(path, scoring.scored(stored, config, advance))
+            storage.write_json(path, scoring.scored(stored, config, advance))
 
 
 def judge(sides: Sequence[Side], tasks: Sequence[Task]) -> None:
     """Adds to every stored result what only shows beside the base: headline format, what the base knows, pairs."""
     for task in tasks:
         base_path = runs.result_path(sides[0].folder, "base", task.measurement, task.name)
-        base = runs.read_json(base_path)
+        base = storage.read_json(base_path)
         for side in sides:
             path = runs.result_path(side.folder, side.model, task.measurement, task.name)
             with runs.as_damaged(path, base_path):
-                beside = task.judged(runs.read_json(path), base)
-            runs.write_json(path, beside)
+                beside = task.judged(storage.read_json(path), base)
+            storage.write_json(path, beside)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from misdirect.model import parts
-from misdirect.runs import replacing
+from misdirect.storage import replacing
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MAX_NAME = 1000  # the longest tensor names of transformers have about 120 characters

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from misdirect.model.load import quiet
-from misdirect.model.sources import first_line
+from misdirect.progress import quiet
+from misdirect.text import first_line
 
 
 def convert(gguf: str | Path, folder: str | Path) -> None:

@@ -11,7 +11,6 @@ import contextlib
 import copy
 import dataclasses
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,9 @@ from torch import nn
 from misdirect.model import adapters, quantized, rope, sources
 from misdirect.model import blocks as structure
 from misdirect.model.checks import check_causal, check_complete
-from misdirect.model.sources import first_line
 from misdirect.model.stored import Stored, check_weights, readable, refuse_remote_code, uneven
-from misdirect.progress import note
+from misdirect.progress import note, quiet
+from misdirect.text import first_line
 
 NO_ADAPTER = {"subfolder": "no-adapter"}  # where transformers is to look for an adapter: nowhere, peft or not
 
@@ -157,23 +156,6 @@ def truncated(config: Any, num_blocks: int) -> Any:
             setattr(text, key, value[:num_blocks])
     text.num_hidden_layers = num_blocks
     return short
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Silences what transformers says while loading: leaving blocks out on purpose looks like a mistake to it."""
-    from transformers.utils import logging as hf
-
-    logger = logging.getLogger("transformers")
-    level, bars = logger.level, hf.is_progress_bar_enabled()
-    logger.setLevel(logging.ERROR)
-    hf.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        if bars:
-            hf.enable_progress_bar()
 
 
 def prefix_config(config: Any, last: int, trust_remote_code: bool) -> tuple[Any, str]:

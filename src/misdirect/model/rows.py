@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from misdirect.data.batches import Batch, pad, pad_id
-from misdirect.data.files import shown
 from misdirect.model.load import LM
+from misdirect.text import shown
 
 RESIZED = "text without it, or a checkpoint whose embeddings were resized to its tokenizer"
 

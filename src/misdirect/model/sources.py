@@ -39,11 +39,6 @@ class Adapter(NamedTuple):
         return str(self.config.get("base_model_name_or_path") or "")
 
 
-def first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
-
-
 # ------------------------------------------------------------------------------------------------ adapters
 
 

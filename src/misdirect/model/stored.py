@@ -25,8 +25,8 @@ from torch import Tensor
 
 from misdirect.model import sources
 from misdirect.model.delta import file_problem, shown
-from misdirect.model.sources import first_line
-from misdirect.progress import note
+from misdirect.progress import note_once
+from misdirect.text import first_line
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -71,12 +71,6 @@ def refuse_remote_code(folder: Path) -> None:
             f"{folder} wants to run its own code (auto_map in config.json), which is refused; "
             "expected an architecture of transformers, or --trust-remote-code if you have read that code"
         )
-
-
-@functools.cache
-def note_once(text: str) -> None:
-    """An audit loads a model many times; what is odd about its folder is said at the first."""
-    note(text)
 
 
 def check_weights(folder: Path, allow_pickle: bool) -> Stored:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from misdirect.text import duration, size
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -106,23 +108,3 @@ def lines(plan: Plan) -> list[str]:
         f"Trained: {', '.join(plan.trained)}",
         *(f"Assumed: {text}" for text in plan.assumptions),
     ]
-
-
-def duration(seconds: float | int) -> str:
-    """`0.4 s`, `12 s`, `103 s`, `4.2 min`, `3.1 h`, `2.4 days`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    if seconds < 179.5:
-        return f"{seconds:.0f} s"
-    if seconds < 99.5 * 60:
-        return f"{seconds / 60:.1f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
-
-
-def size(number: float | int) -> str:
-    """Bytes as `870 kB`, `12 MB`, `1.4 GB`, `280 GB`."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= 0.9995 * scale:
-            value = number / scale
-            return f"{value:.1f} {unit}" if value < 9.95 else f"{value:,.0f} {unit}"
-    return f"{number:.0f} bytes"

@@ -21,11 +21,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from misdirect import __version__
 from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig, as_dict, doubtful, flag
-from misdirect.data.files import shown
 from misdirect.data.tokens import token_ids
-from misdirect.planning.form import File, Machine, Plan, Stage, duration, size
+from misdirect.planning.form import File, Machine, Plan, Stage
 from misdirect.progress import note
 from misdirect.recipes import resolve
+from misdirect.text import duration, shown, size
 
 if TYPE_CHECKING:
     from misdirect.planning.shape import Shape
@@ -180,8 +180,8 @@ def local_tokenizer(model: str, trust_remote_code: bool) -> Any:
     """The model's tokenizer where its files are on this machine, else None."""
     from transformers import AutoTokenizer
 
-    from misdirect.model.load import quiet
     from misdirect.model.sources import adapter_base, lacks_tokenizer
+    from misdirect.progress import quiet
 
     if is_absent_demo(model):
         return None

@@ -12,7 +12,8 @@ from torch import nn
 from misdirect.config import UnlearnConfig
 from misdirect.model import parts
 from misdirect.model.blocks import count_parameters, find_blocks, find_matrix, residual_width
-from misdirect.model.load import prefix_class, prefix_config, quiet, truncated, whole_class
+from misdirect.model.load import prefix_class, prefix_config, truncated, whole_class
+from misdirect.progress import quiet
 
 
 @dataclass(frozen=True)

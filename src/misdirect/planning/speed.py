@@ -25,10 +25,11 @@ from misdirect.data import batches
 from misdirect.model import packed
 from misdirect.model.activations import capture, replay
 from misdirect.model.blocks import find_blocks, find_matrix, residual_width
-from misdirect.model.load import LM, first_line, pick_device, pick_dtype, quiet, whole_class
+from misdirect.model.load import LM, first_line, pick_device, pick_dtype, whole_class
 from misdirect.model.score import Encoded, score, text_logprobs
 from misdirect.planning.shape import Shape, shortened
 from misdirect.planning.work import Asked, Training, padded_tokens
+from misdirect.progress import quiet
 from misdirect.unlearning import rmu, steering
 from misdirect.unlearning.optimizer import adamw_step, clip
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from misdirect import runs
+from misdirect import runs, storage
 from misdirect.collateral import Change
 from misdirect.config import Kind
 from misdirect.data import builtin
@@ -25,7 +25,8 @@ from misdirect.data.sources import split_column
 from misdirect.progress import note
 from misdirect.reporting import audit_card, wording
 from misdirect.reporting.public import public_name
-from misdirect.reporting.reading import QUESTIONS, Pair, Run, clean, mapping, mappings, number, read_run
+from misdirect.reporting.reading import QUESTIONS, Pair, Run, mapping, mappings, number, read_run
+from misdirect.text import clean
 
 CARD = "README.md"
 MARK = "<!-- `misdirect report` writes this file anew each time. Take this line out, and it leaves the file alone. -->"
@@ -75,7 +76,7 @@ def card(run: Path) -> Path:
     if path.is_file() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
         note(f"{path} was not written by misdirect, or no longer says so; it stays as it is")
         return path
-    runs.write_text(path, render(read_run(run), run))
+    storage.write_text(path, render(read_run(run), run))
     return path
 
 

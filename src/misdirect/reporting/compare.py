@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from misdirect import runs as running
-from misdirect import stats
+from misdirect import stats, storage
 from misdirect.config import SPEED_ONLY
 from misdirect.reporting import audit_compare, maps, pictures, wording
 from misdirect.reporting.cards import limit, over_seeds
 from misdirect.reporting.page import fill
-from misdirect.reporting.reading import QUESTIONS, Pair, Run, clean, mapping, mappings, number, read_run
+from misdirect.reporting.reading import QUESTIONS, Pair, Run, mapping, mappings, number, read_run
 from misdirect.reporting.tables import Table
+from misdirect.text import clean
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 UNCOMPARED = frozenset({*SPEED_ONLY, "seconds"})
@@ -65,7 +66,7 @@ def compare(runs: Sequence[Path], out: Path) -> Path:
         "differing": differing_settings(named),
         "version": running.environment()["versions"].get("misdirect", ""),
     }
-    running.write_text(out, fill("comparison.html", data, drawn))
+    storage.write_text(out, fill("comparison.html", data, drawn))
     return out
 
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from misdirect import runs
+from misdirect import runs, storage
 from misdirect.reporting import audit_view, pictures, svg, tables, wording
 from misdirect.reporting.answers import answer_groups
 from misdirect.reporting.cards import panels
@@ -32,7 +32,7 @@ def report(run: Path, show_text: bool | None = None) -> Path:
     about a hazardous topic should not travel with the numbers. Raises ValueError where `run` is no run.
     """
     path = run / runs.REPORT
-    runs.write_text(path, render(read_run(run), show_text))
+    storage.write_text(path, render(read_run(run), show_text))
     return path
 
 

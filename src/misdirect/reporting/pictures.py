@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from misdirect import runs
+from misdirect import storage
 from misdirect.collateral import Change
 from misdirect.reporting import figures as drawing
 from misdirect.reporting import maps, svg, wording
@@ -83,7 +83,7 @@ def write(pictures: Mapping[str, Picture], folder: Path) -> list[Path]:
             for ending, metadata in FORMATS.items():
                 path = folder / f"{name}.{ending}"
                 how = {"format": ending, "dpi": 200, "facecolor": "white", "transparent": False}
-                with runs.replacing(path) as temporary:
+                with storage.replacing(path) as temporary:
                     figure.savefig(temporary, metadata=dict(metadata), **how)
                 paths.append(path)
     return paths

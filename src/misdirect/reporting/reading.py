@@ -7,23 +7,22 @@ prompts and answers are other people's text: what cannot stand in XML or turns t
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from misdirect import runs
+from misdirect import runs, storage
 from misdirect.collateral import Change, collateral
 from misdirect.config import Kind, Method, kind_of
 from misdirect.reporting.public import public_config, public_name
 from misdirect.seeds import over_seeds
+from misdirect.text import clean
 
 if TYPE_CHECKING:
     from misdirect.reporting.audits import Audit
 
 KINDS: tuple[Kind, ...] = ("forget", "retain", "other")
-BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 QUESTIONS = ("mcq", "harness")
 JUDGED = (*QUESTIONS, "nll")  # prompts are neither to be forgotten nor to be kept
 POSITION = ("step", "block", "budget")  # with the metric's name and subject, what tells two rows of one result apart
@@ -124,12 +123,12 @@ def read_run(run: Path) -> Run:
             f"{run} is no run (neither {runs.CONFIG} nor results/); "
             "expected a folder that `misdirect unlearn`, `misdirect evaluate` or `misdirect audit` wrote"
         )
-    config = public_config(mapping(clean(runs.read_json(run / runs.CONFIG)))) if runs.is_run(run) else {}
-    env = public_config(mapping(clean(runs.read_json(run / runs.ENV)))) if (run / runs.ENV).is_file() else {}
+    config = public_config(mapping(clean(storage.read_json(run / runs.CONFIG)))) if runs.is_run(run) else {}
+    env = public_config(mapping(clean(storage.read_json(run / runs.ENV)))) if (run / runs.ENV).is_file() else {}
     usable = runs.load_results(run)
     stored = [mapping(clean(without_answers(result))) for result in usable]
     results = [r for r in stored if r.get("attack") is None and r.get("model") in ("base", "unlearned")]
-    about = clean(runs.read_json(run / runs.AUDIT)) if (run / runs.AUDIT).is_file() else None
+    about = clean(storage.read_json(run / runs.AUDIT)) if (run / runs.AUDIT).is_file() else None
     if about and any((runs.attack_folder(run, NONE)).rglob("*.json")) and not any(r["attack"] == NONE for r in usable):
         about = {key: value for key, value in about.items() if key != "removed"}  # it came from numbers that are none
     audit = audit_of(about, stored, topic_names(config))
@@ -190,22 +189,6 @@ def pairs_of(
         for (place, subject, *_), rows in found.items()
     ]
     return sorted(pairs, key=lambda p: (KINDS.index(p.kind), p.set))
-
-
-def clean(data: Any) -> Any:
-    """JSON data with every string, keys too, freed of control characters, lone surrogates and direction overrides."""
-    if isinstance(data, str):
-        return "".join(c for c in data.replace("\r\n", "\n") if c in "\n\t" or printable(c))
-    if isinstance(data, Mapping):
-        return {clean(key): clean(value) for key, value in data.items()}
-    if isinstance(data, list):
-        return [clean(value) for value in data]
-    return data
-
-
-def printable(char: str) -> bool:
-    noncharacter = ord(char) & 0xFFFE == 0xFFFE
-    return unicodedata.category(char) not in ("Cc", "Cs") and char not in BIDI and not noncharacter
 
 
 def mapping(data: Any) -> Mapping[str, Any]:

@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from misdirect import __version__, runs
+from misdirect import __version__, runs, storage
 from misdirect.config import Corpus, Topic, UnlearnConfig, as_dict
-from misdirect.disk import require_room
 from misdirect.model import parts
 from misdirect.model.delta import Delta, save_delta
 from misdirect.model.load import LM
+from misdirect.storage import require_room
 from misdirect.unlearning import rival
 from misdirect.unlearning import run as running
 from misdirect.unlearning.rival import RivalConfig
@@ -52,8 +52,8 @@ def execute(
         done = running.finished(run)
         if done is None:
             require_room(run, needed_bytes(job), "the run")
-            runs.write_json(run / runs.CONFIG, asked)
-            runs.write_json(run / runs.ENV, runs.environment() | {"device": str(lm.device)})
+            storage.write_json(run / runs.CONFIG, asked)
+            storage.write_json(run / runs.ENV, runs.environment() | {"device": str(lm.device)})
             done = Delta(trained(job, run, advance), metadata(job, asked))
             save_delta(done, run / runs.DELTA)
         return done
@@ -64,7 +64,7 @@ def trained(job: rival.Job, run: Path, advance: Callable[[int, str], None] | Non
     with (run / runs.LOG).open("w", encoding="utf-8") as log:
 
         def after_update(line: dict[str, Any]) -> None:
-            log.write(json.dumps(runs.finite(line)) + "\n")
+            log.write(json.dumps(storage.finite(line)) + "\n")
             log.flush()
             if advance:
                 advance(1, f"forget NLL {line['forget_nll']:.3g}  retain {line['retain_loss']:.3g}")

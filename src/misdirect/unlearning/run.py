@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from misdirect import __version__, runs, signals
+from misdirect import __version__, interrupts, runs, storage
 from misdirect.config import Corpus, Topic, as_dict
-from misdirect.disk import require_room
 from misdirect.model.delta import Delta, load_delta, load_tensors, save_delta, save_tensors
 from misdirect.model.load import LM
 from misdirect.progress import RESUMED
+from misdirect.storage import require_room
 from misdirect.unlearning import rmu
 
 LOG_BYTES = 400  # about a line
@@ -79,8 +79,8 @@ def outline(
         "retain": [asdict(corpus) for corpus in corpora],
         "data": {
             "dtype": dtype,
-            "forget_sha256": {name: runs.fingerprint(texts) for name, texts in forget.items()},
-            "retain_sha256": {name: runs.fingerprint(texts) for name, texts, _ in retain},
+            "forget_sha256": {name: storage.fingerprint(texts) for name, texts in forget.items()},
+            "retain_sha256": {name: storage.fingerprint(texts) for name, texts, _ in retain},
         },
     }
 
@@ -92,7 +92,7 @@ def is_repeated(run: Path, asked: Mapping[str, Any]) -> bool:
     """
     if not asked["model_files"] or not runs.is_run(run) or finished(run) is None:
         return False
-    stored, settings = runs.read_json(run / runs.CONFIG), asked["settings"]
+    stored, settings = storage.read_json(run / runs.CONFIG), asked["settings"]
     counted = settings.get("epochs") is not None or settings.get("numerics") == "published"  # from the samples
     unknown = {"data.model_sha256", *(["settings.updates"] if counted or settings.get("updates") is None else [])}
     same = stored.get("model_files") == asked["model_files"] and stored.get("method", "rmu") == asked["method"]
@@ -105,7 +105,7 @@ def refuse_other_run(run: Path, asked: Mapping[str, Any]) -> None:
         if (run / runs.CONFIG).exists() or (run / "results").exists():
             raise ValueError(f"{run} holds something that is no run; expected an empty or new folder for --out")
         return
-    names = other_fields(runs.read_json(run / runs.CONFIG), asked)
+    names = other_fields(storage.read_json(run / runs.CONFIG), asked)
     if names:
         raise ValueError(
             f"{run} holds a run with other settings ({', '.join(names)} differ); expected the same settings, "
@@ -115,7 +115,7 @@ def refuse_other_run(run: Path, asked: Mapping[str, Any]) -> None:
 
 def other_fields(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
     """Where two `config.json` differ in what makes a run another run."""
-    one, new = compared(stored), compared(json.loads(json.dumps(runs.finite(dict(asked)))))
+    one, new = compared(stored), compared(json.loads(json.dumps(storage.finite(dict(asked)))))
     return [
         f"{part}.{field}" if isinstance(one.get(part), dict) else part
         for part in new
@@ -182,7 +182,7 @@ def require_space(job: rmu.Job, run: Path, state: rmu.State) -> None:
 def cut_log(run: Path, step: int) -> None:
     """Drops log lines past a checkpoint: those updates are made again."""
     lines = [line for line in runs.read_log(run) if line["step"] <= step]
-    runs.write_text(run / runs.LOG, "".join(json.dumps(line) + "\n" for line in lines))
+    storage.write_text(run / runs.LOG, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def finished(run: Path) -> Delta | None:
@@ -198,12 +198,12 @@ def execute(
     holds another run or another process is at work in it, and where the loss is not finite (the last good checkpoint
     stays).
     """
-    with runs.writing(run), signals.deferred() as waiting:
+    with runs.writing(run), interrupts.deferred() as waiting:
         refuse_other_run(run, config)
         done = finished(run)
         if done is None:
-            runs.write_json(run / runs.CONFIG, config)
-            runs.write_json(run / runs.ENV, runs.environment() | {"device": str(job.lm.device)})
+            storage.write_json(run / runs.CONFIG, config)
+            storage.write_json(run / runs.ENV, runs.environment() | {"device": str(job.lm.device)})
             save_tensors(
                 {t.name: t.direction for t in job.topics},
                 run / runs.CONTROL,
@@ -227,7 +227,7 @@ def go_on(
     with (run / runs.LOG).open("a", encoding="utf-8") as log:
 
         def after_update(state: rmu.State, line: dict[str, Any]) -> None:
-            log.write(json.dumps(runs.finite(line)) + "\n")
+            log.write(json.dumps(storage.finite(line)) + "\n")
             log.flush()  # a checkpoint is never ahead of the log
             leaving = bool(waiting)  # asked once: what comes later waits for the next update
             if state.step < job.updates and (leaving or state.step % job.config.checkpoint_every == 0):
@@ -235,7 +235,7 @@ def go_on(
             if advance:
                 advance(1, f"forget {line['forget_loss']:.4g}  retain {line['retain_loss']:.3g}")
             if state.step < job.updates and leaving:
-                raise signals.Stop
+                raise interrupts.Stop
 
         try:
             state = rmu.train(job, state, after_update)

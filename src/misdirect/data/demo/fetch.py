@@ -18,9 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from misdirect.disk import is_full, require_room
-from misdirect.locking import held
 from misdirect.progress import note, working
+from misdirect.storage import held, is_full, require_room
 
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the same model's natural source where a network reaches it
 

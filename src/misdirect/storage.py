@@ -1,0 +1,241 @@
+"""Files that are complete or absent, one writer a folder, and room on the disk.
+
+    with held(Path("runs/mine")):                     # a second process gets a ValueError that says who is at work
+        require_room(Path("runs/mine"), 2_000_000_000, "the run's checkpoints")
+        write_json(Path("runs/mine/summary.json"), rows)
+
+A file has its name from the moment it is complete. The lock is an advisory one on a file in the folder, which names its
+holder; the kernel lets it go when the process ends, however it ends, so a killed run never blocks the next one. Readers
+take no lock. Where there are no such locks (Windows, some network file systems) nothing is guarded.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import shlex
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from misdirect.text import size
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+LOCK = ".lock"
+LONGEST = 120  # characters of the holder's command that are shown
+
+_held: dict[tuple[int, int, str], int] = {}  # (process, thread, folder) -> how often it is held
+
+
+@contextmanager
+def held(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[bool]:
+    """Holds the lock of a folder, made if need be; yields whether this is the outermost hold of this thread.
+
+    Nested holds of one thread count as one. Raises ValueError where the folder may not be written to, and where another
+    process or thread holds it; with `wait` that one is waited for, once `wait` was told who it is.
+    """
+    key = (os.getpid(), threading.get_ident(), os.path.realpath(folder))
+    handle = None if key in _held else take(folder, wait)
+    _held[key] = _held.get(key, 0) + 1
+    try:
+        yield handle is not None
+    finally:
+        _held[key] -= 1
+        if not _held[key]:
+            del _held[key]
+        if handle is not None:
+            with suppress(OSError):  # removed while it is held, so that nobody removes another's
+                (folder / LOCK).unlink()
+            os.close(handle)
+
+
+def take(folder: Path, wait: Callable[[str], None] | None = None) -> int:
+    """The handle that holds the lock. Its file says who has it."""
+    path = folder / LOCK
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0), 0o644)
+        except OSError as error:
+            raise ValueError(
+                f"{folder} cannot be written to: {error.strerror}; expected a folder that takes files"
+            ) from None
+        try:
+            if locked(handle, folder, wait) and not is_file(handle, path):
+                os.close(handle)  # its holder removed it between our opening and locking it
+                continue
+            with suppress(OSError):  # a full disk: held all the same
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, json.dumps(myself()).encode(), 0)
+        except BaseException:
+            with suppress(OSError):
+                os.close(handle)
+            raise
+        return handle
+
+
+def locked(handle: int, folder: Path, wait: Callable[[str], None] | None) -> bool:
+    """Whether the file system took the lock. Raises ValueError where another holds it and is not waited for."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        busy = f"{folder} is being written to by {holder(handle)}"
+        if wait is None:
+            raise ValueError(f"{busy}; expected that to end first, or another folder") from None
+        wait(f"{busy}; waiting for it")
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks
+        return False
+    return True
+
+
+def is_file(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def myself() -> dict[str, Any]:
+    """Who holds a lock, for the one who waits for it."""
+    return {
+        "pid": os.getpid(),
+        "host": platform.node(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "command": shlex.join(["misdirect", *sys.argv[1:]]),
+    }
+
+
+def holder(handle: int) -> str:
+    """Who holds the lock of this file, in words."""
+    try:
+        found = json.loads(os.pread(handle, 65536, 0))
+        command = found["command"] if len(found["command"]) <= LONGEST else found["command"][:LONGEST] + "..."
+        return f"process {found['pid']} on {found['host']} since {found['since']} ({command})"
+    except (OSError, ValueError, TypeError, LookupError):  # it has only just begun
+        return "another process"
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a disk or a quota is full; safetensors says so in words alone."""
+    if isinstance(error, OSError):
+        return error.errno in FULL
+    return any(f"(os error {number})" in str(error) for number in FULL)
+
+
+def require_room(folder: Path, num_bytes: int, what: str) -> None:
+    """Raises ValueError where the disk of `folder`, or of the nearest folder above that exists, has too little space."""
+    place = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
+    with suppress(OSError):  # a file system that does not say
+        free = shutil.disk_usage(place).free
+        if free < num_bytes:
+            raise ValueError(
+                f"{folder} has {size(free)} of space and {what} takes {size(num_bytes)}; expected that much, or another folder"
+            )
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that becomes `path` when the block ends well and vanishes when it does not.
+
+    Raises ValueError where the disk is full or the folder may not be written to; what was at `path` stays.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:200]}.", suffix=".part", dir=path.parent)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {error.strerror}; expected a folder that takes files") from None
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except Exception as error:
+        if is_full(error):
+            raise ValueError(
+                f"{path} does not fit on the disk; expected space there and the same command again"
+            ) from None
+        if path.is_dir():
+            raise ValueError(f"{path} is a folder; expected a file or nothing there") from None
+        raise
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """A file that holds this text already is left alone, so that its time says when it came to be."""
+    data = text.encode("utf-8", "backslashreplace")  # a lone surrogate, of a path or a text, as JSON writes it
+    if path.is_file() and path.read_bytes() == data:
+        return
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Indented JSON; NaN and infinity have no JSON form and become null."""
+    write_text(path, json.dumps(finite(data), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def finite(data: Any) -> Any:
+    if isinstance(data, float):
+        return data if data - data == 0 else None
+    if isinstance(data, Mapping):
+        return {str(key): finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [finite(value) for value in data]
+    return data
+
+
+def json_form(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What comes back when `data` is written and read."""
+    return json.loads(json.dumps(finite(dict(data))))
+
+
+def read_json(path: Path) -> Any:
+    """Raises ValueError with the path where the file is missing or not JSON."""
+    require_file(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError(f"{path} cannot be read: it is nested too deeply") from None
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def require_file(path: Path) -> None:
+    """Raises ValueError for a device, a pipe, a folder: who reads those may wait, or read, for ever."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} cannot be read: it is no file")
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def fingerprint(texts: Iterable[str]) -> str:
+    """SHA-256 over texts and their borders: two data sets are the same when this is."""
+    digest = hashlib.sha256()
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
