@@ -17,7 +17,7 @@ WARM, TIMED = 3, 5  # updates: the first ones make the optimizer's state and fil
 def updates(keep: bool) -> float:
     """Seconds of an update."""
     if keep:
-        from misdirect.allocator import keep_freed_memory
+        from misdirect.cli.entry import keep_freed_memory
 
         assert keep_freed_memory(), "needs Linux with glibc, and no MALLOC_ variables"
     from misdirect.attacks import finetune

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from misdirect import allocator
+from misdirect.cli import entry
 
 FAULTS = """
 import resource, sys
@@ -39,11 +40,11 @@ def test_a_tensors_pages_are_used_again() -> None:
 
 def test_what_the_environment_says_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
-    assert not allocator.keep_freed_memory()
+    assert not entry.keep_freed_memory()
 
 
 def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert not allocator.keep_freed_memory()
+    assert not entry.keep_freed_memory()
     assert "THP_MEM_ALLOC_ENABLE" not in allocator.os.environ

@@ -20,8 +20,8 @@ from misdirect import runs, storage
 from misdirect.attacks import catalogue, finetune, measure, relearn
 from misdirect.auditing import before, material, pair, timing
 from misdirect.auditing import run as running
-from misdirect.cli import main
-from misdirect.cli_audit import gate
+from misdirect.auditing.gate import gate
+from misdirect.cli.main import main
 from misdirect.config import AuditConfig
 from misdirect.data.questions import Question
 from misdirect.evaluation import generation

@@ -26,6 +26,7 @@ from audit_data import (
     unattacked,
 )
 from misdirect import runs, storage
+from misdirect.cli.output import print_audit
 from misdirect.reporting import compare, figures, pictures, report
 from misdirect.reporting.audit_tables import texts_table
 from misdirect.reporting.audited import headlines, lines, share, tokens_of
@@ -34,7 +35,6 @@ from misdirect.reporting.card import card
 from misdirect.reporting.page import fill, view
 from misdirect.reporting.reading import Run, read_run
 from misdirect.runs import Metric, Result
-from misdirect.terminal_audit import print_audit
 from misdirect.text import clean
 from report_data import HOSTILE, Page, assert_inert, page, small_run
 from test_browser import CONTRAST, OVERFLOWING, VIEWS, browser, opened  # noqa: F401 - a fixture

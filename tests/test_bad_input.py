@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from misdirect.cli import main
+from misdirect.cli.main import main
 from tiny import fill_shelf, tiny_folder
 
 Capture = pytest.CaptureFixture[str]

@@ -19,7 +19,7 @@ from misdirect import runs, storage
 from misdirect.reporting import report
 from misdirect.reporting.card import MARK, card, dataset_of, plain
 from misdirect.runs import Metric, Result
-from misdirect.seeds import seed_folder
+from misdirect.runs.seeds import seed_folder
 from tiny import tiny_folder
 
 HOSTILE = [

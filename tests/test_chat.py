@@ -18,11 +18,12 @@ import torch
 
 import misdirect as md
 from attack_cases import state_hash
-from misdirect import chatting as talking
 from misdirect import runs, storage
-from misdirect.chatting import chat, plain
+from misdirect.cli import chat as talking
+from misdirect.cli.chat import chat, plain
 from misdirect.config import EvaluateConfig, UnlearnConfig
 from misdirect.data.prompts import Prompt
+from misdirect.evaluation import side_by_side
 from misdirect.evaluation.generation import Answer, generation
 from misdirect.model.delta import load_delta, swapped_in
 from misdirect.model.load import load_lm
@@ -88,13 +89,13 @@ def expected_answers(run: Path, turns: tuple[str, ...], config: EvaluateConfig) 
 def test_answers_and_history_are_those_of_an_evaluation(run: Path, temperature: float) -> None:
     turns = ("the king of the river", "and the virus?")
     config = EvaluateConfig(new_tokens=6, samples=int(temperature > 0), temperature=temperature or 1.0, device="cpu")
-    lm, delta = talking.load_pair(run, None, config, False, False)
+    lm, delta = side_by_side.load_pair(run, None, config, False, False)
     before = state_hash(lm)
-    history: list[talking.Exchange] = []
+    history: list[side_by_side.Exchange] = []
     for turn in turns:
-        history.append(talking.answers(lm, delta, history, turn, config))
+        history.append(side_by_side.answers(lm, delta, history, turn, config))
     assert state_hash(lm) == before
-    for side, expected in zip(talking.SIDES, expected_answers(run, turns, config), strict=True):
+    for side, expected in zip(side_by_side.SIDES, expected_answers(run, turns, config), strict=True):
         assert [e.replies[side].text for e in history] == [turn["text"] for turn in expected]
     assert history[0].replies["base"].text != history[0].replies["unlearned"].text
 
@@ -150,7 +151,7 @@ def test_hostile_text_is_shown_and_not_obeyed(
     monkeypatch.setattr(PreTrainedTokenizerBase, "decode", lambda *_, **__: HOSTILE)
     # a lone surrogate cannot be tokenised: the verdict is not what is tested here
     monkeypatch.setattr(
-        talking, "marked", lambda lm, p, a, c: talking.Reply(a.text, a.num_tokens, a.stopped, "symbols")
+        talking, "marked", lambda lm, p, a, c: side_by_side.Reply(a.text, a.num_tokens, a.stopped, "symbols")
     )
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("FORCE_COLOR", "1")  # what is written is a terminal
@@ -178,15 +179,15 @@ def test_plain_keeps_text() -> None:
 
 def test_an_answer_that_is_no_language_is_marked(run: Path) -> None:
     config = EvaluateConfig(new_tokens=5, device="cpu")
-    lm, _ = talking.load_pair(run, None, config, False, False)
+    lm, _ = side_by_side.load_pair(run, None, config, False, False)
     why = {
-        text: talking.marked(lm, "who?", Answer(text, 9, False, finite), config).why
+        text: side_by_side.marked(lm, "who?", Answer(text, 9, False, finite), config).why
         for text, finite in (("or " * 40, True), ("", True), ("?!" * 9, True), ("the", False))
     }
     assert list(why.values()) == ["loop", "empty", "symbols", "not a number"]
-    reply = talking.Reply("or or", 9, False, "loop")
+    reply = side_by_side.Reply("or or", 9, False, "loop")
     assert talking.heading("unlearned", reply) == "unlearned, degenerate: loop, cut off at 9 tokens"
-    assert talking.heading("base", talking.Reply("Paris.", 2, True, "")) == "base"
+    assert talking.heading("base", side_by_side.Reply("Paris.", 2, True, "")) == "base"
 
 
 def test_a_prompt_that_is_too_long_is_told_and_the_chat_goes_on(
@@ -224,7 +225,7 @@ def test_another_base_is_refused(run: Path, tmp_path: Path) -> None:
 def test_a_real_terminal(run: Path) -> None:
     """Of its own process: prompt, answers side by side, Ctrl-C."""
     heard = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell's background job is deaf to it
-    code = f"{heard}; from misdirect.chatting import chat; chat({str(run)!r}, new_tokens=4, device='cpu')"
+    code = f"{heard}; from misdirect.cli.chat import chat; chat({str(run)!r}, new_tokens=4, device='cpu')"
     main, side = os.openpty()
     environment = os.environ | {"COLUMNS": "100", "TERM": "xterm", "NO_COLOR": "1"}
     command = [sys.executable, "-c", code]
@@ -270,6 +271,6 @@ def read_until(terminal: int, text: str, before: str = "") -> str:
 
 
 def test_importing_it_loads_no_torch() -> None:
-    code = "import misdirect.chatting, sys; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    code = "import misdirect.cli.chat, sys; print('torch' in sys.modules, 'transformers' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]

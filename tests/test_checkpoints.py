@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaForSequenceClassification
 
 from misdirect.auditing.pair import weights_hash
-from misdirect.cli import main
+from misdirect.cli.main import main
 from misdirect.model import stored
 from misdirect.model.load import LM, load_lm
 from tiny import COMMON, fill_shelf, tiny_folder, tiny_tokenizer

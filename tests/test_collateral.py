@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from misdirect import stats
-from misdirect.collateral import collateral
 from misdirect.config import kind_of
+from misdirect.runs.collateral import collateral
 
 
 def rows(

@@ -16,7 +16,7 @@ import tiny
 from attack_cases import tiny_case
 from misdirect import storage
 from misdirect.attacks import prompts as attacks
-from misdirect.cli import main
+from misdirect.cli.main import main
 from misdirect.config import EvaluateConfig
 from misdirect.data.prompts import Prompt
 from misdirect.data.tokens import token_ids

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from misdirect import disk, runs
-from misdirect.cli import main
+from misdirect.cli.main import main
 from misdirect.data.demo import fetch
 from misdirect.model.delta import load_tensors
 from misdirect.unlearning import run as running

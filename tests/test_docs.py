@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from misdirect import runs, stats, storage
-from misdirect.cli import app
-from misdirect.cli_input import expand_config
+from misdirect.cli.app import app
+from misdirect.cli.flags import expand_config
 from misdirect.data import builtin
 from misdirect.recipes import RECIPES
 from misdirect.runs import Metric, Result
@@ -183,7 +183,7 @@ def test_every_built_in_name_exists(page: str) -> None:
 @functools.cache
 def command_line() -> str:
     """docs/command-line.md, from the program's own help; in a process of its own, where no pytest is in the usage."""
-    ask = "from misdirect.cli import app; print(app.generate_docs())"
+    ask = "from misdirect.cli.verbs import app; print(app.generate_docs())"
     made = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout
     body = "## misdirect demo" + made.split("\n## misdirect demo", 1)[1]
     body = "\n".join(line.rstrip() for line in body.replace("```console", "```text").splitlines())

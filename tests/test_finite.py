@@ -15,18 +15,19 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from attack_cases import tiny_case
-from misdirect import runs, unsound
+from misdirect import runs
 from misdirect.attacks import lens, noise, probes, prune, quantise, relearn
 from misdirect.attacks.case import Attack
-from misdirect.cli import main
-from misdirect.cli_audit import gate
-from misdirect.collateral import collateral
+from misdirect.auditing.gate import gate
+from misdirect.cli.main import main
 from misdirect.config import AuditConfig
 from misdirect.model import packed
 from misdirect.model.delta import Delta, save_delta
 from misdirect.model.finite import NotFinite
 from misdirect.model.load import LM
 from misdirect.model.score import Encoded, score, score_batch, score_plainly, text_logprobs
+from misdirect.runs import unsound
+from misdirect.runs.collateral import collateral
 from tiny import LAYERS, tiny_folder, tiny_model, tiny_tokenizer
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from misdirect import runs, storage
-from misdirect.cli import main
+from misdirect.cli.main import main
 from misdirect.config import AuditConfig, EvaluateConfig, UnlearnConfig, flag
 from misdirect.unlearning.run import refuse_other_run
 

@@ -28,14 +28,14 @@ def loaded_after(code: str) -> set[str]:
     [
         "import misdirect",
         "import misdirect\nfor name in misdirect.__all__: getattr(misdirect, name)",
-        "import misdirect.cli",
+        "import misdirect.cli.verbs",
         "import misdirect.reporting",
         "import misdirect.runs, misdirect.config, misdirect.recipes, misdirect.stats",
         "import misdirect.data.questions, misdirect.data.corpora, misdirect.data.demo",
-        "from misdirect.cli import main; assert main(['--help']) == 0",
-        "from misdirect.cli import main; assert main(['unlearn', '--help']) == 0",
-        "from misdirect.cli import main; assert main(['--version']) == 0",
-        "from misdirect.cli import main; assert main(['unlern']) == 2",
+        "from misdirect.cli.verbs import main; assert main(['--help']) == 0",
+        "from misdirect.cli.verbs import main; assert main(['unlearn', '--help']) == 0",
+        "from misdirect.cli.verbs import main; assert main(['--version']) == 0",
+        "from misdirect.cli.verbs import main; assert main(['unlern']) == 2",
     ],
 )
 def test_nothing_heavy_is_imported(code: str) -> None:
@@ -46,7 +46,7 @@ def test_a_report_is_written_without_torch(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
 from misdirect import runs
-from misdirect.cli import main
+from misdirect.cli.verbs import main
 folder = Path({str(tmp_path)!r})
 metric = runs.Metric("nll_per_token", 3.0, 0.1, 20, 2.8, 3.2, headline=True)
 runs.save_result(folder, "base", runs.Result("nll", "kept", {{}}, (metric,), ()))

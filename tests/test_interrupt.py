@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from misdirect import interrupts, runs, storage
-from misdirect.cli import main
+from misdirect.cli.main import main
 from misdirect.model.delta import load_tensors
 from misdirect.unlearning import rmu
 from tiny import fill_shelf

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from misdirect.auditing import pair
-from misdirect.cli import main
+from misdirect.cli.main import main
 from misdirect.model.load import load_lm
 from tiny import fill_shelf, tiny_config
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from misdirect import runs, storage
-from misdirect.cli import main
+from misdirect.cli.main import main
 from misdirect.model import load
 from misdirect.model.delta import load_delta
 from tiny import fill_shelf

@@ -21,7 +21,7 @@ from transformers import LlamaForCausalLM
 from misdirect.attacks import finetune, gcg_loss, lens, optimise, states
 from misdirect.attacks.gcg_tree import Frame
 from misdirect.auditing.before import mean_states
-from misdirect.cli import main
+from misdirect.cli.main import main
 from misdirect.config import EvaluateConfig
 from misdirect.data.batches import pad
 from misdirect.data.prompts import Prompt

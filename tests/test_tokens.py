@@ -27,7 +27,7 @@ from misdirect.attacks.gcg_loss import job_of
 from misdirect.attacks.measure import sit
 from misdirect.auditing import pair
 from misdirect.auditing.before import mean_states
-from misdirect.cli import main
+from misdirect.cli.main import main
 from misdirect.config import EvaluateConfig, UnlearnConfig
 from misdirect.data import batches
 from misdirect.data.prompts import Prompt

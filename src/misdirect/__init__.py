@@ -28,7 +28,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from misdirect.api import audit, chat, demo, evaluate, plan, report, unlearn
+    from misdirect.api import audit, demo, evaluate, plan, report, unlearn
+    from misdirect.cli.chat import chat
     from misdirect.config import AuditConfig, Corpus, EvaluateConfig, Topic, UnlearnConfig
     from misdirect.recipes import RECIPES
 
@@ -51,7 +52,7 @@ __all__ = [
 ]
 
 _CONFIGS = ("AuditConfig", "Corpus", "EvaluateConfig", "Topic", "UnlearnConfig")
-_HOME = {"RECIPES": "misdirect.recipes", **dict.fromkeys(_CONFIGS, "misdirect.config")}
+_HOME = {"chat": "misdirect.cli.chat", "RECIPES": "misdirect.recipes", **dict.fromkeys(_CONFIGS, "misdirect.config")}
 
 
 def __getattr__(name: str) -> Any:

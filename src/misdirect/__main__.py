@@ -1,6 +1,6 @@
 """`python -m misdirect`."""
 
-from misdirect.interrupts import entry
+from misdirect.cli.entry import entry
 
 if __name__ == "__main__":
     entry()

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from misdirect import runs, storage
-from misdirect.collateral import topics_of
 from misdirect.config import AuditConfig, Corpus, EvaluateConfig, Method, Topic, UnlearnConfig, as_dict, doubtful
 from misdirect.progress import bar, note
 from misdirect.recipes import resolve
-from misdirect.reproduce import unlearn_command
-from misdirect.seeds import over_seeds, seed_folder
+from misdirect.runs.collateral import topics_of
+from misdirect.runs.command import unlearn_command
+from misdirect.runs.seeds import over_seeds, seed_folder
 from misdirect.text import shown
 
 if TYPE_CHECKING:
@@ -399,13 +399,6 @@ def audited(base: str, unlearned: str | None, out: str | Path | None) -> tuple[P
     refuse_changed_base(base, first, unlearned)
     made_by = Path(unlearned).expanduser()
     return folder, made_by if runs.is_run(made_by) else None, {"base": first, "unlearned": second}
-
-
-def chat(run: str | Path, **settings: Any) -> None:
-    """Base and unlearned model of a run side by side in the terminal: `misdirect.chatting`."""
-    from misdirect import chatting
-
-    chatting.chat(run, **settings)
 
 
 def report(

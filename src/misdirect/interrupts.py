@@ -14,13 +14,12 @@ In use:
 
 from __future__ import annotations
 
-import io
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
@@ -151,24 +150,3 @@ def interruptible(verb: Callable[[], int]) -> int:
             number = came[0] if came else signal.SIGINT
             print(told(number), file=sys.stderr)
             return 128 + number
-
-
-def entry(argv: Sequence[str] | None = None) -> None:
-    """The program: from here on no signal is a traceback, not even while modules are imported."""
-
-    def verb() -> int:
-        from misdirect.allocator import keep_freed_memory
-
-        keep_freed_memory()
-        from misdirect.cli import main
-
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):  # what it cannot spell, such as an odd byte of a path, is escaped
-                stream.reconfigure(errors="backslashreplace")
-        return main(argv)
-
-    code = interruptible(verb)
-    for number in SIGNALS:  # while Python cleans up, a signal ends it silently
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
-    sys.exit(code)

@@ -10,10 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from misdirect import runs, storage, unsound
+from misdirect import runs, storage
 from misdirect.attacks import measure
 from misdirect.attacks.case import Attack, Case
 from misdirect.auditing.pair import MODELS, Model
+from misdirect.runs import unsound
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from misdirect.model.finite import about
 from misdirect.model.load import LM
 from misdirect.model.score import tokens_per_second
 from misdirect.progress import bar, note
-from misdirect.seeds import seed_runs
+from misdirect.runs.seeds import seed_runs
 
 Advance = Callable[[int], None]
 # Where the answered examples of a built-in set come from: its own development split.

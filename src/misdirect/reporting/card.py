@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from misdirect import runs, storage
-from misdirect.collateral import Change
 from misdirect.config import Kind
 from misdirect.data import builtin
 from misdirect.data.demo.fetch import HUB_ID
@@ -26,6 +25,7 @@ from misdirect.progress import note
 from misdirect.reporting import audit_card, wording
 from misdirect.reporting.public import public_name
 from misdirect.reporting.reading import QUESTIONS, Pair, Run, mapping, mappings, number, read_run
+from misdirect.runs.collateral import Change
 from misdirect.text import clean
 
 CARD = "README.md"

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from misdirect.collateral import Change
 from misdirect.config import Kind
 from misdirect.reporting import wording
 from misdirect.reporting.reading import KINDS, QUESTIONS, Pair, Run, number
+from misdirect.runs.collateral import Change
 
 HEADINGS: dict[Kind, str] = {
     "forget": "What was to be forgotten",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from misdirect.collateral import Change
 from misdirect.reporting import wording
 from misdirect.reporting.figures import SERIES, WIDTH, Palette, label, plain
+from misdirect.runs.collateral import Change
 
 MAX_ROWS = 80  # rows of one panel: MMLU has 57
 ROW, WIDE_ROW, MANY = 0.165, 0.22, 25  # inches a row where there are many, and where there are at most `MANY`

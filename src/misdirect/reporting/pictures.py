@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from misdirect import storage
-from misdirect.collateral import Change
 from misdirect.reporting import figures as drawing
 from misdirect.reporting import maps, svg, wording
 from misdirect.reporting.reading import QUESTIONS, Pair, Run, number
+from misdirect.runs.collateral import Change
 
 # file ending -> metadata, without which a file says when and by what it was drawn
 FORMATS: Mapping[str, Mapping[str, Any]] = {

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from misdirect import runs, storage
-from misdirect.collateral import Change, collateral
 from misdirect.config import Kind, Method, kind_of
 from misdirect.reporting.public import public_config, public_name
-from misdirect.seeds import over_seeds
+from misdirect.runs.collateral import Change, collateral
+from misdirect.runs.seeds import over_seeds
 from misdirect.text import clean
 
 if TYPE_CHECKING:

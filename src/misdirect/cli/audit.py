@@ -1,25 +1,21 @@
-"""The verbs that try an unlearned model: `audit`, `attack` (an audit of one kind of attack), `chat`."""
+"""The verbs that attack an unlearned model: `audit`, and `attack`, an audit of one kind of attack."""
 
 from __future__ import annotations
 
-import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import Group, Parameter
+from cyclopts import Parameter
 
 from misdirect import runs, storage
-from misdirect.cli_input import pairs
-from misdirect.config import AuditConfig, ChatTemplate, Device, Dtype, knob
-from misdirect.terminal import say_next
-from misdirect.terminal_audit import print_audit
-
-Repeated = Parameter(negative=(), consume_multiple=False, show_default=False)
-Flag = Parameter(negative=(), show_default=False)
-Settings = Group("Settings", sort_key=2)
+from misdirect.auditing.gate import gate
+from misdirect.cli.app import Flag, Repeated, Settings
+from misdirect.cli.flags import pairs
+from misdirect.cli.output import print_audit, say_next
+from misdirect.config import AuditConfig, knob
 
 
 def listed(text: str) -> Any:
@@ -137,96 +133,3 @@ def audited(base: str, unlearned: str | None, only: Sequence[str], asked: Asked,
     print(f"\nThe page: {folder / runs.REPORT}")
     say_next(f"open {shlex.quote(str(folder / runs.REPORT))}", tool=False)
     return 0 if limit is None else gate(rows, record, limit)
-
-
-def gate(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any], limit: float) -> int:
-    """Exit code 0 where every forgotten set lost something, relearning on other facts was measured, and little enough comes
-    back, else 1.
-
-    The larger of two shares counts: of what the base knows, and of the gap to the base under the same attack.
-    """
-    shares: dict[str, float] = {}
-    for row in rows:
-        if row["attack"] == "strongest" and (row.get("headline") or row["metric"] == "gap_closed"):
-            shares[row["set"]] = max(row["value"], shares.get(row["set"], row["value"]))
-    if not all(map(math.isfinite, shares.values())):
-        raise ValueError(f"a recovered share is not a finite number; expected {runs.SUMMARY} as the audit wrote it")
-    done = [a["settings"] for a in record["attacks"] if a["status"] == "done"]
-    relearned = any(settings.get("attack") == "relearn" and settings.get("text") == "facts" for settings in done)
-    code = 0
-    for name, found in record["removed"].items():
-        share = shares.get(name)
-        if not found["removed"]:
-            verdict = "nothing was removed"
-        elif share is None:
-            verdict = "no attack was measured"
-        elif share > limit:
-            verdict = f"{100 * share:.1f} % of what was removed comes back"
-        elif not relearned:
-            verdict = "relearning was not measured"
-        else:
-            print(f"Gate passed: {name}: {100 * share:.1f} % comes back, at most {100 * limit:g} % allowed")
-            continue
-        print(f"Gate not passed: {name}: {verdict}; at most {100 * limit:g} % allowed")
-        code = 1
-    return code
-
-
-def chat(
-    run: Path,
-    *,
-    model: str | None = None,
-    new_tokens: int = 120,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    chat_template: ChatTemplate = "auto",
-    seed: int = 0,
-    device: Device = "auto",
-    dtype: Dtype = "auto",
-    trust_remote_code: Annotated[bool, Flag] = False,
-    allow_pickle: Annotated[bool, Flag] = False,
-) -> None:
-    """Talk to a run: base and unlearned model answer each prompt side by side.
-
-    Prompts come from the keyboard, or one a line from a pipe.
-
-    Parameters
-    ----------
-    run
-        A run directory.
-    model
-        Where the run's base lies now, if not where it was unlearned from.
-    new_tokens
-        Longest answer in tokens.
-    temperature
-        0 takes the likeliest token each time; above 0 answers are drawn, both models with the same noise.
-    top_p
-        Drawn answers take the likeliest tokens that hold this probability together.
-    chat_template
-        Prompts as a user's turn where the model has a chat template, or as they are.
-    seed
-        Seed of drawn answers.
-    device
-        Where to compute: auto takes a GPU when there is one.
-    dtype
-        The model's dtype: auto is float32 on a CPU, bfloat16 on a GPU.
-    trust_remote_code
-        Run the code that comes with the model. Read it first.
-    allow_pickle
-        Read pickle checkpoints, which can run code. Safetensors need no flag.
-    """
-    from misdirect import api
-
-    api.chat(
-        run,
-        model=model,
-        new_tokens=new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        chat_template=chat_template,
-        seed=seed,
-        device=device,
-        dtype=dtype,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-    )

@@ -16,52 +16,33 @@ import io
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from misdirect import runs, storage
+from misdirect.cli.app import Flag
 from misdirect.config import ChatTemplate, Device, Dtype, EvaluateConfig
+from misdirect.evaluation.side_by_side import Exchange, Reply, answers, load_pair, require_pair
 from misdirect.progress import note
 from misdirect.text import printable, shown
 
 if TYPE_CHECKING:
-    from misdirect.model.delta import Delta
-    from misdirect.model.load import LM
+    pass
 
 NARROW = 80  # columns of a terminal below which the answers stand one below the other
 PIPED_WIDTH = 10**6  # nothing is wrapped for a program
 ASK = "you> "
-SIDES = ("base", "unlearned")
 HELP = (
     "Type a prompt; both models answer it, each with its own earlier answers in view. "
     "/reset forgets the conversation, /quit ends it, /help says this. A prompt that begins with / takes a second one: //"
 )
 
 
-class Reply(NamedTuple):
-    """One model's answer; `why` is empty where it is language: else empty, loop, symbols, salad, not a number."""
-
-    text: str
-    num_tokens: int
-    stopped: bool  # the model ended it itself
-    why: str
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """A prompt and what each side, `base` and `unlearned`, says to it."""
-
-    prompt: str
-    replies: dict[str, Reply]
-
-
 def chat(
-    run: str | Path,
+    run: Path,
     *,
     model: str | None = None,
     new_tokens: int = 120,
@@ -71,13 +52,37 @@ def chat(
     seed: int = 0,
     device: Device = "auto",
     dtype: Dtype = "auto",
-    trust_remote_code: bool = False,
-    allow_pickle: bool = False,
+    trust_remote_code: Annotated[bool, Flag] = False,
+    allow_pickle: Annotated[bool, Flag] = False,
 ) -> None:
-    """Reads prompts until `/quit`, the end of the input or Ctrl-C, and prints both models' answers to each.
+    """Talk to a run: base and unlearned model answer each prompt side by side.
 
-    `model`: where the run's base lies now, if it has moved; `temperature` 0 answers greedily. Raises ValueError for what
-    is no finished run and for a base with other weights than the run was made from.
+    Prompts come from the keyboard, or one a line from a pipe.
+
+    Parameters
+    ----------
+    run
+        A run directory.
+    model
+        Where the run's base lies now, if not where it was unlearned from.
+    new_tokens
+        Longest answer in tokens.
+    temperature
+        0 takes the likeliest token each time; above 0 answers are drawn, both models with the same noise.
+    top_p
+        Drawn answers take the likeliest tokens that hold this probability together.
+    chat_template
+        Prompts as a user's turn where the model has a chat template, or as they are.
+    seed
+        Seed of drawn answers.
+    device
+        Where to compute: auto takes a GPU when there is one.
+    dtype
+        The model's dtype: auto is float32 on a CPU, bfloat16 on a GPU.
+    trust_remote_code
+        Run the code that comes with the model. Read it first.
+    allow_pickle
+        Read pickle checkpoints, which can run code. Safetensors need no flag.
     """
     if not 0 <= temperature < 1e3:
         raise ValueError(
@@ -91,33 +96,7 @@ def chat(
     require_pair(folder, str(run))
     with ended_by_hand():
         lm, delta = load_pair(folder, model, config, trust_remote_code, allow_pickle)
-        talk(lambda history, prompt: answers(lm, delta, history, prompt, config), prompts(str(run)))
-
-
-def require_pair(folder: Path, typed: str) -> None:
-    """Raises ValueError unless the folder is a finished run: a model alone has no second answer."""
-    if not runs.is_run(folder):
-        raise ValueError(
-            f"{shown(typed)} is no run, and a model alone has nothing to be compared with; "
-            "expected a folder that `misdirect unlearn` or `misdirect demo` wrote"
-        )
-    runs.require_run(folder)
-
-
-def load_pair(
-    folder: Path, model: str | None, config: EvaluateConfig, trust_remote_code: bool, allow_pickle: bool
-) -> tuple[LM, Delta]:
-    """The base and the change, checked to belong together before the first prompt."""
-    from misdirect.api import refuse_other_base
-    from misdirect.model.delta import check_fits, load_delta
-    from misdirect.model.load import load_lm
-
-    delta = load_delta(folder / runs.DELTA)
-    source = model or storage.read_json(folder / runs.CONFIG)["model"]
-    lm = load_lm(source, None, config.device, config.dtype, trust_remote_code, allow_pickle)
-    refuse_other_base(lm, folder)
-    check_fits(delta, dict(lm.model.named_parameters()))
-    return lm, delta
+        talk(lambda history, prompt: answers(lm, delta, history, prompt, config, spinner), prompts(str(run)))
 
 
 @contextlib.contextmanager
@@ -188,68 +167,6 @@ def obey(command: str, history: list[Exchange]) -> list[Exchange]:
 
 
 # ------------------------------------------------------------------------------------------------ answering
-
-
-def answers(lm: LM, delta: Delta, history: list[Exchange], prompt: str, config: EvaluateConfig) -> Exchange:
-    """Both models' answers to `prompt` after `history`, each read by the base, which knows language.
-
-    Raises ValueError where the conversation has become too long for the model.
-    """
-    from misdirect.model.delta import swapped_in
-
-    found = {}
-    for side in SIDES:
-        with swapped_in(delta, lm.model) if side == "unlearned" else contextlib.nullcontext():
-            found[side] = reply(lm, side, history, prompt, config)
-    return Exchange(prompt, {side: marked(lm, prompt, found[side], config) for side in SIDES})
-
-
-def reply(lm: LM, side: str, history: list[Exchange], prompt: str, config: EvaluateConfig) -> Any:
-    """One model's next answer, as `misdirect.evaluation.generation` gives it."""
-    from misdirect.data.prompts import Prompt
-    from misdirect.evaluation import contexts
-    from misdirect.evaluation import generation as answering
-
-    turns = [*(exchange.prompt for exchange in history), prompt]
-    earlier = [exchange.replies[side].text for exchange in history]
-    chat = answering.uses_chat(lm, config)
-    context = contexts.conversation(lm.tokenizer, turns, earlier, chat)
-    contexts.check_tokens(lm, context, "this prompt", chat)
-    refuse_long(lm, len(context), config.new_tokens, bool(history))
-    before = [answering.Answer(text, 0, True, True) for text in earlier]
-    slot = answering.Slot(Prompt("chat", tuple(turns)), 0 if config.samples else None, before)
-    with spinner(f"{side} answers"):
-        return answering.answer_slots(lm, [slot], [context], config)[0]
-
-
-def refuse_long(lm: LM, num_tokens: int, new_tokens: int, has_history: bool) -> None:
-    """Raises ValueError for a conversation past the length that the model was trained on: its answers would be no
-    language, and unlearning would be blamed."""
-    limit = getattr(lm.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if num_tokens == 0:
-        raise ValueError("this prompt has no token; expected text")
-    if isinstance(limit, int) and num_tokens + new_tokens > limit:
-        what = "/reset, or a shorter prompt" if has_history else "a shorter prompt"
-        raise ValueError(
-            f"this takes {num_tokens} tokens and up to {new_tokens} for the answer, and the model takes {limit} at most; "
-            f"expected {what}"
-        )
-
-
-def marked(lm: LM, prompt: str, answer: Any, config: EvaluateConfig) -> Reply:
-    """An answer with the verdict on whether it is language. `lm` is the base."""
-    from misdirect.evaluation import degeneration
-    from misdirect.evaluation import generation as answering
-    from misdirect.model.finite import NotFinite
-
-    chat = answering.uses_chat(lm, config)
-    nll, count = None, 0
-    try:
-        [(nll, count)] = answering.incoherence(lm, [(prompt, answer.text)], chat, config.batch_tokens)
-    except NotFinite as error:  # the answer is shown all the same
-        note(f"Whether this is language is not judged: base: {error}")
-    turn = degeneration.measures(answer.text) | {"finite": answer.finite, "base_nll": nll, "base_tokens": count}
-    return Reply(answer.text, answer.num_tokens, answer.stopped, degeneration.verdict(turn))
 
 
 @contextlib.contextmanager

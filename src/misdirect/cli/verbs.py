@@ -7,47 +7,28 @@ flags on the command line win over it. Nothing here imports torch: `--help` is i
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Group, MissingArgumentError, Parameter
+from cyclopts import Parameter
 
-from misdirect import __version__, cli_audit, interrupts, runs, storage
-from misdirect.cli_input import expand_config, number, pairs, per_topic, weighted, without
-from misdirect.collateral import topics_of
+from misdirect import runs, storage
+from misdirect.cli import audit, chat
+from misdirect.cli.app import Measured, Repeated, Settings, app
+from misdirect.cli.flags import number, pairs, per_topic, weighted, without
+from misdirect.cli.output import print_collateral, print_plan, print_table, say_next
 from misdirect.config import EvaluateConfig, Method, Topic, UnlearnConfig
-from misdirect.terminal import print_collateral, print_plan, print_table, say_next
+from misdirect.runs.collateral import topics_of
 
-SOURCES = (
-    "a file or folder (jsonl, json, csv, tsv, parquet, txt, md; also .gz), hub:OWNER/DATASET[:CONFIG[:SPLIT]], or a built-in "
-    "name (wmdp-bio, wmdp-bio-forget, mmlu, wikitext, demo-...); SOURCE#COLUMN names the text column"
-)
-LONGEST_LINE = 2000  # of a complaint, in characters
 ASKED = "Questions a side, of 856 on biology and 1,108 on other science; 0 asks all."
-
-
-app = App(
-    name="misdirect",
-    version=__version__,
-    help="Unlearn a topic from any Hugging Face decoder on one small machine, then attack it before someone else does.\n\n"
-    "New here? Type: misdirect demo",
-    help_epilogue=f"MODEL is demo (SmolLM2-135M-Instruct from a package), a local folder, or a hub id. SOURCE is {SOURCES}.",
-    help_format="plaintext",
-    suppress_keyboard_interrupt=False,  # `main` says what happens next
-)
 
 
 UnlearnFlags = without(UnlearnConfig, "steering", "alpha")
 # What `plan` takes of an evaluation, besides what unlearning has of the same name
 PlannedFlags = without(EvaluateConfig, "seed", "device", "dtype", "max_tokens", "batch_tokens", "judge", "judge_model",
                        "temperature", "top_p", "chat_template")  # fmt: skip
-Repeated = Parameter(negative=(), consume_multiple=False, show_default=False)
-Settings = Group("Settings", sort_key=2)
-Measured = Group("Settings of the evaluation", sort_key=3)
 
 
 @app.command
@@ -289,9 +270,9 @@ def evaluate(
     say_next(f"misdirect report {shlex.quote(str(out or target))}")
 
 
-app.command(cli_audit.audit)
-app.command(cli_audit.attack)
-app.command(cli_audit.chat)
+app.command(audit.audit)
+app.command(audit.attack)
+app.command(chat.chat)
 
 
 @app.command
@@ -322,45 +303,3 @@ def report(
     page = api.report(*run, out=out, figures=figures, show_text=show_text or None)
     print(f"The page: {page}")
     say_next(f"open {shlex.quote(str(page))}", tool=False)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The entry point: exit code 0, 1 where a gate is not passed, 2 for bad input, 128 + its number when a signal came."""
-    given = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return interrupts.interruptible(lambda: run(given))
-    except BrokenPipeError:
-        return 1
-    except (CycloptsError, ValueError, OSError) as error:  # OSError: a full disk, a folder that may not be written to
-        return complain(str(error))
-
-
-def run(given: list[str]) -> int:
-    """Inside `signals.interruptible`: what fails once a signal has come is told as the signal."""
-    tokens = expand_config(given)
-    try:
-        code = app(tokens or ["--help"], exit_on_error=False, print_error=False, result_action="return_value")
-    except MissingArgumentError as error:
-        raise ValueError(misspelt(tokens) or str(error)) from None
-    return code if isinstance(code, int) else 0
-
-
-def misspelt(tokens: Sequence[str]) -> str:
-    """A flag that the verb does not have: it is why another one seems to be missing. Empty where there is none."""
-    known = {name for argument in app[tokens[0]].assemble_argument_collection() for name in argument.names}
-    for token in tokens[1:]:
-        name = token.partition("=")[0]
-        if token.startswith("--") and name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            return f"Unknown option: {name}." + (f" Did you mean {near[0]}?" if near else "")
-    return ""
-
-
-def complain(message: str) -> int:
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
-    print(f"misdirect: {line if len(line) <= LONGEST_LINE else line[:LONGEST_LINE] + '...'}", file=sys.stderr)
-    return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())

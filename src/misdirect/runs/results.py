@@ -1,32 +1,24 @@
-"""The run directory, the only interface between stages: paths, atomic files, environment, what is complete.
-
-A file is written under a temporary name beside its place and renamed, so existing means complete. This module imports
-no torch; JSON here, tensors in `misdirect.model.delta`.
-"""
+"""TODO"""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
-import json
-import os
-import platform
-import shlex
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from misdirect import storage, unsound
 from misdirect.config import SPEED_ONLY
 from misdirect.progress import note_once
-from misdirect.storage import json_form, read_json, require_file, write_json
+from misdirect.runs import unsound
+from misdirect.runs.folder import SUMMARY
+from misdirect.storage import json_form, read_json, write_json
 
-CONFIG, ENV, LOG, SUMMARY = "config.json", "env.json", "log.jsonl", "summary.json"
-DELTA, CONTROL, CHECKPOINT = "delta.safetensors", "control.safetensors", "checkpoint.safetensors"
-REPORT, AUDIT = "report.html", "audit.json"
+RESULT_TYPES = {
+    "model": str, "attack": str | None, "measurement": str, "set": str, "config": dict, "metrics": list, "records": list,
+}  # fmt: skip
+NUMBERS = ("value", "stderr", "n", "low", "high", "chance", "floor", "step", "block", "budget")
 
 
 @dataclass(frozen=True)
@@ -60,116 +52,6 @@ class Result:
     metrics: tuple[Metric, ...]
     records: tuple[Mapping[str, Any], ...]
     seconds: float = 0.0
-
-
-@contextmanager
-def writing(*folders: Path) -> Iterator[None]:
-    """Held while a run directory is written to: one writer a folder, and what a killed one had half written is removed.
-
-    Nested calls of one thread count as one, so a verb may call another. Raises ValueError, naming the holder, where
-    another process is at work in one of the folders.
-    """
-    with ExitStack() as stack:
-        for folder in folders:
-            if stack.enter_context(storage.held(folder)):
-                remove_torn(folder)
-        yield
-
-
-def remove_torn(folder: Path) -> None:
-    """Removes what a killed process had half written; `seeds` holds folders with a lock of their own."""
-    for pattern in (".*.part", "results/**/.*.part", "figures/**/.*.part"):
-        for torn in folder.glob(pattern):
-            with suppress(OSError):
-                torn.unlink()
-
-
-def read_log(run: Path) -> list[dict[str, Any]]:
-    """The lines of `log.jsonl`, a torn last one and whatever else is no line of a log left out."""
-    if not (run / LOG).exists():
-        return []
-    require_file(run / LOG)
-    try:
-        text = (run / LOG).read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise ValueError(f"{run / LOG} cannot be read: {error.strerror}") from None
-    rows = []
-    for line in text.split("\n"):
-        with suppress(ValueError, RecursionError):
-            row = json.loads(line)
-            if isinstance(row, dict) and type(row.get("step")) is int:
-                rows.append(row)
-    return rows
-
-
-# What a run's `config.json` holds at least, for those who measure it
-CONFIG_TYPES = {
-    "model": str, "settings": dict, "topics": list, "retain": list, "data": dict, "chosen": dict,
-    "data.model_sha256": str, "data.dtype": str, "chosen.block": int,
-}  # fmt: skip
-
-
-def wrong_in_config(config: Mapping[str, Any], complete: bool) -> str | None:
-    """The first entry that has another type than misdirect gave it, or, of a `complete` one, that is missing."""
-    for name, kind in CONFIG_TYPES.items():
-        head, _, tail = name.partition(".")
-        found = config.get(head) if not tail else (config.get(head) or {}).get(tail)
-        if not isinstance(found, kind) and (complete or found is not None):
-            return name
-    for name in ("topics", "retain"):
-        for one in config.get(name) or ():
-            if not isinstance(one, dict) or not isinstance(one.get("name"), str):
-                return name
-    return None
-
-
-def is_run(path: Path) -> bool:
-    """Whether a folder holds a run of ours; a model folder has a `config.json` too, but no `misdirect` in it.
-
-    Raises ValueError where its `config.json` is not what misdirect writes.
-    """
-    if not (path / CONFIG).is_file():
-        return False
-    config = read_json(path / CONFIG)
-    if not isinstance(config, dict) or "misdirect" not in config:
-        return False
-    refuse_damaged(path, config, complete=False)
-    return True
-
-
-def of_the_demo(config: Mapping[str, Any]) -> bool:
-    """Whether a run's `config.json` names the demo's model and built-in topics alone; there, text may be shown."""
-    topics = config.get("topics")
-    rows = [row for row in topics if isinstance(row, Mapping)] if isinstance(topics, list) else []
-    return config.get("model") == "demo" and all(str(row.get("source")).startswith("demo-") for row in rows)
-
-
-def refuse_damaged(path: Path, config: Mapping[str, Any], complete: bool) -> None:
-    wrong = wrong_in_config(config, complete)
-    if wrong:
-        raise ValueError(
-            f"{path / CONFIG} is damaged: {wrong} is missing or no entry of misdirect's; expected the file as it was, or "
-            "another folder"
-        )
-
-
-def require_run(path: Path) -> None:
-    """Raises ValueError unless `path` is a finished run."""
-    if not is_run(path):
-        raise ValueError(f"{path} is no run (no {CONFIG}); expected a folder that `misdirect unlearn` wrote")
-    refuse_damaged(path, read_json(path / CONFIG), complete=True)
-    if not (path / DELTA).is_file():
-        raise ValueError(
-            f"{path} is an unfinished run (no {DELTA}); expected the same misdirect unlearn command again: it goes on"
-        )
-
-
-def read_env(run: Path) -> dict[str, Any]:
-    """`env.json`, empty where there is none. Raises ValueError where it is no JSON object."""
-    env = read_json(run / ENV) if (run / ENV).exists() else {}
-    if not isinstance(env, dict):
-        raise ValueError(f"{run / ENV} is damaged: it holds no JSON object; expected that file removed")
-    return env
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -261,12 +143,6 @@ def read_result(path: Path) -> dict[str, Any]:
     return result
 
 
-RESULT_TYPES = {
-    "model": str, "attack": str | None, "measurement": str, "set": str, "config": dict, "metrics": list, "records": list,
-}  # fmt: skip
-NUMBERS = ("value", "stderr", "n", "low", "high", "chance", "floor", "step", "block", "budget")
-
-
 def wrong_in_result(result: Any) -> str | None:
     """What a result lacks or has of another type, in words."""
     if not isinstance(result, dict):
@@ -320,19 +196,3 @@ def write_summary(run: Path, further: Sequence[Mapping[str, Any]] = ()) -> list[
     rows = [*summary_rows(load_results(run)), *map(dict, further)]
     write_json(run / SUMMARY, rows)
     return rows
-
-
-def environment() -> dict[str, Any]:
-    """Versions of what computes, without importing it."""
-    versions = {}
-    for package in ("misdirect", "torch", "transformers", "tokenizers", "safetensors", "numpy", "lm_eval"):
-        with suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-        "versions": versions,
-        "command": shlex.join(["misdirect", *sys.argv[1:]]),
-    }
