@@ -71,4 +71,4 @@ __all__ = [
     "summary_rows",
     "write_summary",
     "writing",
-,]
+]

@@ -1,0 +1,1 @@
+"""GCG: a suffix of tokens found by gradient and search."""
