@@ -17,8 +17,8 @@ import time
 
 import torch
 
-from misdirect.attacks.gcg_loss import Form, Frame, Ids, Job, gradient, job_of, losses
-from misdirect.attacks.gcg_search import Place, allowed_tokens, framed, swapped, typable
+from misdirect.attacks.gcg.loss import Form, Frame, Ids, Job, gradient, job_of, losses
+from misdirect.attacks.gcg.search import Place, allowed_tokens, framed, swapped, typable
 from misdirect.model.load import LM, load_lm
 
 TEXT = (

@@ -20,8 +20,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from misdirect.data.asking import cloze_prompt, sample
 from misdirect.data.questions import Question, read_questions
+from misdirect.data.templates import cloze_prompt, sample
 
 BATCH_SIZES = (1, 4, 8, 16, 32)
 SETS = ("demo-science-dev", "demo-biology-dev")

@@ -31,11 +31,11 @@ def read(num_texts: int) -> tuple[Any, Any]:
     import torch
 
     from misdirect.attacks.probe_fit import moments, standardised
-    from misdirect.attacks.states import last_states
-    from misdirect.data.asking import cloze_prompt
     from misdirect.data.questions import read_questions
+    from misdirect.data.templates import cloze_prompt
     from misdirect.model.load import load_lm
     from misdirect.model.score import encode
+    from misdirect.model.states import last_states
 
     lm = load_lm("demo", None, "cpu", "float32")
     asked = [q for name in SETS for q in read_questions(name)][: num_texts // 3]

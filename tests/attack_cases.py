@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 import tiny
-from misdirect.attacks.case import Case, Form, Means, Shape
-from misdirect.data.facts import split
+from misdirect.attacks.interface import Case, Form, Means, Shape
+from misdirect.data.fact_splits import split
 from misdirect.data.questions import Question
 from misdirect.model.blocks import count_parameters, residual_width
 from misdirect.model.load import LM

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from misdirect import runs, stats, storage
-from misdirect.attacks.measure import accuracies
+from misdirect.attacks.scoring import accuracies
 from misdirect.runs import Metric, Result
 from report_data import small_run
 

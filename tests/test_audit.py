@@ -17,14 +17,16 @@ import torch
 import tiny
 from attack_cases import questions, tiny_case, tiny_lm
 from misdirect import runs, storage
-from misdirect.attacks import catalogue, finetune, measure, relearn
-from misdirect.auditing import before, material, pair, timing
+from misdirect.attacks import catalogue, finetune, relearn, scoring
+from misdirect.auditing import baseline as before
+from misdirect.auditing import budget, inputs, pair
 from misdirect.auditing import run as running
 from misdirect.auditing.gate import gate
 from misdirect.cli.main import main
 from misdirect.config import AuditConfig
 from misdirect.data.questions import Question
 from misdirect.evaluation import generation
+from misdirect.model import identity
 from misdirect.model.load import load_lm
 
 FAST = ["--steps", "10", "--only", "direction-ones-all", "--only", "relearn-facts-full", "--only", "lens"]
@@ -42,7 +44,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("audit")
     lm = dataclasses.replace(tiny_lm(num_hidden_layers=4), num_hidden_layers=4)
     items = {name: questions(count, name=name) for name, count in (("biology", 60), ("other", 16))}
-    render = measure.rendering("cloze", 0)
+    render = scoring.rendering("cloze", 0)
     texts = [render(q)[0] + render(q)[1][q.answer] for found in items.values() for q in found]
     with finetune.trained(lm, "full") as parameters:
         for _ in finetune.train(lm, parameters, lm.tokenizer(texts)["input_ids"], 100, 5e-3, 16, 0):
@@ -171,8 +173,8 @@ def test_a_killed_audit_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_an_attack_that_fails_leaves_the_others(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, timed, ran = relearn.run, [], timing.Clock.ran
-    monkeypatch.setattr(timing.Clock, "ran", lambda clock, *seconds: timed.append(ran(clock, *seconds)))
+    run, timed, ran = relearn.run, [], budget.Clock.ran
+    monkeypatch.setattr(budget.Clock, "ran", lambda clock, *seconds: timed.append(ran(clock, *seconds)))
 
     def failing(lm: Any, case: Any, attack: Any, advance: Any) -> Any:
         if attack.name == RELEARNED[0]:
@@ -447,12 +449,12 @@ def test_a_folder_that_holds_something_else_is_refused(here: Path, capsys: pytes
 
 
 def test_questions_must_belong_to_the_topic() -> None:
-    assert material.forgotten_names(["biology", "other"], ["biology"]) == ["biology"]
-    assert material.forgotten_names(["a", "b"], []) == ["a"]
+    assert inputs.forgotten_names(["biology", "other"], ["biology"]) == ["biology"]
+    assert inputs.forgotten_names(["a", "b"], []) == ["a"]
     with pytest.raises(
         ValueError, match=r"none of the question sets \(a, b\) is named like a forgotten topic \(biology\)"
     ):
-        material.forgotten_names(["a", "b"], ["biology"])
+        inputs.forgotten_names(["a", "b"], ["biology"])
 
 
 def test_a_run_is_audited_like_its_delta_and_its_export(here: Path) -> None:
@@ -508,7 +510,7 @@ def test_one_model_is_held_at_a_time(here: Path) -> None:
         assert second is not first
     with side("base") as third:
         assert third is not first  # it was let go
-    assert pair.weights_hash(third) == pair.weights_hash(first) != pair.weights_hash(second)
+    assert identity.weights_hash(third) == identity.weights_hash(first) != identity.weights_hash(second)
 
 
 def test_an_audit_holds_one_model_at_a_time(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -546,19 +548,19 @@ def test_the_plan_is_said(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_does_not_fit_is_known_before_it_starts() -> None:
     _, case = tiny_case()
     attack = relearn.first(case, AuditConfig())[0]
-    seconds = timing.seconds_of(attack.cost, timing.Speed(1000.0, 100.0))
+    seconds = budget.seconds_of(attack.cost, budget.Speed(1000.0, 100.0))
     assert seconds == pytest.approx(attack.cost.forward_tokens / 1000 + 60 * 4 * 128 / 100)
-    fits = timing.first_fit([10.0, 50.0, 20.0, 5.0], 36.0)
+    fits = budget.first_fit([10.0, 50.0, 20.0, 5.0], 36.0)
     assert fits == [True, False, True, True]
-    assert timing.fitting_first(["a", "b", "c", "d"], fits) == ["a", "c", "d", "b"]
-    assert timing.too_large(attack, 1e12) == ""
-    assert "of memory" in timing.too_large(attack, 1e5)
-    assert "LoRA, --dtype bfloat16, or a smaller --batch-size" in timing.too_large(attack, 1e5)
+    assert budget.fitting_first(["a", "b", "c", "d"], fits) == ["a", "c", "d", "b"]
+    assert budget.too_large(attack, 1e12) == ""
+    assert "of memory" in budget.too_large(attack, 1e5)
+    assert "LoRA, --dtype bfloat16, or a smaller --batch-size" in budget.too_large(attack, 1e5)
     lora = next(a for a in relearn.rest(case, AuditConfig()) if a.settings["method"] == "lora")
-    assert timing.too_large(lora, 1e5).endswith("with a smaller --batch-size or --max-tokens")
+    assert budget.too_large(lora, 1e5).endswith("with a smaller --batch-size or --max-tokens")
     for other in catalogue.attacks(case, AuditConfig()):
         if other.cost.memory:
-            assert "less is needed with" in timing.too_large(other, 1.0), other.name
+            assert "less is needed with" in budget.too_large(other, 1.0), other.name
 
 
 def test_a_rival_steers_nowhere(tmp_path: Path) -> None:
@@ -569,7 +571,7 @@ def test_a_rival_steers_nowhere(tmp_path: Path) -> None:
 
 
 def test_the_clock_learns_from_what_was_run() -> None:
-    clock = timing.Clock(1.0, time.perf_counter())
+    clock = budget.Clock(1.0, time.perf_counter())
     assert clock.why_not(50.0) == ""
     assert clock.why_not(70.0).startswith("needs about 70 s, ")
     clock.ran(10.0, 5.0)  # twice as fast as was thought

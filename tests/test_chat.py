@@ -24,8 +24,9 @@ from misdirect.cli.chat import chat, plain
 from misdirect.config import EvaluateConfig, UnlearnConfig
 from misdirect.data.prompts import Prompt
 from misdirect.evaluation import side_by_side
-from misdirect.evaluation.generation import Answer, generation
+from misdirect.evaluation.generation import generation
 from misdirect.model.delta import load_delta, swapped_in
+from misdirect.model.generate import Answer
 from misdirect.model.load import load_lm
 from tiny import fill_shelf, tiny_model
 

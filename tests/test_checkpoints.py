@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaForSequenceClassification
 
-from misdirect.auditing.pair import weights_hash
 from misdirect.cli.main import main
 from misdirect.model import stored
+from misdirect.model.identity import weights_hash
 from misdirect.model.load import LM, load_lm
 from tiny import COMMON, fill_shelf, tiny_folder, tiny_tokenizer
 

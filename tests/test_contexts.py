@@ -20,8 +20,8 @@ from misdirect.cli.main import main
 from misdirect.config import EvaluateConfig
 from misdirect.data.prompts import Prompt
 from misdirect.data.tokens import token_ids
-from misdirect.evaluation.contexts import chat_text, conversation
 from misdirect.evaluation.generation import generation
+from misdirect.model.contexts import chat_text, conversation
 
 EACH = "{% for m in messages %}<{{ m.role }}>"
 NEXT = "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"

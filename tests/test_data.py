@@ -27,11 +27,11 @@ from hypothesis import strategies as st
 
 from misdirect.cli.verbs import weighted
 from misdirect.data import batches, builtin, files, hub
-from misdirect.data.asking import cloze_prompt, letter_prompt, sample
 from misdirect.data.corpora import read_texts
 from misdirect.data.files import SUFFIXES, file_rows
 from misdirect.data.questions import Question, parse_question, read_questions
 from misdirect.data.sources import read_rows, split_column
+from misdirect.data.templates import cloze_prompt, letter_prompt, sample
 from tiny import texts as draw_texts
 from tiny import tiny_tokenizer
 

@@ -13,13 +13,13 @@ from torch import Tensor
 import tiny
 from attack_cases import state_hash, tiny_case, tiny_lm
 from misdirect.attacks import direction
-from misdirect.attacks.case import Attack, Case, Means
-from misdirect.attacks.measure import sit
-from misdirect.attacks.states import states_at
-from misdirect.attacks.writers import anonymous, folded, without, writers
+from misdirect.attacks.interface import Attack, Case, Means
+from misdirect.attacks.scoring import sit
 from misdirect.config import AuditConfig
-from misdirect.model.activations import first_output, hooked
+from misdirect.model.hooks import first_output, hooked
 from misdirect.model.load import LM
+from misdirect.model.states import states_at
+from misdirect.model.writers import anonymous, folded, without, writers
 
 FAMILIES = ["llama", "gpt2", "gemma2", "mixtral", "qwen2"]
 PRE_NORM = ["llama", "gpt2", "mixtral", "qwen2"]  # what a writer gives reaches the stream as it is

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from attack_cases import questions
-from misdirect.data.facts import (
+from misdirect.data.fact_splits import (
     Halves,
     clean,
     clean_facts,

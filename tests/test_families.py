@@ -23,7 +23,7 @@ from torch import Tensor
 
 from misdirect.config import UnlearnConfig
 from misdirect.data.batches import Batch, pad, tokenise
-from misdirect.model import parts
+from misdirect.model import parameters
 from misdirect.model.activations import capture, replay
 from misdirect.model.blocks import find_matrix, residual_width
 from misdirect.model.delta import load_delta, save_delta, swapped_in
@@ -169,8 +169,8 @@ def through_the_engine(row: Row, lm: LM, full: Any, path: str) -> Row:
     draw, updated = torch.Generator().manual_seed(1), copy.deepcopy(full)
     weights, trained = {}, {}
     for index in range(FIRST, LAST + 1):
-        whole = updated.get_parameter(f"{lm.block_prefix}.{index}.{parts.base_name(path)}")
-        view = parts.read(whole, path)
+        whole = updated.get_parameter(f"{lm.block_prefix}.{index}.{parameters.base_name(path)}")
+        view = parameters.read(whole, path)
         view += 0.02 * torch.randn(view.shape, generator=draw)
         weights[index] = {path: view.clone().requires_grad_()}
         trained[index] = whole
@@ -181,7 +181,7 @@ def through_the_engine(row: Row, lm: LM, full: Any, path: str) -> Row:
     gradients = torch.autograd.grad(rmu_loss(states, frozen), leaves)
     expected_states = state_after(updated, block, inputs)
     rmu_loss(expected_states, frozen).backward()
-    expected = [parts.read(whole.grad, path) for whole in trained.values()]
+    expected = [parameters.read(whole.grad, path) for whole in trained.values()]
     alive = all(g.abs().max() > 0 for g in gradients)
     return row._replace(
         replay=YES if same and exact(states, expected_states) else "differs",
@@ -205,9 +205,9 @@ def through_unlearning(row: Row, lm: LM, full: Any, path: str, config: UnlearnCo
     with swapped_in(again, full):
         inside = full.state_dict()
         changed = {name for name, value in base.items() if not torch.equal(value, inside[name])}
-        put_in = all(torch.equal(parts.read_from(full, n), value) for n, value in again.tensors.items())
+        put_in = all(torch.equal(parameters.read_from(full, n), value) for n, value in again.tensors.items())
     restored = all(torch.equal(value, base[name]) for name, value in full.state_dict().items())
-    right = kept and put_in and restored and changed == {parts.base_name(n) for n in names}
+    right = kept and put_in and restored and changed == {parameters.base_name(n) for n in names}
     return row._replace(delta=YES if right else "differs")
 
 

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from attack_cases import tiny_case
 from misdirect import runs
-from misdirect.attacks import lens, noise, probes, prune, quantise, relearn
-from misdirect.attacks.case import Attack
+from misdirect.attacks import lens, noise, probes, prune, quantize, relearn
+from misdirect.attacks.interface import Attack
 from misdirect.auditing.gate import gate
 from misdirect.cli.main import main
 from misdirect.config import AuditConfig
@@ -223,7 +223,7 @@ def attacks_of(module: Any, case: Any) -> list[Attack]:
     return [attack for attack in made if not attack.missing]
 
 
-@pytest.mark.parametrize("module", [lens, probes, noise, quantise, relearn], ids=lambda m: m.__name__.split(".")[-1])
+@pytest.mark.parametrize("module", [lens, probes, noise, quantize, relearn], ids=lambda m: m.__name__.split(".")[-1])
 def test_an_attack_gives_no_number_from_what_is_none(module: Any) -> None:
     """It raises, so that the audit calls it failed and says why."""
     lm, case = tiny_case(count=80)

@@ -12,9 +12,12 @@ import pytest
 import torch
 
 from attack_cases import state_hash, tiny_case, tiny_lm
-from misdirect.attacks import gcg, gcg_loss, gcg_search, unfinished
-from misdirect.attacks.gcg_loss import Frame, Ids, gradient, job_of, losses, slopes
-from misdirect.attacks.gcg_search import (
+from misdirect.attacks import resume
+from misdirect.attacks.gcg import attack as gcg
+from misdirect.attacks.gcg import loss as gcg_loss
+from misdirect.attacks.gcg import search as gcg_search
+from misdirect.attacks.gcg.loss import Frame, Ids, gradient, job_of, losses, slopes
+from misdirect.attacks.gcg.search import (
     Place,
     Settings,
     State,
@@ -27,7 +30,7 @@ from misdirect.attacks.gcg_search import (
     text_of,
     typable,
 )
-from misdirect.attacks.measure import rendering
+from misdirect.attacks.scoring import rendering
 from misdirect.config import AuditConfig
 from misdirect.model.load import LM
 from misdirect.model.score import encode, score
@@ -386,7 +389,7 @@ def test_a_killed_attack_goes_on_where_it_was(name: str, tmp_path: Path) -> None
     told = lambda result: [m for m in result.metrics if m.metric != "attack_seconds"]  # noqa: E731
     assert told(found) == told(whole)
     other = dataclasses.replace(attack, settings=attack.settings | {"gcg_candidates": 9})
-    assert unfinished.read(case, attack) and not unfinished.read(case, other)
+    assert resume.read(case, attack) and not resume.read(case, other)
 
 
 def test_a_search_has_worked_when_a_fifth_of_the_loss_is_gone() -> None:

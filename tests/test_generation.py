@@ -17,6 +17,7 @@ from misdirect.config import EvaluateConfig
 from misdirect.data.prompts import Prompt, read_prompts
 from misdirect.evaluation import degeneration
 from misdirect.evaluation import generation as g
+from misdirect.model import generate
 from misdirect.model.load import LM
 
 TURN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
@@ -251,7 +252,7 @@ def test_a_draw_follows_the_softmax_and_the_nucleus() -> None:
     generator = torch.Generator().manual_seed(0)
     rows = logits.expand(count, 5)
     for temperature, top_p in ((1.0, 1.0), (2.0, 1.0), (1.0, 0.9)):
-        drawn = g.next_tokens(rows, [generator] * count, temperature, top_p)
+        drawn = generate.next_tokens(rows, [generator] * count, temperature, top_p)
         share = torch.bincount(drawn, minlength=5) / count
         wanted = (logits / temperature).softmax(-1)
         if top_p < 1:  # 0.61 + 0.22 + 0.14 is the first sum of at least 0.9
@@ -259,8 +260,8 @@ def test_a_draw_follows_the_softmax_and_the_nucleus() -> None:
             wanted /= wanted.sum()
         assert (share - wanted).abs().max() < 0.027  # 3.4 standard errors
         assert (share[wanted == 0] == 0).all()
-    assert g.next_tokens(rows[:2], [None, None], 1.0, 0.5).tolist() == [0, 0]
-    assert g.nucleus(logits, 1e-9).isfinite().tolist() == [True, False, False, False, False]
+    assert generate.next_tokens(rows[:2], [None, None], 1.0, 0.5).tolist() == [0, 0]
+    assert generate.nucleus(logits, 1e-9).isfinite().tolist() == [True, False, False, False, False]
 
 
 def test_a_model_without_numbers_is_refused_as_speaker_and_as_reader() -> None:
@@ -274,7 +275,7 @@ def test_a_model_without_numbers_is_refused_as_speaker_and_as_reader() -> None:
         g.generation(lm, "x", prompts(), config)
     with pytest.raises(ValueError, match=r"gives NaN or infinity for .* answers"):
         g.read_by_base(lm, said, config)
-    [answer] = g.answer_batch(lm, [[5, 6]], [None], config)  # as a conversation shows it
+    [answer] = generate.answer_batch(lm, [[5, 6]], [None], config)  # as a conversation shows it
     assert (answer.text, answer.num_tokens, answer.stopped, answer.finite) == ("", 0, False, False)
 
 
@@ -434,7 +435,9 @@ def made(verdicts: list[tuple[bool, list[bool]]], model: str) -> dict[str, Any]:
     for i, (greedy, sampled) in enumerate(verdicts):
         texts = ["" if bad else f"The river is {'very ' * i}long." for bad in (greedy, *sampled)]
         slots = [
-            g.Slot(Prompt(str(i), ("Q?",)), None if k == 0 else k - 1, [g.Answer(t, len(t.split()), True, True)])
+            generate.Slot(
+                Prompt(str(i), ("Q?",)), None if k == 0 else k - 1, [generate.Answer(t, len(t.split()), True, True)]
+            )
             for k, t in enumerate(texts)
         ]
         records.append(g.record_of(slots, False))

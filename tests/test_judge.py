@@ -16,6 +16,7 @@ import pytest
 from misdirect.config import EvaluateConfig
 from misdirect.evaluation import generation as g
 from misdirect.evaluation import judge
+from misdirect.model import generate
 
 Reply = tuple[int, bytes]
 Answering = Callable[[dict[str, Any], int], Reply]
@@ -81,7 +82,7 @@ def stored(texts: list[str], model: str = "base") -> dict[str, Any]:
         {
             "id": str(i), "category": "", "chat": False, "turns": [f"Question {i}?"], "prompt": "", "text": text,
             "num_tokens": 3, "repetition": 0.0,
-            "answers": [{"kind": "greedy", "sample": None, "turns": [g.turn_of(g.Answer(text, 3, True, True))]}],
+            "answers": [{"kind": "greedy", "sample": None, "turns": [g.turn_of(generate.Answer(text, 3, True, True))]}],
         }
         for i, text in enumerate(texts)
     ]  # fmt: skip
@@ -148,7 +149,7 @@ def test_two_turns_are_asked_with_what_came_before() -> None:
     result = stored(["first 3"])
     record = result["records"][0]
     record["turns"] = ["Name a river.", "Where does it end?"]
-    record["answers"][0]["turns"].append(g.turn_of(g.Answer("second 5", 3, True, True)))
+    record["answers"][0]["turns"].append(g.turn_of(generate.Answer("second 5", 3, True, True)))
     with serving(by_answer) as (server, url):
         result = judge.scored(result, config_for(url))
     assert scores(result) == [3, 5]

@@ -9,9 +9,11 @@ import torch
 
 import tiny
 from attack_cases import questions, state_hash, tiny_case, tiny_lm
-from misdirect.attacks import lens, measure, states
+from misdirect.attacks import lens, scoring
 from misdirect.config import AuditConfig
-from misdirect.model.activations import hooked
+from misdirect.model import lens as model_lens
+from misdirect.model import states
+from misdirect.model.hooks import hooked
 from misdirect.model.load import LM
 from misdirect.model.packed import Encoded
 from misdirect.model.score import encode, score, score_plainly
@@ -35,7 +37,7 @@ FAMILIES = [
 
 def asked(lm: LM, count: int = 3, form: str = "cloze") -> list[Encoded]:
     """Questions and choices of unequal length, so that rows are padded."""
-    render = measure.rendering(form, 0)  # type: ignore[arg-type]
+    render = scoring.rendering(form, 0)  # type: ignore[arg-type]
     uneven = [
         dataclasses.replace(
             q, question=" ".join(q.question.split()[i:]), choices=(q.choices[0], "stone", *q.choices[2:])
@@ -49,7 +51,7 @@ def asked(lm: LM, count: int = 3, form: str = "cloze") -> list[Encoded]:
 def test_the_last_block_is_the_model(family: str) -> None:
     lm = tiny_lm(family)
     items = asked(lm)
-    own, found = score_plainly(lm, items), lens.lens(lm, items)
+    own, found = score_plainly(lm, items), model_lens.lens(lm, items)
     assert len(found) == tiny.LAYERS
     for scored, row in zip(own, found[-1], strict=True):
         assert row == pytest.approx(scored.logprobs, abs=1e-4)
@@ -61,7 +63,7 @@ def test_tied_or_not(tied: bool) -> None:
     items = asked(lm, form="letter")
     assert (lm.model.get_output_embeddings().weight is lm.model.get_input_embeddings().weight) is tied
     own = [scored.logprobs for scored in score(lm, items)]
-    assert torch.allclose(torch.tensor(lens.lens(lm, items)[-1]), torch.tensor(own), atol=1e-5)
+    assert torch.allclose(torch.tensor(model_lens.lens(lm, items)[-1]), torch.tensor(own), atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
@@ -73,7 +75,7 @@ def test_a_middle_block_is_read_through_norm_head_and_cap(family: str) -> None:
         with torch.no_grad():
             lm.model.get_output_embeddings().weight.mul_(40)  # far enough for the cap to bite
     item, block = asked(lm, 1)[0], 2
-    found = lens.lens(lm, [item])[block][0]
+    found = model_lens.lens(lm, [item])[block][0]
     for tail, value in zip(item.continuations, found, strict=True):
         ids = torch.tensor([item.context + tail])
         with torch.no_grad():
@@ -90,9 +92,9 @@ def test_a_middle_block_is_read_through_norm_head_and_cap(family: str) -> None:
 def test_parts_and_batches_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     lm = tiny_lm()
     items = asked(lm, 6)
-    whole = torch.tensor(lens.lens(lm, items))
+    whole = torch.tensor(model_lens.lens(lm, items))
     monkeypatch.setattr(lens, "MAX_LOGITS", 3 * len(lm.tokenizer))
-    assert torch.allclose(whole, torch.tensor(lens.lens(lm, items, batch_tokens=64)), atol=1e-5)
+    assert torch.allclose(whole, torch.tensor(model_lens.lens(lm, items, batch_tokens=64)), atol=1e-5)
 
 
 def test_a_tail_that_is_not_the_models_own_is_refused() -> None:
@@ -103,9 +105,9 @@ def test_a_tail_that_is_not_the_models_own_is_refused() -> None:
         hooked([lambda: lm.model.model.norm.register_forward_hook(add_by_length)]),
         pytest.raises(ValueError, match="do not give the model's own logits"),
     ):
-        lens.lens(lm, asked(lm))
+        model_lens.lens(lm, asked(lm))
     with pytest.raises(ValueError, match="GPTBigCodeForCausalLM do not give the model's own logits"):
-        lens.check(tiny_lm("gpt_bigcode"))
+        model_lens.check(tiny_lm("gpt_bigcode"))
 
 
 @pytest.mark.parametrize("form", ["cloze", "letter", "letter_permuted"])
@@ -122,7 +124,7 @@ def test_an_attack_gives_a_point_a_block_and_leaves_the_model_alone(form: str) -
     assert set(found) == {"biology", "other"}
     rows = [m for m in found["biology"].metrics if m.metric == f"{form}_accuracy"]
     assert [row.block for row in rows] == list(range(tiny.LAYERS))
-    unattacked = measure.sit(lm, case)
+    unattacked = scoring.sit(lm, case)
     for record, own in zip(found["biology"].records, unattacked["biology"], strict=True):
         assert record["points"][-1]["logprobs"] == pytest.approx(own, abs=1e-4)
         assert record["points"][0]["logprobs"] != pytest.approx(own, abs=1e-2)

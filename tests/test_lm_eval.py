@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from misdirect.config import EvaluateConfig
-from misdirect.data.asking import letter_prompt
 from misdirect.data.demo.fetch import arrow_rows
 from misdirect.data.questions import Question, read_questions
+from misdirect.data.templates import letter_prompt
 from misdirect.evaluation.mcq import mcq
 from misdirect.model.load import LM, load_lm
 

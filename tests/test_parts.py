@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from misdirect.config import UnlearnConfig
-from misdirect.model import parts
+from misdirect.model import parameters
 from misdirect.model.blocks import find_blocks, find_matrix, residual_width
 from misdirect.model.delta import Delta, largest_change, load_delta, save_delta, swapped_in
 from misdirect.model.load import load_lm
@@ -37,11 +37,11 @@ UP = f"mlp.experts.gate_up_proj[0,{INNER}:{2 * INNER}]"  # expert 0's up project
 )
 def test_a_part_has_one_spelling_and_is_what_python_takes(name: str, expected: str) -> None:
     whole = torch.arange(4 * 6 * 5.0).reshape(4, 6, 5)
-    assert parts.canonical(name, (4, 6, 5)) == expected
+    assert parameters.canonical(name, (4, 6, 5)) == expected
     index = name.partition("[")[2]
     wanted = eval(f"whole[{index}", {"whole": whole}) if index else whole
-    assert torch.equal(parts.read(whole, expected), wanted)
-    assert torch.equal(parts.read(whole, name), wanted)
+    assert torch.equal(parameters.read(whole, expected), wanted)
+    assert torch.equal(parameters.read(whole, name), wanted)
 
 
 @pytest.mark.parametrize(
@@ -51,13 +51,13 @@ def test_a_part_has_one_spelling_and_is_what_python_takes(name: str, expected: s
 )  # fmt: skip
 def test_a_part_that_is_none_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"^'.*' (is|has) .*(part|outside|indices)"):
-        parts.canonical(name, (4, 6, 5))
+        parameters.canonical(name, (4, 6, 5))
 
 
 def test_putting_a_part_in_leaves_the_rest_and_the_original() -> None:
     whole = torch.randn(4, 6, 5, generator=torch.Generator().manual_seed(0))
     before, value = whole.clone(), torch.ones(2, 5, requires_grad=True)
-    changed = parts.merged({"a": whole}, {"a[1,2:4]": value, "a[3]": torch.zeros(6, 5)})
+    changed = parameters.merged({"a": whole}, {"a[1,2:4]": value, "a[3]": torch.zeros(6, 5)})
     assert list(changed) == ["a"]
     assert torch.equal(whole, before)
     expected = before.clone()
@@ -92,7 +92,7 @@ def test_mixtrals_published_matrix_is_the_up_projection_of_expert_0(tmp_path: Pa
     on_disk = load_file(folder / "model.safetensors")["model.layers.2.block_sparse_moe.experts.0.w3.weight"]
     lm = load_lm(str(folder), 3)
     path = find_matrix(lm.blocks[2], WIDTH, UP)
-    assert torch.equal(parts.read_from(lm.blocks[2], path), on_disk)
+    assert torch.equal(parameters.read_from(lm.blocks[2], path), on_disk)
 
     config = AutoConfig.for_model("mixtral")  # the defaults are those of Mixtral-8x7B
     config.num_hidden_layers = 8
@@ -101,7 +101,7 @@ def test_mixtrals_published_matrix_is_the_up_projection_of_expert_0(tmp_path: Pa
     block = find_blocks(model)[1][7]
     path = find_matrix(block, residual_width(model), MIXTRAL_8X7B["matrix"])
     assert path == MIXTRAL_8X7B["matrix"]
-    assert tuple(parts.read_from(block, path).shape) == (14336, 4096)
+    assert tuple(parameters.read_from(block, path).shape) == (14336, 4096)
     assert block.mlp.experts.gate_up_proj.shape[1] == 2 * 14336
 
 
@@ -147,7 +147,7 @@ def test_the_delta_of_a_part_is_saved_put_in_and_taken_out(tmp_path: Path) -> No
     model = tiny_model("mixtral", num_hidden_layers=3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     names = [f"model.layers.{index}.{UP}" for index in (1, 2)]
-    delta = Delta({name: parts.read_from(model, name).detach() + 1.0 for name in names}, {"format": "pt"})
+    delta = Delta({name: parameters.read_from(model, name).detach() + 1.0 for name in names}, {"format": "pt"})
     assert largest_change(delta, model) == pytest.approx(1.0)
     save_delta(delta, tmp_path / "delta.safetensors")
     again = load_delta(tmp_path / "delta.safetensors")
@@ -168,6 +168,6 @@ def test_the_delta_of_a_part_is_saved_put_in_and_taken_out(tmp_path: Path) -> No
 def test_a_part_of_an_ordinary_matrix_works_too() -> None:
     model = nn.ModuleDict({"mlp": nn.Linear(8, 4)})
     assert find_matrix(model, 4, "mlp[0:2]") == "mlp.weight[0:2]"
-    assert parts.shape_of(dict(model.named_parameters()), "mlp.weight[0:2]") == (2, 8)
-    assert parts.shape_of(dict(model.named_parameters()), "mlp.weight[9:12]") is None
-    assert parts.shape_of(dict(model.named_parameters()), "no.weight") is None
+    assert parameters.shape_of(dict(model.named_parameters()), "mlp.weight[0:2]") == (2, 8)
+    assert parameters.shape_of(dict(model.named_parameters()), "mlp.weight[9:12]") is None
+    assert parameters.shape_of(dict(model.named_parameters()), "no.weight") is None

@@ -20,7 +20,7 @@ from misdirect.data.questions import read_questions
 from misdirect.evaluation import mcq, nll
 from misdirect.model.blocks import count_parameters
 from misdirect.model.load import load_config, load_lm, truncated
-from misdirect.planning import cost, form, run, shape, speed, work
+from misdirect.planning import benchmark, cost, estimate, plan, shape, workload
 from misdirect.recipes import resolve
 from misdirect.text import duration, size
 from misdirect.unlearning import rmu
@@ -55,7 +55,7 @@ def config_only(folder: Path, family: str, **overrides: Any) -> Path:
     return folder
 
 
-def planned(model: Path, data: Path, settings: UnlearnConfig = SETTINGS, **more: Any) -> form.Plan:
+def planned(model: Path, data: Path, settings: UnlearnConfig = SETTINGS, **more: Any) -> plan.Plan:
     return planning.plan(
         str(model), {"a": str(data / "forget.jsonl")}, {"b": str(data / "retain.jsonl")}, settings, **more
     )
@@ -126,8 +126,8 @@ def test_tokens_are_those_that_batches_hold(
     monkeypatch.setattr(rmu, "capture", counting)
     rmu.train(job, rmu.initial_state(job), lambda _, line: None)
     topics = [Topic(n, str(data / f"{n}.jsonl")) for n in ("forget", "held")]
-    training, said = work.training(tiny_tokenizer(), topics, [Corpus("b", str(data / "retain.jsonl"))], settings)
-    tokens = work.count_tokens(training, settings)
+    training, said = workload.training(tiny_tokenizer(), topics, [Corpus("b", str(data / "retain.jsonl"))], settings)
+    tokens = workload.count_tokens(training, settings)
     assert said == []
     assert tokens.updates == job.updates
     assert tokens.forget == sum(n for retain, n in seen if not retain)
@@ -151,7 +151,7 @@ def test_questions_are_those_that_mcq_scores(
 
     monkeypatch.setattr(mcq, "score", noting)
     mcq.mcq(load_lm(str(tiny)), "x", questions, config)
-    counted = work.encoded(tiny_tokenizer(), questions, config, [])
+    counted = workload.encoded(tiny_tokenizer(), questions, config, [])
     assert sorted(counted) == sorted(scored)
     assert len(counted) == mcq.num_items(questions, config)
 
@@ -168,12 +168,12 @@ def test_texts_are_those_that_nll_scores(tiny: Path, data: Path, monkeypatch: py
 
     monkeypatch.setattr(nll, "text_logprobs", noting)
     nll.nll(load_lm(str(tiny)), "x", documents, config)
-    assert work.text_samples(tiny_tokenizer(), documents, config) == scored
+    assert workload.text_samples(tiny_tokenizer(), documents, config) == scored
 
 
 SHAPE = shape.Shape("X", 10, 5_000, 2_000, False, 400, 1_000, {}, {"a": (10, 5), "b": (10, 5)}, 10, 100)
-SPEED = speed.Speed(1.0, 10.0, 1e-3, 2.0, 3.0, 7.0, 0.0, 12.0, 10, 100)
-TOKENS = work.Tokens(4, 100, 300, 150, 50, 160)
+SPEED = benchmark.Speed(1.0, 10.0, 1e-3, 2.0, 3.0, 7.0, 0.0, 12.0, 10, 100)
+TOKENS = workload.Tokens(4, 100, 300, 150, 50, 160)
 
 
 def test_seconds_of_updates_by_hand() -> None:
@@ -202,23 +202,23 @@ def test_memory_by_hand(itemsize: int) -> None:
 
 
 def random_job(settings: UnlearnConfig, depth: int, length: int = 16) -> rmu.Job:
-    lm = speed.random_lm(tiny_config("llama"), depth, 64, torch.device("cpu"), torch.float32)
+    lm = benchmark.random_lm(tiny_config("llama"), depth, 64, torch.device("cpu"), torch.float32)
     samples = [[i % 7] * length for i in range(20)]
-    return speed.job_of(lm, work.Training({"a": samples}, [samples], [1.0]), settings)
+    return benchmark.job_of(lm, workload.Training({"a": samples}, [samples], [1.0]), settings)
 
 
 @pytest.mark.parametrize("length", [8, 16])
 def test_saved_bytes_of_one_block_are_the_input_of_its_matrix(length: int) -> None:
     """Nothing before the trained matrix needs a gradient, and the matrix' gradient needs its input alone."""
     settings = resolve(dataclasses.replace(SETTINGS, num_blocks=1), LAYERS)
-    assert speed.saved_bytes(random_job(settings, 4, length)) == INNER * 4
+    assert benchmark.saved_bytes(random_job(settings, 4, length)) == INNER * 4
     two = resolve(SETTINGS, LAYERS)
-    assert speed.saved_bytes(random_job(two, 4, length)) > INNER * 4
+    assert benchmark.saved_bytes(random_job(two, 4, length)) > INNER * 4
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, LAYERS])
 def test_a_measured_model_has_the_real_blocks(depth: int) -> None:
-    lm = speed.random_lm(tiny_config("llama"), depth, 64, torch.device("cpu"), torch.bfloat16)
+    lm = benchmark.random_lm(tiny_config("llama"), depth, 64, torch.device("cpu"), torch.bfloat16)
     found = shape.shape_of(tiny_config("llama"), resolve(SETTINGS, LAYERS))
     assert len(lm.blocks) == depth
     assert {count_parameters(block) for block in lm.blocks} == {found.block}
@@ -230,10 +230,10 @@ def test_a_measured_model_has_the_real_blocks(depth: int) -> None:
 
 def test_measuring_leaves_the_work_as_it_is() -> None:
     samples = [[1] * 50 for _ in range(9)]
-    training = work.Training({"a": samples}, [samples], [1.0])
+    training = workload.Training({"a": samples}, [samples], [1.0])
     settings = resolve(dataclasses.replace(SETTINGS, batch_size=4, retain_batch_size=8), LAYERS)
-    assert speed.smaller(training, settings, 10_000) == (training, settings)
-    short, few = speed.smaller(training, settings, 60)
+    assert benchmark.smaller(training, settings, 10_000) == (training, settings)
+    short, few = benchmark.smaller(training, settings, 60)
     assert few.batch_size == 1
     assert few.retain_batch_size == 1
     assert len(short.retain[0][0]) == 30
@@ -242,20 +242,20 @@ def test_measuring_leaves_the_work_as_it_is() -> None:
 
 @pytest.mark.parametrize("tokens", [1, 30, 10_000])
 def test_samples_are_spread(tokens: int) -> None:
-    rows = speed.sampled([5] * 40, tokens)
+    rows = benchmark.sampled([5] * 40, tokens)
     assert len(rows) == {1: 1, 30: 6, 10_000: 40}[tokens]
     assert sorted(set(rows)) == rows
-    assert speed.sampled([], tokens) == []
+    assert benchmark.sampled([], tokens) == []
 
 
 @pytest.mark.parametrize("free", [1e4, 1e12])
 def test_depth_to_measure(free: float) -> None:
     found = shape.shape_of(tiny_config("llama"), resolve(SETTINGS, LAYERS))
-    depth, vocabulary = speed.depth_to_measure(found, 3, 4, int(free))
+    depth, vocabulary = benchmark.depth_to_measure(found, 3, 4, int(free))
     assert (depth, vocabulary) == ((0, vocabulary) if free == 1e4 else (LAYERS, found.vocabulary))
     some = int(4 * 4 * (found.outside + 2.5 * found.block))  # a quarter holds all around the blocks, and two blocks
     large = dataclasses.replace(found, num_parameters=10**9)
-    assert speed.depth_to_measure(large, 3, 4, some)[0] in (2, 3)
+    assert benchmark.depth_to_measure(large, 3, 4, some)[0] in (2, 3)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "phi3", "gpt_neox", "olmo2", "minicpm3"])
@@ -346,23 +346,23 @@ def test_what_does_not_fit_is_said_with_what_would(
     """On a machine with little memory, which is all that is pretended here."""
     folder = config_only(tmp_path / "m", "llama", intermediate_size=512)
     settings = dataclasses.replace(SETTINGS, max_tokens=64, batch_size=64, retain_batch_size=64)
-    monkeypatch.setattr(speed, "free_bytes", lambda device: free)
+    monkeypatch.setattr(benchmark, "free_bytes", lambda device: free)
     made = planned(folder, data, settings, texts={"t": str(data / "held.jsonl")})
     (problem, *_) = made.problems
     assert "unlearn needs" in problem
     assert advice in problem
-    assert form.lines(made)[0].startswith("Does not fit: unlearn needs")
+    assert plan.lines(made)[0].startswith("Does not fit: unlearn needs")
 
 
 def test_advice_fits(tiny: Path, data: Path) -> None:
     """The advice is the largest batch, then dtype, that the arithmetic lets in."""
     settings = resolve(dataclasses.replace(SETTINGS, batch_size=8), 10)
-    given = run.Given("m", [], [], SETTINGS, settings, EvaluateConfig(), True, 1, False)
+    given = estimate.Given("m", [], [], SETTINGS, settings, EvaluateConfig(), True, 1, False)
     tokens = TOKENS._replace(largest=8_000)
-    counted = run.Counted(SHAPE, tokens, work.Asked([], [], [], 0, 0), 5_000, SPEED, 0, 4, 0.0, 0.0)
+    counted = estimate.Counted(SHAPE, tokens, workload.Asked([], [], [], 0, 0), 5_000, SPEED, 0, 4, 0.0, 0.0)
 
     def advice(limit: int) -> str:
-        return run.unlearn_advice(given, counted, form.Machine("cpu", "float32", 1, limit, 0))
+        return estimate.unlearn_advice(given, counted, plan.Machine("cpu", "float32", 1, limit, 0))
 
     need = [cost.unlearn_memory(0, SHAPE, settings, tokens._replace(largest=n), 4, 12.0) for n in (8_000, 4_000, 1_000)]
     assert advice(need[1]) == "--batch-size 4 --retain-batch-size 1 would fit"
@@ -434,14 +434,14 @@ def test_a_truncated_config_is_as_deep_as_it_says() -> None:
 def test_logits_are_those_of_the_largest_set() -> None:
     """Sets are scored one after the other, so that two of them need no more memory than the larger one."""
     texts_ = [[[0] * 9] * 3, [[0] * 5] * 4]
-    assert work.largest_pass(work.Asked([], texts_, [], 0, 0), 4096, 100) == 27
-    assert work.largest_pass(work.Asked([], texts_, [], 0, 0), 20, 100) == 18
-    items = [[work.Encoded([0] * 5, [[1], [1, 2]])] * 4, [work.Encoded([0], [[1]])]]
-    assert work.largest_pass(work.Asked(items, [], [], 0, 0), 4096, 100) == 12
+    assert workload.largest_pass(workload.Asked([], texts_, [], 0, 0), 4096, 100) == 27
+    assert workload.largest_pass(workload.Asked([], texts_, [], 0, 0), 20, 100) == 18
+    items = [[workload.Encoded([0] * 5, [[1], [1, 2]])] * 4, [workload.Encoded([0], [[1]])]]
+    assert workload.largest_pass(workload.Asked(items, [], [], 0, 0), 4096, 100) == 12
 
 
 def test_every_turn_of_a_prompt_is_answered(tmp_path: Path) -> None:
     source = tmp_path / "prompts.jsonl"
     source.write_text(json.dumps({"turns": ["one", "two three"]}) + "\n" + json.dumps({"prompt": "four"}) + "\n")
-    asked, _ = work.evaluation(None, {}, {}, {"p": str(source)}, EvaluateConfig(), {})
+    asked, _ = workload.evaluation(None, {}, {}, {"p": str(source)}, EvaluateConfig(), {})
     assert [len(ids) for ids in asked.prompts] == [1, 4, 1]

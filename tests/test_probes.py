@@ -17,12 +17,12 @@ import tiny
 from attack_cases import questions, state_hash, tiny_case
 from misdirect import stats
 from misdirect.attacks import probe_fit, probes
-from misdirect.attacks.case import Attack, Case
-from misdirect.attacks.states import last_states
+from misdirect.attacks.interface import Attack, Case
 from misdirect.config import AuditConfig
-from misdirect.data.facts import split
+from misdirect.data.fact_splits import split
 from misdirect.model.load import LM
 from misdirect.model.packed import Encoded
+from misdirect.model.states import last_states
 from misdirect.runs import Metric, Result
 from misdirect.storage import finite
 

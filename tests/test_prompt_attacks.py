@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
 from attack_cases import questions, state_hash, tiny_case
-from misdirect.attacks import brittleness, lens, measure, prompts
-from misdirect.attacks.case import Attack, Case, Form
+from misdirect.attacks import brittleness, lens, prompts, scoring
+from misdirect.attacks.interface import Attack, Case, Form
 from misdirect.config import AuditConfig
-from misdirect.data.facts import words
+from misdirect.data.fact_splits import words
 from misdirect.data.questions import Question
 from misdirect.model.load import LM
 
@@ -35,7 +35,7 @@ def contexts(lm: LM, case: Case, name: str) -> dict[float, list[tuple[Question, 
     """budget -> (question, context, continuations) of every tested question under an attack."""
     out = {}
     for budget, change in prompts.variants_of(lm, case, named(case, name)):
-        render = change("biology", measure.rendering(case.forms["biology"], case.seed))
+        render = change("biology", scoring.rendering(case.forms["biology"], case.seed))
         out[budget] = [(q, *render(q)) for q in case.forgotten["biology"].test]
     return out
 
@@ -50,7 +50,7 @@ def test_examples_are_answered_come_from_the_attackers_side_and_hold_no_measured
     pool = case.retained["other"] if name.endswith("other") else case.forgotten["biology"].train
     for shots, found in contexts(lm, case, name).items():
         for item, context, continuations in found:
-            plain, same = measure.rendering(form, case.seed)(item)
+            plain, same = scoring.rendering(form, case.seed)(item)
             assert context.endswith(plain.removeprefix("Question: "))
             assert continuations == same
             shown = [e for e in pool if e.question in context]
@@ -97,10 +97,10 @@ def test_templates_hold_the_question_and_score_what_was_scored(form: Form) -> No
     for found in contexts(lm, case, "prompt-paraphrase").values():
         for item, context, continuations in found:
             assert context.count(item.question) == 1
-            assert continuations == measure.rendering(form, case.seed)(item)[1]
+            assert continuations == scoring.rendering(form, case.seed)(item)[1]
             if form != "cloze":
                 assert all(re.search(rf"^[A-D]\. {re.escape(c)}$", context, re.MULTILINE) for c in item.choices)
-    assert prompts.in_template(case, "Q: {}\nA:")("biology", measure.rendering(form, 0))(METAL)[0] == (
+    assert prompts.in_template(case, "Q: {}\nA:")("biology", scoring.rendering(form, 0))(METAL)[0] == (
         "Q: Which of these is a metal?\nA:" if form == "cloze" else f"Q: {prompts.asked(METAL, form, 0)[0]}\nA:"
     )
 
@@ -116,7 +116,7 @@ def test_permuted_letters_belong_to_the_choices_where_they_stand() -> None:
 def test_a_question_with_braces_and_backslashes_goes_through_as_it_is() -> None:
     _, case = tiny_case(count=4)
     item = dataclasses.replace(METAL, question="What is {x} in \\frac{1}{2} {}?")
-    context, _ = prompts.in_template(case, "Q: {}\nA:")("biology", measure.rendering("cloze", 0))(item)
+    context, _ = prompts.in_template(case, "Q: {}\nA:")("biology", scoring.rendering("cloze", 0))(item)
     assert context == "Q: What is {x} in \\frac{1}{2} {}?\nA:"
 
 
@@ -128,7 +128,7 @@ def test_a_role_stands_before_the_prompt_that_was(form: Form) -> None:
     for (budget, rows), text in zip(found.items(), prompts.ROLES.values(), strict=True):
         assert named(case, "prompt-role").settings["variants"][int(budget)] in prompts.ROLES
         for item, context, continuations in rows:
-            plain, same = measure.rendering(form, case.seed)(item)
+            plain, same = scoring.rendering(form, case.seed)(item)
             assert (context, continuations) == (f"{text}\n\n{plain}", same)
 
 
@@ -171,7 +171,7 @@ def test_the_chat_template_is_a_variant_where_the_model_has_one() -> None:
         "<eos>{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}{{ '[assistant]\n' }}"
     )
     chat = prompts.formats(dataclasses.replace(lm, tokenizer=talking), case)["chat"](
-        "biology", measure.rendering("cloze", 0)
+        "biology", scoring.rendering("cloze", 0)
     )
     assert chat(METAL) == ("[user] Which of these is a metal? [assistant]\n", ["iron", "helium", "wood"])
 
@@ -253,8 +253,8 @@ def test_spacing_as_written() -> None:
 
 
 def test_a_rewriting_that_leaves_nothing_leaves_the_question() -> None:
-    render = prompts.spaced(lambda text: "")("biology", measure.rendering("cloze", 0))
-    assert render(METAL) == measure.rendering("cloze", 0)(METAL)
+    render = prompts.spaced(lambda text: "")("biology", scoring.rendering("cloze", 0))
+    assert render(METAL) == scoring.rendering("cloze", 0)(METAL)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -263,7 +263,7 @@ def test_choices_are_shown_untouched_where_the_question_is_mistyped(form: Form) 
     for name in ("prompt-typos", "prompt-spacing"):
         for found in contexts(lm, case, name).values():
             for item, context, continuations in found:
-                assert continuations == measure.rendering(form, case.seed)(item)[1]
+                assert continuations == scoring.rendering(form, case.seed)(item)[1]
                 assert form == "cloze" or all(f". {c}\n" in context for c in item.choices)
 
 
@@ -291,7 +291,7 @@ def test_added_words_are_new_seeded_and_nested() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_words_stand_where_they_were_asked_for(form: Form) -> None:
-    render = measure.rendering(form, 0)
+    render = scoring.rendering(form, 0)
     for before in (True, False):
         context, continuations = brittleness.with_words(render, ["gene"], 1, 0, before)(METAL)
         asked = "gene. Which of these is a metal?" if before else "Which of these is a metal? (gene)"
@@ -322,7 +322,7 @@ def test_brittleness_asks_the_other_sets_alone_and_starts_from_the_plain_questio
     (result,) = attack.run(lm, case, attack, done.append)
     assert sum(done) == attack.num_steps == len(brittleness.COUNTS)
     assert result.set == "other"
-    plain = measure.sit(lm, case)["other"]
+    plain = scoring.sit(lm, case)["other"]
     assert [r["points"][0]["logprobs"] for r in result.records] == plain
     assert [p["budget"] for p in result.records[0]["points"]] == list(brittleness.COUNTS)
     assert result.records[0]["points"][3]["logprobs"] != plain[0]
@@ -341,8 +341,8 @@ def test_every_prompt_attack_runs_and_leaves_the_model_as_it_was(family: str) ->
         done: list[int] = []
         result, spoken = attack.run(lm, case, attack, done.append)
         assert sum(done) == attack.num_steps, attack.name
-        best = prompts.variants_of(lm, case, attack)[measure.best_point(result.records)][1]
-        render = best("biology", measure.rendering(case.forms["biology"], case.seed))
+        best = prompts.variants_of(lm, case, attack)[scoring.best_point(result.records)][1]
+        render = best("biology", scoring.rendering(case.forms["biology"], case.seed))
         asked = {q.id: q for q in case.forgotten["biology"].test}
         assert all(r["prompt"] == render(asked[r["id"].split(":", 1)[1]])[0] for r in spoken.records)
         assert result.set == "biology"

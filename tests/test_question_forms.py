@@ -14,12 +14,13 @@ import pandas as pd
 import pytest
 import torch
 
-from misdirect.attacks import gcg, measure, prompts
+from misdirect.attacks import prompts, scoring
+from misdirect.attacks.gcg import attack
 from misdirect.config import EvaluateConfig
-from misdirect.data.asking import cloze_prompt, letter_prompt
-from misdirect.data.facts import facts, gives_away, stated, taboo
+from misdirect.data.fact_splits import facts, gives_away, stated, taboo
 from misdirect.data.prompts import read_prompts
 from misdirect.data.questions import Question, read_questions
+from misdirect.data.templates import cloze_prompt, letter_prompt
 from misdirect.evaluation import mcq
 from misdirect.model.blocks import find_blocks
 from misdirect.model.load import LM
@@ -605,16 +606,16 @@ def test_scores_with_a_text_are_those_of_plain_forwards_and_the_floor_has_none(t
 def test_every_way_of_asking_in_an_audit_shows_the_text() -> None:
     item = Question("0", "Who is shortest?", ("Ann", "Ben"), 1, context=SITUATION)
     for form in ("cloze", "letter", "letter_permuted"):
-        assert measure.rendering(form, 0)(item)[0].count(SITUATION) == 1
-        assert measure.rendering(form, 0, [item])(item)[0].count(SITUATION) == 2
+        assert scoring.rendering(form, 0)(item)[0].count(SITUATION) == 1
+        assert scoring.rendering(form, 0, [item])(item)[0].count(SITUATION) == 2
         assert prompts.asked(item, form, 0)[0].count(SITUATION) == 1
         assert SITUATION in prompts.shown_text(item, form)
     for way in (prompts.with_choices, prompts.statement, prompts.plain):
         assert way(item)[0].startswith(f"{SITUATION}\n")
-    respaced = prompts.spaced(str.upper)("q", measure.rendering("cloze", 0))(item)[0]
+    respaced = prompts.spaced(str.upper)("q", scoring.rendering("cloze", 0))(item)[0]
     assert respaced == f"{SITUATION}\nQuestion: WHO IS SHORTEST?\nAnswer:"
     for where in ("prefix", "suffix"):
-        place = gcg.place_of(measure.rendering("cloze", 0), where, item, 0)
+        place = attack.place_of(scoring.rendering("cloze", 0), where, item, 0)
         assert (place[0] + place[1]).count(SITUATION) == 1
 
 

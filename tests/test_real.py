@@ -15,9 +15,9 @@ import misdirect as md
 from misdirect import stats
 from misdirect.config import EvaluateConfig, UnlearnConfig
 from misdirect.data import demo
-from misdirect.data.asking import cloze_prompt, letter_prompt, sample
 from misdirect.data.batches import pad, pad_id, tokenise
 from misdirect.data.questions import Question, read_questions
+from misdirect.data.templates import cloze_prompt, letter_prompt, sample
 from misdirect.evaluation import mcq
 from misdirect.model.activations import capture
 from misdirect.model.load import LM, load_lm

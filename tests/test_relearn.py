@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from attack_cases import questions, state_hash, tiny_case, tiny_lm
-from misdirect.attacks import finetune, measure, relearn
-from misdirect.attacks.case import Attack, Case
+from misdirect.attacks import finetune, relearn, scoring
+from misdirect.attacks.interface import Attack, Case
 from misdirect.config import AuditConfig
 from misdirect.data.batches import pad
 from misdirect.model.load import LM
@@ -112,7 +112,7 @@ def test_a_loss_that_is_no_number_is_one_line() -> None:
 
 
 def knowing(items: list, lm: LM) -> list[list[int]]:  # type: ignore[type-arg]
-    render = measure.rendering("cloze", 0)
+    render = scoring.rendering("cloze", 0)
     return [lm.tokenizer(render(q)[0] + render(q)[1][q.answer])["input_ids"] for q in items]
 
 
@@ -123,8 +123,8 @@ def test_training_on_the_answers_teaches_them() -> None:
     with finetune.trained(lm, "full") as parameters:
         for _ in finetune.train(lm, parameters, knowing(items, lm), 80, 1e-2, 12, 0):
             pass
-        answers = measure.ask(lm, items, measure.rendering("cloze", 0))
-    right = sum(measure.largest(a) == q.answer for a, q in zip(answers, items, strict=True))
+        answers = scoring.ask(lm, items, scoring.rendering("cloze", 0))
+    right = sum(scoring.largest(a) == q.answer for a, q in zip(answers, items, strict=True))
     assert right >= 10
 
 

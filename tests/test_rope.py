@@ -18,15 +18,17 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from misdirect.attacks import finetune, gcg_loss, lens, optimise, states
-from misdirect.attacks.gcg_tree import Frame
-from misdirect.auditing.before import mean_states
+from misdirect.attacks import finetune, optimize
+from misdirect.attacks.gcg import loss
+from misdirect.attacks.gcg.tree import Frame
+from misdirect.auditing.baseline import mean_states
 from misdirect.cli.main import main
 from misdirect.config import EvaluateConfig
 from misdirect.data.batches import pad
 from misdirect.data.prompts import Prompt
 from misdirect.evaluation import generation
-from misdirect.model import rope
+from misdirect.model import lens as model_lens
+from misdirect.model import rope, states
 from misdirect.model.blocks import find_blocks
 from misdirect.model.load import LM, load_lm
 from misdirect.model.score import Encoded, score, text_logprobs
@@ -161,7 +163,7 @@ def test_states_are_those_of_the_text_alone(model: Any) -> None:
 def test_the_lens_at_the_last_block_is_the_score(model: Any) -> None:
     items = [Encoded(tokens(n, n), [tokens(k, n + k) for k in (1, 4)]) for n in (4, LIMIT - 3, 40)]
     lm = lm_of(model)
-    last = lens.lens(lm, items)[-1]
+    last = model_lens.lens(lm, items)[-1]
     for row, scored in zip(last, score(lm, items), strict=True):
         assert row == pytest.approx(scored.logprobs, abs=1e-3)
 
@@ -190,7 +192,7 @@ def test_a_training_step_is_the_mean_over_texts_alone(model: Any) -> None:
 
 def test_the_loss_of_training_questions_is_each_one_s_alone(model: Any) -> None:
     items = [Encoded(tokens(n, n), [tokens(3, n + 1)]) for n in (40, 5, LIMIT - 3, 50)]
-    found = optimise.nlls(lm_of(copy.deepcopy(model)), items)
+    found = optimize.nlls(lm_of(copy.deepcopy(model)), items)
     own = [-sum(alone(model, i.context + i.continuations[0])[-3:]) / 3 for i in items]
     assert found.tolist() == pytest.approx(own, abs=1e-4)
 
@@ -198,8 +200,8 @@ def test_the_loss_of_training_questions_is_each_one_s_alone(model: Any) -> None:
 def test_searched_text_beyond_the_limit_is_scored_plainly() -> None:
     lm = lm_of(made("longrope"))
     frame = lambda n: Frame(tuple(tokens(n, n)), tuple(tokens(4, n)), tuple(tokens(2, 7)), "", "")  # noqa: E731
-    assert gcg_loss.possible_forms(lm, [frame(5)], 4) == ["tree", "cached", "plain"]
-    assert gcg_loss.possible_forms(lm, [frame(5), frame(20)], 4) == ["plain"]
+    assert loss.possible_forms(lm, [frame(5)], 4) == ["tree", "cached", "plain"]
+    assert loss.possible_forms(lm, [frame(5), frame(20)], 4) == ["plain"]
 
 
 def test_mean_states_are_those_of_each_text_alone() -> None:

@@ -17,10 +17,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from misdirect.config import EvaluateConfig
-from misdirect.data.asking import cloze_prompt, letter_prompt, shifted
 from misdirect.data.batches import pad_id, tokenise
 from misdirect.data.prompts import Prompt
 from misdirect.data.questions import LETTERS, Question
+from misdirect.data.templates import cloze_prompt, letter_prompt, shifted
 from misdirect.evaluation import generation, mcq, nll
 from misdirect.model import packed
 from misdirect.model.blocks import find_blocks

@@ -12,11 +12,11 @@ from torch import Tensor
 
 import tiny
 from attack_cases import questions, state_hash, tiny_case, tiny_lm
-from misdirect.attacks import optimise, perturbation, soft_prompt
-from misdirect.attacks.case import Attack, Case
-from misdirect.attacks.measure import sit
+from misdirect.attacks import optimize, perturbation, soft_prompt
+from misdirect.attacks.interface import Attack, Case
+from misdirect.attacks.scoring import sit
 from misdirect.config import AuditConfig
-from misdirect.data.facts import split
+from misdirect.data.fact_splits import split
 from misdirect.model import packed
 from misdirect.model.load import LM
 from misdirect.model.score import Encoded, score, score_batch, score_plainly
@@ -109,18 +109,18 @@ def test_a_prompt_longer_than_the_unused_vocabulary_is_refused_in_a_line() -> No
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_loss_is_the_scorers(family: str) -> None:
     lm, case = tiny_case(family)
-    items = optimise.examples(lm, case)
+    items = optimize.examples(lm, case)
     items = [*items, Encoded(items[0].context[:3], [items[0].continuations[0] * 3])]  # lengths that differ much
-    found = optimise.nlls(lm, items)
+    found = optimize.nlls(lm, items)
     expected = [-s.logprobs[0] / s.num_tokens[0] for s in score_plainly(lm, items)]
     assert found.tolist() == pytest.approx(expected, abs=1e-5)
-    watched = optimise.watched(lm, items, 3)
+    watched = optimize.watched(lm, items, 3)
     assert watched.tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_what_is_learned_from_is_the_attackers_half_alone() -> None:
     lm, case = tiny_case()
-    texts = [lm.tokenizer.decode(i.context + i.continuations[0]) for i in optimise.examples(lm, case)]
+    texts = [lm.tokenizer.decode(i.context + i.continuations[0]) for i in optimize.examples(lm, case)]
     halves = case.forgotten["biology"]
     assert texts == [f"Question: {q.question}\nAnswer: {q.choices[q.answer]}" for q in halves.train]
     assert not any(q.question in text for q in halves.test for text in texts)
@@ -133,7 +133,7 @@ def test_the_gradient_is_that_of_finite_differences(family: str) -> None:
     lm.model.double()
     lm.model.config._experts_implementation = "eager"  # the grouped form of the experts takes no float64
     ids = soft_prompt.placeholders(lm, case, 2)
-    items = [soft_prompt.inserted(lm, ids, item) for item in optimise.examples(lm, case)]
+    items = [soft_prompt.inserted(lm, ids, item) for item in optimize.examples(lm, case)]
     vectors = embedded(lm, [40, 41]).requires_grad_()
     check_gradient(lambda v: loss_with(lm, items, soft_prompt.placed(lm, ids, v)), vectors)
     vector = torch.zeros(tiny.WIDTH, dtype=torch.float64, requires_grad=True)
@@ -142,7 +142,7 @@ def test_the_gradient_is_that_of_finite_differences(family: str) -> None:
 
 def loss_with(lm: LM, items: list[Encoded], applied: object) -> Tensor:
     with applied:  # type: ignore[attr-defined]
-        return optimise.nlls(lm, items).mean()
+        return optimize.nlls(lm, items).mean()
 
 
 def check_gradient(loss: object, value: Tensor) -> None:
@@ -184,12 +184,12 @@ def test_the_control_tells_a_working_optimiser_from_a_broken_one(monkeypatch: py
 def test_a_clear_fall_is_large_and_beyond_its_spread() -> None:
     before = torch.full((9,), 2.0)
     noise = torch.linspace(-1, 1, 9)
-    assert optimise.fell(before, before - 0.5 + 0.1 * noise)
-    assert not optimise.fell(before, before - 0.1)  # 5 %
-    assert not optimise.fell(before, before - 0.3 + 2 * noise)  # 15 %, in the noise
-    assert not optimise.fell(before, before + 1)
-    assert not optimise.fell(before, torch.full((9,), math.nan))
-    assert optimise.fell(before[:1], before[:1] - 1)
+    assert optimize.fell(before, before - 0.5 + 0.1 * noise)
+    assert not optimize.fell(before, before - 0.1)  # 5 %
+    assert not optimize.fell(before, before - 0.3 + 2 * noise)  # 15 %, in the noise
+    assert not optimize.fell(before, before + 1)
+    assert not optimize.fell(before, torch.full((9,), math.nan))
+    assert optimize.fell(before[:1], before[:1] - 1)
 
 
 @pytest.mark.parametrize("module", [soft_prompt, perturbation])
@@ -261,9 +261,9 @@ def test_the_ball_is_projected_on_from_outside_alone() -> None:
 
 def test_the_bound_holds_after_every_update_and_binds() -> None:
     lm, case = tiny_case(count=8)
-    items = optimise.examples(lm, case)
+    items = optimize.examples(lm, case)
     vector = torch.zeros(tiny.WIDTH, requires_grad=True)
-    updates = optimise.updates(
+    updates = optimize.updates(
         lm, items, vector, lambda: perturbation.added(lm, 2, vector), [[0, 1]] * 12, 0.1, perturbation.into_ball(0.5)
     )
     norms = [vector.norm().item() for _ in updates]

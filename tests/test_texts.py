@@ -13,14 +13,14 @@ import torch
 from attack_cases import tiny_case
 from misdirect import runs, storage
 from misdirect.attacks import relearn
-from misdirect.auditing import material
+from misdirect.auditing import inputs
 from misdirect.config import AuditConfig, EvaluateConfig, doubtful, kind_of
 from misdirect.data.corpora import passages, read_documents, read_passages, read_texts
 from misdirect.data.questions import read_questions
 from misdirect.data.sources import read_rows
 from misdirect.evaluation import nll, run
 from misdirect.model.load import load_lm
-from misdirect.planning import work
+from misdirect.planning import workload
 from tiny import texts as draw_texts
 from tiny import tiny_folder
 
@@ -184,9 +184,9 @@ def test_a_whole_file_is_measured_in_samples(tmp_path: Path) -> None:
     all_of_them = {r["id"]: r["logprob"] for r in result.records}
     assert len(drawn) == 5
     assert all(r["logprob"] == pytest.approx(all_of_them[r["id"]], rel=1e-5) for r in drawn)
-    asked, _ = work.evaluation(lm.tokenizer, {}, {"book": str(book)}, {}, few, {})
+    asked, _ = workload.evaluation(lm.tokenizer, {}, {"book": str(book)}, {}, few, {})
     assert [len(ids) - 1 for ids in asked.texts[0]] == [r["num_tokens"] for r in drawn]
-    guessed, _ = work.evaluation(None, {}, {"book": str(book)}, {}, few, {})
+    guessed, _ = workload.evaluation(None, {}, {"book": str(book)}, {}, few, {})
     assert len(guessed.texts[0]) == 5
 
 
@@ -293,5 +293,5 @@ def test_doubts_are_said_before_anything_is_loaded(tmp_path: Path, capsys: pytes
     assert "'biology' counts as to be kept, though its name is close to the topic 'bio'" in said
     assert "no set is named like a topic (bio)" in said
     with pytest.raises(ValueError, match="none of the question sets"):
-        material.forgotten_names(["biology"], ["bio"])
+        inputs.forgotten_names(["biology"], ["bio"])
     assert "close to the topic 'bio'" in capsys.readouterr().err

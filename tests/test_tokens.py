@@ -21,12 +21,13 @@ import misdirect
 import misdirect as md
 import tiny
 from attack_cases import tiny_case
-from misdirect.attacks import finetune, gcg_search, soft_prompt
+from misdirect.attacks import finetune, soft_prompt
 from misdirect.attacks import prompts as prompt_attacks
-from misdirect.attacks.gcg_loss import job_of
-from misdirect.attacks.measure import sit
+from misdirect.attacks.gcg import search
+from misdirect.attacks.gcg.loss import job_of
+from misdirect.attacks.scoring import sit
 from misdirect.auditing import pair
-from misdirect.auditing.before import mean_states
+from misdirect.auditing.baseline import mean_states
 from misdirect.cli.main import main
 from misdirect.config import EvaluateConfig, UnlearnConfig
 from misdirect.data import batches
@@ -39,7 +40,7 @@ from misdirect.evaluation.nll import nll
 from misdirect.model.load import LM, load_lm
 from misdirect.model.rows import fill_id, padded
 from misdirect.model.score import encode, score
-from misdirect.planning import run as planning
+from misdirect.planning import estimate as planning
 from misdirect.recipes import resolve
 from misdirect.unlearning import rmu
 
@@ -218,17 +219,17 @@ def test_training_samples_are_without_it_and_the_published_ones_with_it() -> Non
 
 def test_gcg_finds_what_it_finds_without_it() -> None:
     places = [
-        gcg_search.Place("Question: Which river?", "\nAnswer:", " the water"),
-        gcg_search.Place("", "\nA:", " old"),
+        search.Place("Question: Which river?", "\nAnswer:", " the water"),
+        search.Place("", "\nA:", " old"),
     ]
     found = []
     for form in ("$A", "$A <eos>", "<pad> $A <eos>"):
         lm = lm_with(processed(form))
-        frames, ids = gcg_search.framed(lm.tokenizer, places, 4)
+        frames, ids = search.framed(lm.tokenizer, places, 4)
         job = job_of(lm, frames, ids)
-        found.append(gcg_search.search(job, gcg_search.start(job, ids), 2, gcg_search.Settings(candidates=8, top_k=16)))
+        found.append(search.search(job, search.start(job, ids), 2, search.Settings(candidates=8, top_k=16)))
         assert found[-1].loss < found[-1].log[0]
-        assert all(gcg_search.typable(lm.tokenizer, frames, [found[-1].ids]))
+        assert all(search.typable(lm.tokenizer, frames, [found[-1].ids]))
     assert found[0] == found[1] and found[2].loss != found[0].loss
 
 
@@ -268,8 +269,8 @@ def test_unlearning_and_attacks_pad_with_a_token_that_has_a_row() -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert sat == sat_again and all(torch.equal(a, b) for a, b in zip(means, means_again, strict=True))
     assert pair.likeness(lm) == pair.likeness(with_pad(lm))
-    allowed = gcg_search.allowed_tokens(with_pad(lm))
-    assert torch.equal(allowed, gcg_search.allowed_tokens(lm))
+    allowed = search.allowed_tokens(with_pad(lm))
+    assert torch.equal(allowed, search.allowed_tokens(lm))
     assert max(soft_prompt.placeholders(with_pad(lm), case, 5)) < len(allowed)
 
 

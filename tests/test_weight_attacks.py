@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from attack_cases import state_hash, tiny_case, tiny_lm
-from misdirect.attacks import measure, noise, prune, quantise
-from misdirect.attacks.case import Attack, Case
-from misdirect.attacks.measure import Point
-from misdirect.attacks.weights import Matrix, matrices, read, shaped, weights_changed
+from misdirect.attacks import noise, prune, quantize, scoring
+from misdirect.attacks.interface import Attack, Case
+from misdirect.attacks.scoring import Point
 from misdirect.config import AuditConfig
+from misdirect.model.interventions import Matrix, matrices, read, shaped, weights_changed
 from misdirect.model.load import LM
 
 FAMILIES = ["llama", "gpt2", "mixtral", "gemma2", "gpt_oss", "jetmoe", "dbrx"]
@@ -24,7 +24,7 @@ def some(*shape: int, seed: int = 0) -> Tensor:
 
 
 def all_attacks(case: Case) -> list[Attack]:
-    return [a for module in (quantise, prune, noise) for a in module.attacks(case, AuditConfig())]
+    return [a for module in (quantize, prune, noise) for a in module.attacks(case, AuditConfig())]
 
 
 # which matrices
@@ -121,7 +121,7 @@ SETTINGS = [(8, None, True), (4, 64, False), (3, 64, False), (4, 32, False), (4,
 @pytest.mark.parametrize(("bits", "group", "symmetric"), SETTINGS)
 def test_rounding_equals_the_nearest_level_of_each_group(bits: int, group: int | None, symmetric: bool) -> None:
     weight = some(2, 5, 100)  # no group but 100 divides it
-    made = quantise.round_to_nearest(weight, bits, group, symmetric)
+    made = quantize.round_to_nearest(weight, bits, group, symmetric)
     torch.testing.assert_close(made, rounded_slowly(weight, bits, group, symmetric), rtol=0, atol=1e-6)
     for start in range(0, 100, group or 100):
         part, kept = (x[..., start : start + (group or 100)] for x in (weight, made))
@@ -136,25 +136,25 @@ def test_rounding_equals_the_nearest_level_of_each_group(bits: int, group: int |
 
 @pytest.mark.parametrize(("bits", "group", "symmetric"), SETTINGS)
 def test_what_is_rounded_already_stays(bits: int, group: int | None, symmetric: bool) -> None:
-    once = quantise.round_to_nearest(some(1, 6, 96), bits, group, symmetric)
-    torch.testing.assert_close(quantise.round_to_nearest(once, bits, group, symmetric), once, rtol=0, atol=1e-6)
+    once = quantize.round_to_nearest(some(1, 6, 96), bits, group, symmetric)
+    torch.testing.assert_close(quantize.round_to_nearest(once, bits, group, symmetric), once, rtol=0, atol=1e-6)
 
 
 def test_levels_that_a_scale_meets_exactly_are_kept_bit_for_bit() -> None:
     whole = torch.arange(-127, 128).float().div(64).view(1, 1, -1)
-    assert torch.equal(quantise.round_to_nearest(whole, 8, None, True), whole)
+    assert torch.equal(quantize.round_to_nearest(whole, 8, None, True), whole)
     steps = torch.tensor([[[0.25 * i - 1 for i in range(16)] * 2]])
-    assert torch.equal(quantise.round_to_nearest(steps, 4, 32, False), steps)
+    assert torch.equal(quantize.round_to_nearest(steps, 4, 32, False), steps)
     flat = torch.full((1, 2, 8), 0.3)
-    assert torch.equal(quantise.round_to_nearest(flat, 4, 4, False), flat)
-    assert torch.equal(quantise.round_to_nearest(torch.zeros(1, 2, 8), 8, None, True), torch.zeros(1, 2, 8))
+    assert torch.equal(quantize.round_to_nearest(flat, 4, 4, False), flat)
+    assert torch.equal(quantize.round_to_nearest(torch.zeros(1, 2, 8), 8, None, True), torch.zeros(1, 2, 8))
 
 
 def test_the_defaults_are_not_the_grid_that_the_demos_weights_are_on() -> None:
-    on_q4_1 = quantise.round_to_nearest(some(1, 8, 128), 4, 32, False)
-    bits, group, symmetric = quantise.SETTINGS["quantise-int4"]
-    assert (quantise.round_to_nearest(on_q4_1, bits, group, symmetric) - on_q4_1).abs().max() > 0.01
-    assert torch.allclose(quantise.round_to_nearest(on_q4_1, 4, 32, False), on_q4_1, rtol=0, atol=1e-6)
+    on_q4_1 = quantize.round_to_nearest(some(1, 8, 128), 4, 32, False)
+    bits, group, symmetric = quantize.SETTINGS["quantise-int4"]
+    assert (quantize.round_to_nearest(on_q4_1, bits, group, symmetric) - on_q4_1).abs().max() > 0.01
+    assert torch.allclose(quantize.round_to_nearest(on_q4_1, 4, 32, False), on_q4_1, rtol=0, atol=1e-6)
 
 
 NF4 = [
@@ -163,7 +163,7 @@ NF4 = [
 ]  # fmt: skip
 
 
-@pytest.mark.skipif(not quantise.has_bitsandbytes(), reason="bitsandbytes is not installed")
+@pytest.mark.skipif(not quantize.has_bitsandbytes(), reason="bitsandbytes is not installed")
 @pytest.mark.parametrize("shape", [(2, 4, 96), (1, 3, 32)])
 def test_nf4_is_the_nearest_published_level_times_the_largest_of_a_block(shape: tuple[int, ...]) -> None:
     weight = some(*shape)
@@ -173,12 +173,12 @@ def test_nf4_is_the_nearest_published_level_times_the_largest_of_a_block(shape: 
     levels = torch.tensor(NF4)
     nearest = levels[((blocks / scale).unsqueeze(-1) - levels).abs().argmin(-1)] * scale
     wanted = nearest.flatten(1)[:, : weight[0].numel()].view_as(weight)
-    torch.testing.assert_close(quantise.to_nf4(weight), wanted, rtol=0, atol=1e-5)
+    torch.testing.assert_close(quantize.to_nf4(weight), wanted, rtol=0, atol=1e-5)
 
 
 def test_nf4_says_what_it_needs() -> None:
     _, case = tiny_case()
-    attack = next(a for a in quantise.attacks(case, AuditConfig()) if a.name == "quantise-nf4")
+    attack = next(a for a in quantize.attacks(case, AuditConfig()) if a.name == "quantise-nf4")
     installed = importlib.util.find_spec("bitsandbytes") is not None
     assert attack.missing == ("" if installed else "needs bitsandbytes: pip install 'misdirect[quant]'")
 
@@ -326,16 +326,16 @@ def test_the_strongest_point_is_chosen_on_the_first_fold() -> None:
     first = [fold == 0 for fold in halves.folds]
     none = [False] * len(first)
     points = [(Point(budget=i), sat(right)) for i, right in enumerate([none, second, first, first])]
-    assert measure.strongest(case, points) == 2
-    assert measure.strongest(case, points[:2]) == 0
+    assert scoring.strongest(case, points) == 2
+    assert scoring.strongest(case, points[:2]) == 0
 
 
 def test_rounding_to_eight_bits_changes_little_and_to_three_much(tiny: tuple[LM, Case]) -> None:
     lm, case = tiny
     found = {}
     for name in ("quantise-int8", "quantise-int3"):
-        attack = next(a for a in quantise.attacks(case, AuditConfig()) if a.name == name)
-        with weights_changed(lm, quantise.rewrite_of(attack)):
+        attack = next(a for a in quantize.attacks(case, AuditConfig()) if a.name == name)
+        with weights_changed(lm, quantize.rewrite_of(attack)):
             found[name] = lm.model(torch.tensor([[5, 6, 7, 8]])).logits
     plain = lm.model(torch.tensor([[5, 6, 7, 8]])).logits
     errors = {name: (logits - plain).norm() / plain.norm() for name, logits in found.items()}

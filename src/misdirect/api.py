@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from misdirect import runs, storage
 from misdirect.config import AuditConfig, Corpus, EvaluateConfig, Method, Topic, UnlearnConfig, as_dict, doubtful
+from misdirect.model.identity import refuse_other_base
 from misdirect.progress import bar, note
 from misdirect.recipes import resolve
 from misdirect.runs.collateral import topics_of
@@ -22,8 +23,7 @@ from misdirect.runs.seeds import over_seeds, seed_folder
 from misdirect.text import shown
 
 if TYPE_CHECKING:
-    from misdirect.model.load import LM
-    from misdirect.planning.form import Plan
+    from misdirect.planning.plan import Plan
 
 
 def unlearn(
@@ -84,6 +84,7 @@ class Order(NamedTuple):
 
 def unlearn_once(order: Order, config: UnlearnConfig, run: Path) -> None:
     from misdirect.data import batches
+    from misdirect.model import identity
     from misdirect.model.load import load_config, load_lm, resolve_source
     from misdirect.unlearning import rmu
     from misdirect.unlearning import run as running
@@ -96,7 +97,7 @@ def unlearn_once(order: Order, config: UnlearnConfig, run: Path) -> None:
     lm = load_lm(order.model, config.block, config.device, config.dtype, order.trust_remote_code, order.allow_pickle)
     job = rmu.prepare(lm, order.forget, order.retain, config, order.topics)
     asked = running.describe(
-        job, running.model_hash(lm, config.block or 0), order.topics, order.forget, order.corpora, order.retain
+        job, identity.model_hash(lm, config.block or 0), order.topics, order.forget, order.corpora, order.retain
     )
     asked |= {"command": command_of(order, config, run), "model_files": files}
     running.refuse_other_run(run, asked)
@@ -308,17 +309,6 @@ def refuse_other_model(folder: Path, model: str, base: str | None = None) -> Non
         raise ValueError(f"{folder} holds the results of {model} {on[0]}, not {on[1]}; expected another --out")
 
 
-def refuse_other_base(lm: LM, run: Path) -> None:
-    """Raises ValueError where the weights behind the run's MODEL are no longer those that it was made from."""
-    from misdirect.unlearning.run import model_hash
-
-    config = storage.read_json(run / runs.CONFIG)
-    if str(next(lm.model.parameters()).dtype) != config["data"].get("dtype"):
-        return  # other bits, the same model: the hash says nothing
-    if model_hash(lm, config["chosen"]["block"]) != config["data"]["model_sha256"]:
-        raise ValueError(f"{config['model']} has other weights than {run} was made from; expected the same model")
-
-
 def audit(
     base: str | Path,
     unlearned: str | Path | None = None,
@@ -343,7 +333,7 @@ def audit(
     `skip` take families or names of attacks. `controls`: the folder of an audit of another model unlearned from the same base,
     whose results on the base are taken over. Finished attacks are not repeated. Raises ValueError for bad input.
     """
-    from misdirect.auditing import material, pair
+    from misdirect.auditing import inputs, pair
     from misdirect.auditing import run as running
     from misdirect.model.load import pick_device, pick_dtype
 
@@ -354,14 +344,14 @@ def audit(
     questions, forget, retain, texts = (dict(x or {}) for x in (questions, forget, retain, texts))
     topics = list(forget)
     if run is not None:
-        forgotten, kept = material.sources_of(run)
+        forgotten, kept = inputs.sources_of(run)
         topics = list(forgotten | forget)
-        forget = forget or material.readable(forgotten, "forget")
-        retain = retain or material.readable(kept, "retain")
+        forget = forget or inputs.readable(forgotten, "forget")
+        retain = retain or inputs.readable(kept, "retain")
         if runs.of_the_demo(storage.read_json(run / runs.CONFIG)):
             settings = DemoSettings()
             questions, texts = questions or dict(settings.questions), texts or dict(settings.benign)
-    found = material.read(questions, forget, retain, texts, topics, config)
+    found = inputs.read(questions, forget, retain, texts, topics, config)
     loading = pair.Loading(config.device, config.dtype, trust_remote_code, allow_pickle)
     side = pair.opened(both["base"], both["unlearned"], loading)
     with runs.writing(folder):

@@ -23,13 +23,13 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 
-from misdirect.attacks import measure
-from misdirect.attacks.case import Advance, Attack, Case, Cost
-from misdirect.attacks.measure import Point, Render
+from misdirect.attacks import scoring
+from misdirect.attacks.interface import Advance, Attack, Case, Cost
+from misdirect.attacks.scoring import Point, Render
 from misdirect.config import AuditConfig
-from misdirect.data import asking
+from misdirect.data import templates
 from misdirect.data.batches import CHARS_PER_TOKEN
-from misdirect.data.facts import keywords, words
+from misdirect.data.fact_splits import keywords, words
 from misdirect.data.questions import Question
 from misdirect.model.finite import about
 from misdirect.model.load import LM
@@ -70,7 +70,7 @@ def two_sides(case: Case) -> tuple[list[str], list[str]]:
 
 
 def text_of(item: Question) -> str:
-    return " ".join([asking.stem(item), *item.choices])
+    return " ".join([templates.stem(item), *item.choices])
 
 
 def cut(texts: Sequence[str]) -> list[str]:
@@ -101,7 +101,7 @@ def attacks(case: Case, config: AuditConfig) -> list[Attack]:
     """Forget words and, as the control, words of the other sets; before the question and after it."""
     missing = "" if any(case.retained.values()) else "needs another set of questions: --questions NAME=FILE"
     asked = [q for questions in case.retained.values() for q in questions]
-    characters = sum(len(asking.stem(q)) + 20 + sum(map(len, q.choices)) for q in asked)
+    characters = sum(len(templates.stem(q)) + 20 + sum(map(len, q.choices)) for q in asked)
     added = sum(COUNTS) * WORD_CHARS * len(asked)
     cost = Cost((len(COUNTS) * characters + added) / CHARS_PER_TOKEN)
     made = []
@@ -124,10 +124,10 @@ def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
     for count in attack.settings["words"]:
         sat = {}
         for name, questions in case.retained.items():
-            plain, seed = measure.rendering(case.forms[name], case.seed), attack.settings["seed"]
+            plain, seed = scoring.rendering(case.forms[name], case.seed), attack.settings["seed"]
             render = with_words(plain, pool, count, seed, attack.settings["place"] == "before")
             with about(name):
-                sat[name] = measure.ask(lm, questions, render, case.batch_tokens)
+                sat[name] = scoring.ask(lm, questions, render, case.batch_tokens)
         points.append((Point(budget=float(count)), sat))
         advance(1)
-    return measure.results(case, attack, points, time.perf_counter() - started, 0.0)
+    return scoring.results(case, attack, points, time.perf_counter() - started, 0.0)

@@ -9,19 +9,19 @@ from collections.abc import Sequence
 from misdirect.attacks import (
     brittleness,
     direction,
-    gcg,
     lens,
     noise,
     perturbation,
     probes,
     prompts,
     prune,
-    quantise,
+    quantize,
     relearn,
     soft_prompt,
 )
-from misdirect.attacks.case import Advance, Attack, Case, Cost
-from misdirect.attacks.measure import Point, results, sit, sitting_tokens
+from misdirect.attacks.gcg import attack as gcg
+from misdirect.attacks.interface import Advance, Attack, Case, Cost
+from misdirect.attacks.scoring import Point, results, sit, sitting_tokens
 from misdirect.config import AuditConfig
 from misdirect.model.load import LM
 from misdirect.runs import Result
@@ -43,7 +43,7 @@ def as_it_is(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Resul
 
 
 # The rest: what is cheap before what is dear.
-ORDER = (direction, lens, probes, soft_prompt, gcg, quantise, prompts, brittleness, perturbation, prune, noise)
+ORDER = (direction, lens, probes, soft_prompt, gcg, quantize, prompts, brittleness, perturbation, prune, noise)
 
 
 def attacks(case: Case, config: AuditConfig) -> list[Attack]:

@@ -22,18 +22,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from misdirect.attacks.case import Advance, Attack, Case, Cost
-from misdirect.attacks.measure import LANGUAGE_TOKENS, Point, language, results, sit, sitting_tokens
-from misdirect.attacks.writers import folded, without, writers
+from misdirect.attacks.interface import Advance, Attack, Case, Cost
+from misdirect.attacks.scoring import LANGUAGE_TOKENS, Point, language, results, sit, sitting_tokens
 from misdirect.config import AuditConfig
 from misdirect.data.batches import beginnings
 from misdirect.model import rope
-from misdirect.model.activations import first_output, hooked, states_after
+from misdirect.model.activations import states_after
 from misdirect.model.finite import not_finite
+from misdirect.model.hooks import first_output, hooked
 from misdirect.model.interventions import blocks_changed
 from misdirect.model.load import LM
 from misdirect.model.rows import padded
 from misdirect.model.score import forward
+from misdirect.model.writers import folded, without, writers
 from misdirect.runs import Metric, Result
 
 Source = Literal["control", "ones", "forget-retain", "unlearned-base", "pc1"]

@@ -1,39 +1,20 @@
-"""The logit lens: what every block's residual state says when the model's own last step reads it (nostalgebraist 2020).
-
-The state after block i takes the place of the last block's output, and the model does the rest itself: final norm,
-unembedding, and whatever scaling or capping of logits its architecture has. So nothing of that is known here by name, and
-the lens at the last block is the model. A choice's score is the summed log-probability of its tokens, as everywhere, each
-read from the state of the same block; one forward pass a question gives the states of all blocks.
-
-    points = lens(lm, items)                                      # [block][item][choice] log-probabilities
-"""
+"""What is still legible inside: the logit lens at every block (`misdirect.model.lens`), on cloze and on letters."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-
-from misdirect.attacks import measure
-from misdirect.attacks.case import NO_LETTERS, Advance, Attack, Case, Cost, Form
-from misdirect.attacks.states import read, states_at
+from misdirect.attacks import scoring
+from misdirect.attacks.interface import NO_LETTERS, Advance, Attack, Case, Cost, Form
 from misdirect.config import AuditConfig
 from misdirect.data.questions import Question
-from misdirect.model.activations import hooked
-from misdirect.model.finite import about, check_finite
-from misdirect.model.interventions import replaced
+from misdirect.model.lens import MAX_LOGITS, lens
 from misdirect.model.load import LM
-from misdirect.model.packed import Encoded
-from misdirect.model.rows import fill_id
-from misdirect.model.score import at_least_fp32, encode, forward
+from misdirect.model.score import encode
 from misdirect.runs import Result
 
-MAX_LOGITS = 2**25  # numbers read out at once: 128 MB in fp32
 ANSWER_CHARS = 6  # of an English answer to a token: shorter words than in running text are rare there
 DIGITS = 5  # of a log-probability in the records: a question has one for every block and choice
 
@@ -58,7 +39,7 @@ def attack(case: Case, config: AuditConfig, form: Form, late: bool) -> Attack:
         title=f"Logit lens: {'the answer' if form == 'cloze' else 'its letter'} read out of every block",
         access="weights",
         settings={"form": form, "digits": DIGITS},
-        cost=Cost(forward_tokens=measure.sitting_tokens(case) + states * share, memory=memory),
+        cost=Cost(forward_tokens=scoring.sitting_tokens(case) + states * share, memory=memory),
         num_steps=len(asked),
         run=run,
         recovers=False,
@@ -68,7 +49,7 @@ def attack(case: Case, config: AuditConfig, form: Form, late: bool) -> Attack:
 
 
 def questions(case: Case) -> dict[str, Sequence[Question]]:
-    return {name: measure.tested(case, name)[0] for name in [*case.forgotten, *case.retained]}
+    return {name: scoring.tested(case, name)[0] for name in [*case.forgotten, *case.retained]}
 
 
 def predictions(question: Question, cloze: bool) -> float:
@@ -86,77 +67,9 @@ def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
     case = dataclasses.replace(case, forms=kept)
     sats: list[dict[str, list[list[float]]]] = [{} for _ in lm.blocks]
     for name, asked in questions(case).items():
-        render = measure.rendering(case.forms[name], case.seed)
+        render = scoring.rendering(case.forms[name], case.seed)
         items = [encode(lm.tokenizer, *render(q)) for q in asked]
         for sat, found in zip(sats, lens(lm, items, case.batch_tokens, advance), strict=True):
             sat[name] = [[round(x, DIGITS) for x in row] for row in found]
-    points = [(measure.Point(block=block), sat) for block, sat in enumerate(sats)]
-    return measure.results(case, attack, points, time.perf_counter() - started, 0.0)
-
-
-@torch.inference_mode()
-def lens(
-    lm: LM, items: Sequence[Encoded], batch_tokens: int = 4096, advance: Callable[[int], None] | None = None
-) -> list[list[list[float]]]:
-    """[block][item][choice]: summed log-probabilities. Raises ValueError where the last block's are not the model's own."""
-    check(lm)
-    out: list[list[list[float]]] = [[[] for _ in items] for _ in lm.blocks]
-    for seen in read(lm, items, batch_tokens, advance):
-        count = sum(len(items[i].continuations) for i in seen.items)
-        for block, states in enumerate(seen.states[1:]):
-            values = logprobs_at(lm, states, seen.at, seen.targets)
-            sums = iter(values.new_zeros(count).index_add_(0, seen.owner, values).tolist())
-            for i in seen.items:
-                out[block][i] = [next(sums) for _ in items[i].continuations]
-    for block, found in enumerate(out):
-        with about(f"block {block}"):
-            check_finite(lm, found, "questions")
-    return out
-
-
-def logprobs_at(
-    lm: LM, states: Float[Tensor, "N D"], at: Int[Tensor, " M"], targets: Int[Tensor, " M"]
-) -> Float[Tensor, " M"]:
-    """log p of each target read out of the state `at` which it is predicted, a part of the states at a time."""
-    rows = max(1, MAX_LOGITS // lm.model.get_output_embeddings().weight.shape[0])
-    out: Tensor | None = None
-    for start in range(0, len(states), rows):
-        logits = at_least_fp32(read_out(lm, states[start : start + rows]))
-        mine = (at >= start) & (at < start + rows)
-        found = logits[at[mine] - start, targets[mine]] - logits.logsumexp(-1)[at[mine] - start]
-        out = found.new_empty(len(at)) if out is None else out
-        out[mine] = found
-    assert out is not None
-    return out
-
-
-@torch.inference_mode()
-def read_out(lm: LM, states: Float[Tensor, "N D"]) -> Float[Tensor, "N V"]:
-    """Logits of the model whose last block gave these states: a pass over one token, its last output replaced by them."""
-
-    def put(module: Any, args: Any, output: Any) -> Any:
-        return replaced(output, states.unsqueeze(1))
-
-    one = torch.full((1, 1), fill_id(lm), device=lm.device)
-    with hooked([lambda: lm.blocks[-1].register_forward_hook(put)]):
-        logits = forward(lm, one, torch.ones_like(one), keep=1).logits
-    return logits.flatten(0, -2)
-
-
-@torch.inference_mode()
-def check(lm: LM, length: int = 5) -> None:
-    """Raises ValueError where what the last block's states give is not what the model says: a tail of another form."""
-    ids = torch.arange(length, device=lm.device).unsqueeze(0)
-    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    own = lm.model(**inputs, use_cache=False).logits[0]
-    last = states_at(lm, inputs, torch.arange(length))[-1]
-    allowed = 2e-3 if own.dtype in (torch.float32, torch.float64) else 0.3
-    try:
-        again = read_out(lm, last)
-    except RuntimeError:  # a tail that folds the states by the shape of the ids (GPT-BigCode)
-        again = own[:0]
-    if again.shape != own.shape or not torch.allclose(again, own, rtol=0, atol=allowed, equal_nan=True):
-        raise ValueError(
-            f"the states after the last block of {type(lm.model).__name__} do not give the model's own logits; "
-            "expected another architecture, or --skip lens"
-        )
+    points = [(scoring.Point(block=block), sat) for block, sat in enumerate(sats)]
+    return scoring.results(case, attack, points, time.perf_counter() - started, 0.0)

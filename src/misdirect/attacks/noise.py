@@ -16,10 +16,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from misdirect.attacks import weights
-from misdirect.attacks.case import Advance, Attack, Case
-from misdirect.attacks.measure import Point
-from misdirect.attacks.weights import Matrix
+from misdirect.attacks.interface import Advance, Attack, Case
+from misdirect.attacks.scoring import Point
 from misdirect.config import AuditConfig
+from misdirect.model.interventions import Matrix
 from misdirect.model.load import LM
 from misdirect.runs import Result
 

@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from misdirect.attacks import optimise
-from misdirect.attacks.case import Advance, Attack, Case, Cost
+from misdirect.attacks import optimize
 from misdirect.attacks.direction import steered_block
-from misdirect.attacks.measure import LANGUAGE_TOKENS, Point, language, results, sit, sitting_tokens
+from misdirect.attacks.interface import Advance, Attack, Case, Cost
+from misdirect.attacks.scoring import LANGUAGE_TOKENS, Point, language, results, sit, sitting_tokens
 from misdirect.config import AuditConfig
 from misdirect.data.batches import plan_single
 from misdirect.model.interventions import blocks_changed
@@ -44,8 +44,8 @@ def attacks(case: Case, config: AuditConfig) -> list[Attack]:
     general = sitting_tokens(case) - sitting_tokens(case, general=False)
     cost = Cost(
         forward_tokens=sits + general + LANGUAGE_TOKENS,
-        train_tokens=optimise.FROZEN * steps * BATCH * optimise.example_tokens(case),
-        memory=optimise.update_bytes(case, BATCH),
+        train_tokens=optimize.FROZEN * steps * BATCH * optimize.example_tokens(case),
+        memory=optimize.update_bytes(case, BATCH),
     )
     return [
         Attack(
@@ -53,7 +53,7 @@ def attacks(case: Case, config: AuditConfig) -> list[Attack]:
             family="perturbation",
             title=f"Vector added {words}, at most {EPSILONS[-1]:g} median norms long, {steps} updates",
             access="weights",
-            settings=optimise.settings_of(
+            settings=optimize.settings_of(
                 place=place, block=case.block, epsilons=list(EPSILONS), soft_steps=steps, batch_size=BATCH, rate=RATE
             ),
             cost=cost,
@@ -62,7 +62,7 @@ def attacks(case: Case, config: AuditConfig) -> list[Attack]:
             needs_means=True,
             holds="answered questions",
             base_alone=False,
-            missing=optimise.lacking(case) if steps >= LEAST_STEPS else f"needs --soft-steps {LEAST_STEPS} or more",
+            missing=optimize.lacking(case) if steps >= LEAST_STEPS else f"needs --soft-steps {LEAST_STEPS} or more",
         )
         for place, words in [("block", "after the steered block"), ("late", "half-way above the steered block")]
     ]
@@ -80,24 +80,24 @@ def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
     def applied() -> AbstractContextManager[None]:
         return added(lm, block, vector)
 
-    items = optimise.examples(lm, case)
-    before = optimise.watched(lm, items, BATCH)
+    items = optimize.examples(lm, case)
+    before = optimize.watched(lm, items, BATCH)
     points = [(Point(block=block, budget=0.0), sit(lm, case, general=False))]
     plan = plan_single(len(items), steps, BATCH, case.seed)
-    ends, spent = [0, *optimise.checkpoints(steps, len(EPSILONS))], 0.0
+    ends, spent = [0, *optimize.checkpoints(steps, len(EPSILONS))], 0.0
     for start, stop, epsilon in zip(ends, ends[1:], EPSILONS, strict=False):
         since, radius = time.perf_counter(), epsilon * case.medians[block].item()
         rate = RATE * radius / math.sqrt(case.shape.width)
-        for _ in optimise.updates(lm, items, vector, applied, plan[start:stop], rate, into_ball(radius)):
+        for _ in optimize.updates(lm, items, vector, applied, plan[start:stop], rate, into_ball(radius)):
             advance(1)
         spent += time.perf_counter() - since
         with applied():
             points.append((Point(block=block, budget=epsilon), sit(lm, case, general=stop == steps)))
-    end = optimise.watched(lm, items, BATCH, applied)
-    seen = float(sum(optimise.num_tokens(items[row]) for rows in plan for row in rows))
+    end = optimize.watched(lm, items, BATCH, applied)
+    seen = float(sum(optimize.num_tokens(items[row]) for rows in plan for row in rows))
     with applied():
         answers = language(lm, case, attack)
-    return [*results(case, attack, points, spent, seen, optimise.evidence(before, before, end)), answers]
+    return [*results(case, attack, points, spent, seen, optimize.evidence(before, before, end)), answers]
 
 
 def place_of(case: Case, place: str) -> int:

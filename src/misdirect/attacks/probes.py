@@ -33,18 +33,18 @@ from torch import Tensor
 
 from misdirect import stats
 from misdirect.attacks import probe_fit
-from misdirect.attacks.case import Advance, Attack, Case, Cost
-from misdirect.attacks.measure import best_point, config_of, rendering
-from misdirect.attacks.states import last_states
+from misdirect.attacks.interface import Advance, Attack, Case, Cost
+from misdirect.attacks.scoring import best_point, config_of, rendering
 from misdirect.config import AuditConfig
-from misdirect.data.asking import cloze_prompt, stem
 from misdirect.data.batches import CHARS_PER_TOKEN
-from misdirect.data.facts import LEAST_FACTS, Halves, facts, split
+from misdirect.data.fact_splits import LEAST_FACTS, Halves, facts, split
 from misdirect.data.questions import LETTERS, Question
+from misdirect.data.templates import cloze_prompt, stem
 from misdirect.evaluation.mcq import largest
 from misdirect.model.load import LM
 from misdirect.model.packed import Encoded
 from misdirect.model.score import encode
+from misdirect.model.states import last_states
 from misdirect.runs import Metric, Result
 
 MEASUREMENT = "probe"

@@ -20,16 +20,16 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from misdirect.attacks import measure
-from misdirect.attacks.case import Advance, Attack, Case, Cost, Form
-from misdirect.attacks.measure import Point, Render
+from misdirect.attacks import scoring
+from misdirect.attacks.interface import Advance, Attack, Case, Cost, Form
+from misdirect.attacks.scoring import Point, Render
 from misdirect.config import AuditConfig
-from misdirect.data import asking
+from misdirect.data import templates
 from misdirect.data.batches import CHARS_PER_TOKEN
-from misdirect.data.facts import gives_away, taboo, words
+from misdirect.data.fact_splits import gives_away, taboo, words
 from misdirect.data.questions import LETTERS, Question
 from misdirect.data.tokens import starting_ids
-from misdirect.evaluation.contexts import chat_text, check_tokens, conversation
+from misdirect.model.contexts import chat_text, check_tokens, conversation
 from misdirect.model.load import LM
 from misdirect.runs import Result
 
@@ -69,10 +69,10 @@ SPACING: dict[str, Callable[[str], str]] = {
 def asked(item: Question, form: Form, seed: int) -> tuple[str, list[str]]:
     """(the question as it is shown, with its lettered choices under a letter format; the continuation of each choice)."""
     if form == "cloze":
-        return asking.stem(item), [f" {choice}" for choice in item.choices]
-    moved, by = asking.shifted(item, seed) if form == "letter_permuted" else (item, 0)
+        return templates.stem(item), [f" {choice}" for choice in item.choices]
+    moved, by = templates.shifted(item, seed) if form == "letter_permuted" else (item, 0)
     count = len(item.choices)
-    text = asking.lettered(moved).removesuffix("\nAnswer:")
+    text = templates.lettered(moved).removesuffix("\nAnswer:")
     return text, [f" {LETTERS[(i + by) % count]}" for i in range(count)]
 
 
@@ -143,7 +143,7 @@ def typed(rate: float, seed: int) -> Change:
 def shown_text(example: Question, form: Form) -> str:
     """All that an answered example shows."""
     parts = [example.choices[example.answer]] if form == "cloze" else list(example.choices)
-    return "\n".join([asking.stem(example), *parts])
+    return "\n".join([templates.stem(example), *parts])
 
 
 def example_pool(candidates: Sequence[Question], measured: Sequence[Question], seed: int) -> list[Question]:
@@ -172,20 +172,20 @@ def few_shot(case: Case, pools: Mapping[str, Sequence[Question]], shots: int) ->
 
     def change(name: str, render: Render) -> Render:
         form = case.forms[name]
-        return lambda item: measure.rendering(form, case.seed, examples_for(item, pools[name], shots, form))(item)
+        return lambda item: scoring.rendering(form, case.seed, examples_for(item, pools[name], shots, form))(item)
 
     return change
 
 
 def letters_or_text(form: Form) -> Render:
     """The format that the set is not judged by: letters for cloze, cloze for letters."""
-    return measure.rendering("letter" if form == "cloze" else "cloze", 0)
+    return scoring.rendering("letter" if form == "cloze" else "cloze", 0)
 
 
 def with_choices(item: Question) -> tuple[str, list[str]]:
     """The choices are shown as a list, and their text is scored."""
     listed = "\n".join(f"- {choice}" for choice in item.choices)
-    text = asking.under_context(item, f"Question: {item.question}\nPossible answers:\n{listed}\nAnswer:")
+    text = templates.under_context(item, f"Question: {item.question}\nPossible answers:\n{listed}\nAnswer:")
     return text, [f" {c}" for c in item.choices]
 
 
@@ -193,12 +193,12 @@ def statement(item: Question) -> tuple[str, list[str]]:
     """The question as the beginning of a sentence, the choice as its end."""
     text = item.question.strip()
     begun = f"{text} It is" if text.endswith("?") else text.rstrip(" .:_")
-    return asking.under_context(item, begun), [f" {choice}" for choice in item.choices]
+    return templates.under_context(item, begun), [f" {choice}" for choice in item.choices]
 
 
 def plain(item: Question) -> tuple[str, list[str]]:
     """The bare question, the choice's text on the next line."""
-    return asking.under_context(item, f"{item.question.strip()}\n"), [
+    return templates.under_context(item, f"{item.question.strip()}\n"), [
         choice.strip() or choice for choice in item.choices
     ]
 
@@ -210,7 +210,7 @@ def chat(lm: LM) -> Render:
     start = lm.tokenizer.bos_token if puts else ""  # what the tokenizer puts there itself stands there once
 
     def render(item: Question) -> tuple[str, list[str]]:
-        text = chat_text(lm.tokenizer, [{"role": "user", "content": asking.stem(item)}])
+        text = chat_text(lm.tokenizer, [{"role": "user", "content": templates.stem(item)}])
         return text.removeprefix(start), [choice.strip() or choice for choice in item.choices]
 
     return render
@@ -288,7 +288,7 @@ def attacks(case: Case, config: AuditConfig) -> list[Attack]:
 
 def attack_of(case: Case, name: str, title: str, settings: Mapping[str, Any]) -> Attack:
     (values,) = settings.values()
-    tokens, missing, holds = len(values) * measure.sitting_tokens(case, general=False) + measure.LANGUAGE_TOKENS, "", ""
+    tokens, missing, holds = len(values) * scoring.sitting_tokens(case, general=False) + scoring.LANGUAGE_TOKENS, "", ""
     if "shots" in settings:
         tokens += sum(values) * example_tokens(case)
         holds = "answered questions"
@@ -310,7 +310,7 @@ def lacking(case: Case, other: bool) -> str:
 def example_tokens(case: Case) -> float:
     """Tokens of one example before each measured question, for estimates."""
     known = [q for halves in case.forgotten.values() for q in halves.train]
-    characters = sum(len(asking.stem(q)) + 30 + sum(map(len, q.choices)) for q in known) / max(1, len(known))
+    characters = sum(len(templates.stem(q)) + 30 + sum(map(len, q.choices)) for q in known) / max(1, len(known))
     return case.num_tested * characters / CHARS_PER_TOKEN
 
 
@@ -318,8 +318,8 @@ def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
     """A prompt costs its author nothing: neither time nor tokens are counted. The model speaks under the best variant."""
     variants, points = variants_of(lm, case, attack), []
     for budget, change in variants:
-        points.append((Point(budget=budget), measure.sit(lm, case, general=False, change=change)))
+        points.append((Point(budget=budget), scoring.sit(lm, case, general=False, change=change)))
         advance(1)
     advance(attack.num_steps - len(points))
-    spoken = measure.language(lm, case, attack, change=variants[measure.strongest(case, points)][1])
-    return [*measure.results(case, attack, points, 0.0), spoken]
+    spoken = scoring.language(lm, case, attack, change=variants[scoring.strongest(case, points)][1])
+    return [*scoring.results(case, attack, points, 0.0), spoken]

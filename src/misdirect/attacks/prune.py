@@ -26,13 +26,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from misdirect.attacks import weights
-from misdirect.attacks.case import Advance, Attack, Case, Cost
-from misdirect.attacks.measure import Point
-from misdirect.attacks.weights import Matrix, Rewrite
+from misdirect.attacks.interface import Advance, Attack, Case, Cost
+from misdirect.attacks.scoring import Point
 from misdirect.config import AuditConfig
 from misdirect.data.batches import tokenise
-from misdirect.model.activations import hooked
+from misdirect.model import interventions
 from misdirect.model.finite import not_finite
+from misdirect.model.hooks import hooked
+from misdirect.model.interventions import Matrix, Rewrite
 from misdirect.model.load import LM
 from misdirect.model.score import forward
 from misdirect.runs import Result
@@ -96,14 +97,14 @@ def input_norms(lm: LM, samples: Sequence[Sequence[int]]) -> dict[str, Tensor]:
             state = args[0] if args else next(iter(kwargs.values()))
             rows = state.reshape(-1, state.shape[-1])[1:].float()
             for matrix in held:
-                if weights.read(matrix).shape[-1] == rows.shape[1]:
+                if interventions.read(matrix).shape[-1] == rows.shape[1]:
                     sums[matrix.name] = sums.get(matrix.name, 0) + rows.square().sum(0)
                     counts[matrix.name] = counts.get(matrix.name, 0) + len(rows)
 
         return see
 
     owners: dict[int, list[Matrix]] = {}
-    for matrix in weights.matrices(lm):
+    for matrix in interventions.matrices(lm):
         owners.setdefault(id(matrix.owner), []).append(matrix)
     places = [
         lambda held=held: held[0].owner.register_forward_pre_hook(hook(held), with_kwargs=True)

@@ -12,11 +12,11 @@ import time
 from typing import NamedTuple
 
 from misdirect.attacks import finetune
-from misdirect.attacks.case import Advance, Attack, Case, Cost, Shape
 from misdirect.attacks.finetune import Method
-from misdirect.attacks.measure import LANGUAGE_TOKENS, Point, language, results, sit, sitting_tokens
+from misdirect.attacks.interface import Advance, Attack, Case, Cost, Shape
+from misdirect.attacks.scoring import LANGUAGE_TOKENS, Point, language, results, sit, sitting_tokens
 from misdirect.config import AuditConfig
-from misdirect.data.facts import clean, clean_facts, gives_away, stated, taboo
+from misdirect.data.fact_splits import clean, clean_facts, gives_away, stated, taboo
 from misdirect.model.load import LM
 from misdirect.progress import note
 from misdirect.runs import Result

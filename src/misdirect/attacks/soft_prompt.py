@@ -19,9 +19,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from misdirect.attacks import optimise
-from misdirect.attacks.case import Advance, Attack, Case, Cost
-from misdirect.attacks.measure import LANGUAGE_TOKENS, Point, language, rendering, results, sit, sitting_tokens
+from misdirect.attacks import optimize
+from misdirect.attacks.interface import Advance, Attack, Case, Cost
+from misdirect.attacks.scoring import LANGUAGE_TOKENS, Point, language, rendering, results, sit, sitting_tokens
 from misdirect.config import AuditConfig
 from misdirect.data.batches import plan_single
 from misdirect.data.tokens import token_ids
@@ -42,7 +42,7 @@ START = "Here is a science question. The answer that follows is correct, short a
 def attacks(case: Case, config: AuditConfig) -> list[Attack]:
     """One attack: `soft-prompt`."""
     tokens, steps = config.soft_tokens, config.soft_steps
-    train = optimise.FROZEN * steps * BATCH * (optimise.example_tokens(case) + tokens)
+    train = optimize.FROZEN * steps * BATCH * (optimize.example_tokens(case) + tokens)
     measured = (POINTS - 1) * sitting_tokens(case, general=False) + sitting_tokens(case) + LANGUAGE_TOKENS
     return [
         Attack(
@@ -50,14 +50,14 @@ def attacks(case: Case, config: AuditConfig) -> list[Attack]:
             family="soft-prompt",
             title=f"Soft prompt of {tokens} vectors, {steps} updates",
             access="gradients",
-            settings=optimise.settings_of(
+            settings=optimize.settings_of(
                 soft_tokens=tokens, soft_steps=steps, batch_size=BATCH, rate=RATE, start=START
             ),
-            cost=Cost(forward_tokens=measured, train_tokens=train, memory=optimise.update_bytes(case, BATCH, tokens)),
+            cost=Cost(forward_tokens=measured, train_tokens=train, memory=optimize.update_bytes(case, BATCH, tokens)),
             num_steps=steps,
             holds="answered questions",
             run=run,
-            missing=optimise.lacking(case) if steps >= LEAST_STEPS else f"needs --soft-steps {LEAST_STEPS} or more",
+            missing=optimize.lacking(case) if steps >= LEAST_STEPS else f"needs --soft-steps {LEAST_STEPS} or more",
         )
     ]
 
@@ -69,19 +69,19 @@ def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
     """
     tokens, steps = attack.settings["soft_tokens"], attack.settings["soft_steps"]
     ids = placeholders(lm, case, tokens)
-    plain = optimise.examples(lm, case)
+    plain = optimize.examples(lm, case)
     items = [inserted(lm, ids, item) for item in plain]
     vectors = starting(lm, tokens).requires_grad_()
 
     def applied() -> AbstractContextManager[None]:
         return placed(lm, ids, vectors)
 
-    before, start = optimise.watched(lm, plain, BATCH), optimise.watched(lm, items, BATCH, applied)
+    before, start = optimize.watched(lm, plain, BATCH), optimize.watched(lm, items, BATCH, applied)
     plan = plan_single(len(items), steps, BATCH, case.seed)
     points = [(Point(step=0), case.plain or sit(lm, case))]
-    asked = optimise.checkpoints(steps, POINTS)
+    asked = optimize.checkpoints(steps, POINTS)
     spent, since = 0.0, time.perf_counter()
-    for step in optimise.updates(lm, items, vectors, applied, plan, RATE * size(lm)):
+    for step in optimize.updates(lm, items, vectors, applied, plan, RATE * size(lm)):
         advance(1)
         if step in asked:
             spent += time.perf_counter() - since
@@ -91,9 +91,9 @@ def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
             since = time.perf_counter()
     with applied():
         spoken = language(lm, case, attack, lambda prompt: inserted(lm, ids, Encoded(prompt, [])).context)
-    end = optimise.watched(lm, items, BATCH, applied)
-    seen = float(sum(optimise.num_tokens(items[row]) for rows in plan for row in rows))
-    return [*results(case, attack, points, spent, seen, optimise.evidence(before, start, end)), spoken]
+    end = optimize.watched(lm, items, BATCH, applied)
+    seen = float(sum(optimize.num_tokens(items[row]) for rows in plan for row in rows))
+    return [*results(case, attack, points, spent, seen, optimize.evidence(before, start, end)), spoken]
 
 
 def placeholders(lm: LM, case: Case, count: int) -> list[int]:

@@ -7,7 +7,6 @@ model is a delta on the base, one model is loaded and the delta swapped in and o
 from __future__ import annotations
 
 import gc
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -154,12 +153,3 @@ def refuse_unlike(seen: Mapping[str, Likeness]) -> None:
                     f"{name} is {mine.shapes.get(name, 'missing')} in {first} and {theirs.shapes.get(name, 'missing')} in "
                     f"{second}; expected one model and a changed copy of it"
                 )
-
-
-def weights_hash(lm: LM) -> str:
-    """SHA-256 over every parameter's name, dtype and bits."""
-    digest = hashlib.sha256()
-    for name, p in lm.model.named_parameters():
-        digest.update(f"{name} {p.dtype}".encode())
-        digest.update(p.detach().cpu().contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()

@@ -2,6 +2,10 @@
 
 The record holds what is compared, how the questions were split, and each attack with its status and the seconds it took on
 each model. A number of seconds means that the results on that model are stored.
+
+What the base does under attack can be taken over from another audit (`take_over`): several models unlearned from one base
+share their controls. That is done where base, questions, texts, split and the attack's settings are the same, and where
+what the attack does to the base does not hang on the unlearned model (`Attack.base_alone`).
 """
 
 from __future__ import annotations
@@ -11,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from misdirect import runs, storage
-from misdirect.attacks import measure
-from misdirect.attacks.case import Attack, Case
+from misdirect.attacks import scoring
+from misdirect.attacks.interface import Attack, Case
 from misdirect.auditing.pair import MODELS, Model
 from misdirect.runs import unsound
 
@@ -65,7 +69,7 @@ def refuse_other_settings(folder: Path, record: Mapping[str, Any], case: Case, w
     for attack in wanted:
         entry = entry_of(record, attack.name)
         if entry and entry["seconds"]:
-            names = runs.differing(entry.get("settings", {}), storage.json_form(measure.config_of(case, attack)))
+            names = runs.differing(entry.get("settings", {}), storage.json_form(scoring.config_of(case, attack)))
             if names:
                 raise ValueError(
                     f"{attack.name} was run with other settings ({', '.join(names)} differ); expected the same, another "
@@ -107,4 +111,24 @@ def results_of(folder: Path, attack: str, model: Model) -> list[dict[str, Any]]:
 
 def answers_of(folder: Path, attack: str, model: Model, name: str) -> dict[str, Any]:
     """The stored result of one set."""
-    return runs.read_result(runs.result_path(folder, model, measure.MEASUREMENT, name, attack))
+    return runs.read_result(runs.result_path(folder, model, scoring.MEASUREMENT, name, attack))
+
+
+def entries(other: Path) -> dict[str, Mapping[str, Any]]:
+    """The attacks of another audit whose results on the base are stored, by name. Raises ValueError where it is none."""
+    if not (other / runs.AUDIT).exists():
+        raise ValueError(f"--controls {other} is no audit (no {runs.AUDIT}); expected the folder of one")
+    return {entry["name"]: entry for entry in read(other)["attacks"] if "base" in entry["seconds"]}
+
+
+def same(entry: Mapping[str, Any], config: Mapping[str, Any]) -> bool:
+    """Whether a stored attack differs from `config` in nothing but the unlearned model."""
+    stored, asked = (dict(x) | {"models_sha256": x["models_sha256"]["base"]} for x in (entry["settings"], config))
+    return not runs.differing(stored, asked)
+
+
+def take_over(other: Path, folder: Path, name: str, config: Mapping[str, Any]) -> None:
+    """Copies an attack's results on the base into an audit's folder, under that audit's own settings."""
+    for path in paths_of(other, name, "base"):
+        own = runs.attack_folder(folder, name) / "base" / path.name
+        storage.write_json(own, runs.read_result(path) | {"config": dict(config)})

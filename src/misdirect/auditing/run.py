@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from misdirect import __version__, runs, storage
-from misdirect.attacks import catalogue, measure
-from misdirect.attacks.case import Attack, Case, Form
-from misdirect.auditing import before, controls, lost, recovery, timing
+from misdirect.attacks import catalogue, scoring
+from misdirect.attacks.interface import Attack, Case, Form
+from misdirect.auditing import baseline, budget, recovery, removed
 from misdirect.auditing import record as records
-from misdirect.auditing.material import Material
-from misdirect.auditing.pair import MODELS, Checkpoint, Model, Side, weights_hash
+from misdirect.auditing.inputs import Material
+from misdirect.auditing.pair import MODELS, Checkpoint, Model, Side
 from misdirect.config import AuditConfig, EvaluateConfig, as_dict
 from misdirect.evaluation import generation
 from misdirect.evaluation import run as evaluating
-from misdirect.planning.speed import free_bytes
+from misdirect.model.identity import weights_hash
+from misdirect.model.memory import free_bytes
 from misdirect.progress import bar, note
 from misdirect.text import duration
 
@@ -49,13 +50,13 @@ class Job:
 
 def execute(job: Job) -> dict[str, Any]:
     """Runs what is missing and fits into the time; returns the record. Raises ValueError for other settings than stored."""
-    clock = timing.Clock(job.config.minutes, time.perf_counter())
+    clock = budget.Clock(job.config.minutes, time.perf_counter())
     for model in MODELS:  # whatever is wrong with one of them is said before anything is asked
         with job.side(model):
             pass
     record = records.read(job.folder)
-    forms = before.evaluated(job.folder, job.side, job.material, job.config) | kept_forms(job, record)
-    case = before.case_of(job.folder, job.run, job.side, job.material, job.config, forms)
+    forms = baseline.evaluated(job.folder, job.side, job.material, job.config) | kept_forms(job, record)
+    case = baseline.case_of(job.folder, job.run, job.side, job.material, job.config, forms)
     wanted = catalogue.selected(catalogue.attacks(case, job.config), job.only, job.skip)
     asked = (catalogue.unattacked(case), *wanted)
     records.refuse_other_settings(job.folder, record, case, asked)
@@ -71,11 +72,11 @@ def execute(job: Job) -> dict[str, Any]:
     run_attack(job, case, asked[0], record)
     if why := (records.entry_of(record, asked[0].name) or {}).get("why"):  # without it no attack says anything
         raise ValueError(why)
-    plain = {model: lost.plain_answers(job.folder, case, model) for model in MODELS}
-    record |= {"split": lost.split_of(job.folder, case), "removed": lost.removed(job.folder, case)}
+    plain = {model: removed.plain_answers(job.folder, case, model) for model in MODELS}
+    record |= {"split": removed.split_of(job.folder, case), "removed": removed.removed(job.folder, case)}
     records.save(job.folder, record)
     for name, found in record["removed"].items():
-        lost.say(name, found)
+        removed.say(name, found)
     if not any(found["attacked"] for found in record["removed"].values()):
         note("Nothing was removed, so there is nothing to bring back: no attack is run")
         return ended(job, record, clock)
@@ -83,7 +84,7 @@ def execute(job: Job) -> dict[str, Any]:
     if any(attack.needs_means for attack, _ in todo):
         try:
             with bar("Reading both models' states", 2) as advance:
-                case = dataclasses.replace(case, **before.activations(job.side, case, advance))
+                case = dataclasses.replace(case, **baseline.activations(job.side, case, advance))
         except ValueError as error:  # a model that gives no states is attacked in the other ways
             for attack in (attack for attack, _ in todo if attack.needs_means):
                 records.note_status(record, attack, "not run", f"needs the models' states: {error}")
@@ -94,7 +95,7 @@ def execute(job: Job) -> dict[str, Any]:
     return ended(job, record, clock)
 
 
-def ended(job: Job, record: dict[str, Any], clock: timing.Clock) -> dict[str, Any]:
+def ended(job: Job, record: dict[str, Any], clock: budget.Clock) -> dict[str, Any]:
     read_answers(job, record)
     record["seconds"] = clock.spent
     records.save(job.folder, record)
@@ -112,18 +113,18 @@ def take_over_controls(job: Job, case: Case, wanted: Sequence[Attack], record: d
     """What another audit of the same base has measured on it is not measured again."""
     if job.controls is None:
         return
-    there, taken = controls.entries(job.controls), 0
+    there, taken = records.entries(job.controls), 0
     for attack in wanted:
-        config = storage.json_form(measure.config_of(case, attack))
+        config = storage.json_form(scoring.config_of(case, attack))
         found = there.get(attack.name)
         if (
             found is None
             or not attack.base_alone
             or records.seconds_on(record, attack)
-            or not controls.same(found, config)
+            or not records.same(found, config)
         ):
             continue
-        controls.take_over(job.controls, job.folder, attack.name, config)
+        records.take_over(job.controls, job.folder, attack.name, config)
         entry = records.note_status(
             record, attack, "not run", "interrupted", settings=config, control_from=job.controls.name
         )
@@ -134,7 +135,7 @@ def take_over_controls(job: Job, case: Case, wanted: Sequence[Attack], record: d
 
 
 def planned(
-    job: Job, todo: Sequence[Attack], record: dict[str, Any], clock: timing.Clock
+    job: Job, todo: Sequence[Attack], record: dict[str, Any], clock: budget.Clock
 ) -> list[tuple[Attack, float]]:
     """The attacks that can be run here with their estimated seconds, those that are announced as fitting first."""
     if not todo:
@@ -143,23 +144,23 @@ def planned(
     with job.side("base") as lm:
         free = float(free_bytes(lm.device))
         full = [a for a in todo if a.settings.get("method") == "full" and not a.missing]
-        trains = any(not timing.too_large(a, free) for a in full)
+        trains = any(not budget.too_large(a, free) for a in full)
         update = (job.config.batch_size, job.config.max_tokens)
-        speed = timing.measured(lm, update if trains else None)
+        speed = budget.measured(lm, update if trains else None)
     record["speed"] = {"forward_tokens_per_second": speed.forward, "train_tokens_per_second": speed.train}
-    blocked = {attack.name: attack.missing or timing.too_large(attack, free) for attack in todo}
+    blocked = {attack.name: attack.missing or budget.too_large(attack, free) for attack in todo}
     able = [
-        (a, sum(model not in records.seconds_on(record, a) for model in MODELS) * timing.seconds_of(a.cost, speed))
+        (a, sum(model not in records.seconds_on(record, a) for model in MODELS) * budget.seconds_of(a.cost, speed))
         for a in todo
         if not blocked[a.name]
     ]
-    fits = timing.first_fit([seconds for _, seconds in able], clock.left)
+    fits = budget.first_fit([seconds for _, seconds in able], clock.left)
     say_plan(job.config.minutes, able, fits, {a.title: blocked[a.name] for a in todo if blocked[a.name]})
     for attack in todo:
         if blocked[attack.name]:
             records.note_status(record, attack, "not run", blocked[attack.name])
     records.save(job.folder, record)
-    return timing.fitting_first(able, fits)
+    return budget.fitting_first(able, fits)
 
 
 def say_plan(
@@ -186,8 +187,8 @@ def spend(
     case: Case,
     todo: Sequence[tuple[Attack, float]],
     record: dict[str, Any],
-    plain: Mapping[Model, measure.Sat],
-    clock: timing.Clock,
+    plain: Mapping[Model, scoring.Sat],
+    clock: budget.Clock,
 ) -> None:
     """Always the first attack that still fits, by the estimates as the attacks before have corrected them."""
     waiting = list(todo)
@@ -208,11 +209,11 @@ def spend(
 
 
 def run_attack(
-    job: Job, case: Case, attack: Attack, record: dict[str, Any], plain: Mapping[Model, measure.Sat] | None = None
+    job: Job, case: Case, attack: Attack, record: dict[str, Any], plain: Mapping[Model, scoring.Sat] | None = None
 ) -> None:
     """The base, then the unlearned model; each one's results are stored before the record says so."""
     entry = records.note_status(
-        record, attack, "not run", "interrupted", settings=storage.json_form(measure.config_of(case, attack))
+        record, attack, "not run", "interrupted", settings=storage.json_form(scoring.config_of(case, attack))
     )
     for model in MODELS:
         if model in entry["seconds"]:
@@ -258,7 +259,7 @@ def unfinished_of(folder: Path, attack: Attack) -> list[Path]:
 def read_answers(job: Job, record: Mapping[str, Any]) -> None:
     """The base reads what both models said under the attacks: only so is salad told from language."""
     places = [(entry["name"], model) for entry in record["attacks"] for model in MODELS]
-    paths = [runs.result_path(job.folder, m, generation.MEASUREMENT, measure.SPOKEN, attack) for attack, m in places]
+    paths = [runs.result_path(job.folder, m, generation.MEASUREMENT, scoring.SPOKEN, attack) for attack, m in places]
     left = evaluating.unread_at([path for path in paths if path.exists()])
     if not left:
         return
@@ -277,7 +278,7 @@ def recover(folder: Path, case: Case, record: Mapping[str, Any], fresh: str | No
     for name in case.forgotten:
         if not record["removed"][name]["attacked"]:
             continue
-        of, found = lost.tested(folder, case, name), []
+        of, found = removed.tested(folder, case, name), []
         for entry in record["attacks"]:
             if not counts(folder, entry):
                 continue

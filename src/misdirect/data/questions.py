@@ -1,4 +1,4 @@
-"""Multiple-choice questions: SOURCE -> checked `Question`s. How they are asked stands in `misdirect.data.asking`.
+"""Multiple-choice questions: SOURCE -> checked `Question`s. How they are asked stands in `misdirect.data.templates`.
 
 A row holds a question, choices and an answer under the names of the common sets (`QUESTION`, `ANSWER`, and
 `misdirect.data.choices` for the forms that choices have). Which choice an answer means is decided once for a whole file

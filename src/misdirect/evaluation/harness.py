@@ -37,8 +37,8 @@ from misdirect.evaluation.harness_tasks import (
     read_task,
 )
 from misdirect.model import rope
-from misdirect.model.activations import hooked
 from misdirect.model.finite import check_finite, not_finite
+from misdirect.model.hooks import hooked
 from misdirect.model.load import LM
 from misdirect.model.rows import check_rows, fill_id, num_rows, rowless
 from misdirect.progress import note

@@ -20,7 +20,7 @@ from typing import Any
 
 from misdirect import stats
 from misdirect.config import EvaluateConfig, as_dict
-from misdirect.data import asking
+from misdirect.data import templates
 from misdirect.data.questions import LETTERS, Question
 from misdirect.model.load import LM
 from misdirect.model.score import Scored, encode, score
@@ -47,7 +47,7 @@ def config_of(
     keys = ("limit", "formats", "shots", "seed", "dtype")
     made = {k: as_dict(config)[k] for k in keys} | {"questions": len(questions), "sha256": hash_of(questions)}
     if config.formats != "cloze":
-        made["prompt"] = asking.prompt_form(config.prompt, questions)
+        made["prompt"] = templates.prompt_form(config.prompt, questions)
     if examples:
         made["examples_sha256"] = hash_of(examples)
     return made
@@ -88,7 +88,7 @@ def mcq(
         add_cloze(records, scored["cloze"], scored["floor"])
     if "letter" in scored:
         add_letter(records, scored["letter"])
-        add_permuted(records, scored["permuted"], [asking.shifted(q, config.seed)[1] for q in asked])
+        add_permuted(records, scored["permuted"], [templates.shifted(q, config.seed)[1] for q in asked])
     seconds = time.perf_counter() - started
     made = config_of(config, questions, examples)
     return Result(MEASUREMENT, name, made, metrics(records), tuple(records), seconds)
@@ -102,17 +102,17 @@ def rendered(
 ) -> tuple[list[Question], Rendered]:
     """(the questions that are asked, their prompts in every format). Raises ValueError where one cannot be asked so."""
     pool, asked = pool_and_asked(questions, config, examples)
-    shown = [asking.examples_for(q, pool, config.shots) for q in asked]
+    shown = [templates.examples_for(q, pool, config.shots) for q in asked]
     out: Rendered = {}
     if config.formats != "letter":
         choices = [[" " + choice for choice in q.choices] for q in asked]
-        out["cloze"] = [(asking.cloze_prompt(q, e), c) for q, e, c in zip(asked, shown, choices, strict=True)]
-        out["floor"] = [(asking.cloze_prompt("", e), c) for e, c in zip(shown, choices, strict=True)]
+        out["cloze"] = [(templates.cloze_prompt(q, e), c) for q, e, c in zip(asked, shown, choices, strict=True)]
+        out["floor"] = [(templates.cloze_prompt("", e), c) for e, c in zip(shown, choices, strict=True)]
     if config.formats != "cloze":
-        form = asking.prompt_form(config.prompt, questions)
+        form = templates.prompt_form(config.prompt, questions)
         letters = [[f" {x}" for x in LETTERS[: len(q.choices)]] for q in asked]
-        for key, items in (("letter", asked), ("permuted", [asking.shifted(q, config.seed)[0] for q in asked])):
-            asked_as = [asking.letter_prompt(q, form, e) for q, e in zip(items, shown, strict=True)]
+        for key, items in (("letter", asked), ("permuted", [templates.shifted(q, config.seed)[0] for q in asked])):
+            asked_as = [templates.letter_prompt(q, form, e) for q, e in zip(items, shown, strict=True)]
             out[key] = list(zip(asked_as, letters, strict=True))
     return asked, out
 
@@ -122,11 +122,11 @@ def pool_and_asked(
 ) -> tuple[list[Question], list[Question]]:
     """(where examples come from, the questions that are asked). Raises ValueError where a format cannot be asked."""
     if config.formats != "cloze":
-        asking.check_letters(questions)
+        templates.check_letters(questions)
     pool, rest = (
-        (list(examples), list(questions)) if examples else asking.set_apart(questions, config.shots, config.seed)
+        (list(examples), list(questions)) if examples else templates.set_apart(questions, config.shots, config.seed)
     )
-    return pool, asking.sample(rest, config.limit, config.seed)
+    return pool, templates.sample(rest, config.limit, config.seed)
 
 
 def num_items(questions: Sequence[Question], config: EvaluateConfig, examples: Sequence[Question] = ()) -> int:
@@ -139,10 +139,10 @@ def num_chars(questions: Sequence[Question], config: EvaluateConfig, examples: S
     """Characters that the model reads in all, for an estimate of the time."""
     pool, asked = pool_and_asked(questions, config, examples)
     choices = sum(len(choice) for q in asked for choice in q.choices)
-    stems = sum(len(asking.stem(q)) for q in asked)
-    shown = [e for q in asked for e in asking.examples_for(q, pool, config.shots)]
-    answered = sum(len(asking.stem(e)) + len(e.choices[e.answer]) for e in shown)
-    lettered = sum(len(asking.stem(e)) + sum(map(len, e.choices)) for e in shown)
+    stems = sum(len(templates.stem(q)) for q in asked)
+    shown = [e for q in asked for e in templates.examples_for(q, pool, config.shots)]
+    answered = sum(len(templates.stem(e)) + len(e.choices[e.answer]) for e in shown)
+    lettered = sum(len(templates.stem(e)) + sum(map(len, e.choices)) for e in shown)
     total = 0
     if config.formats != "letter":
         total += stems + 2 * choices + 2 * answered

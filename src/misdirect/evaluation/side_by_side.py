@@ -56,8 +56,8 @@ def load_pair(
     folder: Path, model: str | None, config: EvaluateConfig, trust_remote_code: bool, allow_pickle: bool
 ) -> tuple[LM, Delta]:
     """The base and the change, checked to belong together before the first prompt."""
-    from misdirect.api import refuse_other_base
     from misdirect.model.delta import check_fits, load_delta
+    from misdirect.model.identity import refuse_other_base
     from misdirect.model.load import load_lm
 
     delta = load_delta(folder / runs.DELTA)
@@ -96,18 +96,17 @@ def answers(
 def reply(lm: LM, side: str, history: list[Exchange], prompt: str, config: EvaluateConfig) -> Any:
     """One model's next answer, as `misdirect.evaluation.generation` gives it."""
     from misdirect.data.prompts import Prompt
-    from misdirect.evaluation import contexts
-    from misdirect.evaluation import generation as answering
+    from misdirect.model import contexts, generate
 
     turns = [*(exchange.prompt for exchange in history), prompt]
     earlier = [exchange.replies[side].text for exchange in history]
-    chat = answering.uses_chat(lm, config)
+    chat = generate.uses_chat(lm, config)
     context = contexts.conversation(lm.tokenizer, turns, earlier, chat)
     contexts.check_tokens(lm, context, "this prompt", chat)
     refuse_long(lm, len(context), config.new_tokens, bool(history))
-    before = [answering.Answer(text, 0, True, True) for text in earlier]
-    slot = answering.Slot(Prompt("chat", tuple(turns)), 0 if config.samples else None, before)
-    return answering.answer_slots(lm, [slot], [context], config)[0]
+    before = [generate.Answer(text, 0, True, True) for text in earlier]
+    slot = generate.Slot(Prompt("chat", tuple(turns)), 0 if config.samples else None, before)
+    return generate.answer_slots(lm, [slot], [context], config)[0]
 
 
 def refuse_long(lm: LM, num_tokens: int, new_tokens: int, has_history: bool) -> None:
@@ -128,9 +127,10 @@ def marked(lm: LM, prompt: str, answer: Any, config: EvaluateConfig) -> Reply:
     """An answer with the verdict on whether it is language. `lm` is the base."""
     from misdirect.evaluation import degeneration
     from misdirect.evaluation import generation as answering
+    from misdirect.model import generate
     from misdirect.model.finite import NotFinite
 
-    chat = answering.uses_chat(lm, config)
+    chat = generate.uses_chat(lm, config)
     nll, count = None, 0
     try:
         [(nll, count)] = answering.incoherence(lm, [(prompt, answer.text)], chat, config.batch_tokens)

@@ -1,4 +1,4 @@
-"""Capture and replay: the engine. The only hooks of the project.
+"""Capture and replay: the engine.
 
 Nothing above block `last` matters to RMU and nothing below block `first` changes. `capture` runs the frozen model once
 without gradients, writes down how Hugging Face calls each of the blocks first..last (hidden state, masks, rotary tables,
@@ -12,26 +12,18 @@ the trained matrices alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from misdirect.model import parts
+from misdirect.model import parameters as parts
+from misdirect.model.hooks import Call, first_output, hooked, split_hidden
 
 # block index -> parameter path in the block, or a part of one such as `mlp.experts.down_proj[3]` -> value
 Weights = Mapping[int, Mapping[str, Tensor]]
-
-
-class Call(NamedTuple):
-    """How the model called one block; the hidden state is taken out of `args` or `kwargs` and given anew at replay."""
-
-    block: int
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
 
 
 class Captured(NamedTuple):
@@ -44,32 +36,6 @@ class Captured(NamedTuple):
 
 class _Stop(Exception):
     """Ends a forward pass once everything wanted has been seen."""
-
-
-def split_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
-    """(hidden state, the other positional arguments, the other keywords) of a call to a block."""
-    if args:
-        return args[0], args[1:], dict(kwargs)
-    rest = dict(kwargs)
-    return rest.pop("hidden_states"), (), rest
-
-
-def first_output(output: Any) -> Tensor:
-    """A block returns its hidden state, alone or as the first of several."""
-    return output[0] if isinstance(output, tuple | list) else output
-
-
-@contextmanager
-def hooked(handles: Sequence[Callable[[], Any]]) -> Iterator[None]:
-    """Registers hooks, and removes every one of them whatever happens."""
-    placed = []
-    try:
-        for place in handles:
-            placed.append(place())
-        yield
-    finally:
-        for handle in placed:
-            handle.remove()
 
 
 def capture(

@@ -5,7 +5,7 @@
   state-space parts: `mlp.down_proj` on Llama, `mlp.c_proj` on GPT-2, `mlp.dense_4h_to_h` on GPT-NeoX.
 - A block with routed experts is refused by name even where one matrix would fit: that one would be the shared expert
   (Qwen2-MoE, Llama 4) or not an MLP at all (Jamba). `--matrix` names the tensor to train instead, or a part of it:
-  `mlp.experts.down_proj[3]` is expert 3 (`misdirect.model.parts`).
+  `mlp.experts.down_proj[3]` is expert 3 (`misdirect.model.parameters`).
 
     name, blocks = find_blocks(model)                            # "model.layers", the ModuleList
     path = find_matrix(blocks[7], residual_width(model))         # "mlp.down_proj.weight"
@@ -21,7 +21,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from misdirect.model import parts
+from misdirect.model import parameters as parts
 
 # Modules whose output projection also has the shape F -> D on some models (wide heads, state-space mixers).
 NOT_FEED_FORWARD = re.compile(r"attn|attention|mamba|ssm|mixer|deltanet|recurrent|rg_?lru|conv(?!1d)", re.IGNORECASE)

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from misdirect.model import parts
+from misdirect.model import parameters as parts
 from misdirect.storage import replacing
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -28,7 +28,7 @@ MAX_NAME = 1000  # the longest tensor names of transformers have about 120 chara
 
 @dataclass(frozen=True)
 class Delta:
-    """`tensors`: full parameter name, or a part's (`misdirect.model.parts`) -> new value.
+    """`tensors`: full parameter name, or a part's (`misdirect.model.parameters`) -> new value.
 
     `metadata`: what made it (flat strings, as safetensors keeps them).
     """

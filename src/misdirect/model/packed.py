@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from misdirect.model import rope
-from misdirect.model.activations import hooked
+from misdirect.model.hooks import hooked
 from misdirect.model.load import LM
 from misdirect.model.rows import fill_id
 

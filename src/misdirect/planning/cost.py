@@ -11,9 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from misdirect.config import EvaluateConfig, UnlearnConfig
+from misdirect.planning.benchmark import Speed
 from misdirect.planning.shape import Shape
-from misdirect.planning.speed import Speed
-from misdirect.planning.work import Tokens
+from misdirect.planning.workload import Tokens
 
 FP32 = 4
 RECORD_BYTES = 450  # of a result's record, a format of a question: indented JSON, four choices

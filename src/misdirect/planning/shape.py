@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from misdirect.config import UnlearnConfig
-from misdirect.model import parts
+from misdirect.model import parameters
 from misdirect.model.blocks import count_parameters, find_blocks, find_matrix, residual_width
 from misdirect.model.load import prefix_class, prefix_config, truncated, whole_class
 from misdirect.progress import quiet
@@ -48,7 +48,7 @@ def shape_of(config: Any, settings: UnlearnConfig, trust_remote_code: bool = Fal
     width = residual_width(full)
     trained = range(settings.block - settings.num_blocks + 1, settings.block + 1)
     matrices = {i: find_matrix(blocks[i], width, settings.matrix) for i in trained}
-    sizes = {f"{prefix}.{i}.{path}": tuple(parts.read_from(blocks[i], path).shape) for i, path in matrices.items()}
+    sizes = {f"{prefix}.{i}.{path}": tuple(parameters.read_from(blocks[i], path).shape) for i, path in matrices.items()}
     counts = [count_parameters(block) for block in blocks]
     return Shape(
         type(full).__name__,

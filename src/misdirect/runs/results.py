@@ -1,4 +1,4 @@
-"""TODO"""
+"""Results of measurements as files, and `summary.json`, the flat list of every metric of a run."""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ from torch import Tensor
 
 from misdirect.config import UnlearnConfig, flag, knob
 from misdirect.data.batches import Batch
-from misdirect.model import parts, rope
+from misdirect.model import parameters as parts
+from misdirect.model import rope
 from misdirect.model.activations import refuse_shared
 from misdirect.model.blocks import find_matrix, residual_width
 from misdirect.model.delta import Delta

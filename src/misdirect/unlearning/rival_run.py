@@ -15,7 +15,7 @@ from typing import Any
 
 from misdirect import __version__, runs, storage
 from misdirect.config import Corpus, Topic, UnlearnConfig, as_dict
-from misdirect.model import parts
+from misdirect.model import identity, parameters
 from misdirect.model.delta import Delta, save_delta
 from misdirect.model.load import LM
 from misdirect.storage import require_room
@@ -90,7 +90,7 @@ def describe(
         "misdirect": __version__,
         "method": job.config.method,
         "model": lm.source,
-        "data": {"model_sha256": running.model_hash(lm, last)}
+        "data": {"model_sha256": identity.model_hash(lm, last)}
         | asked["data"]
         | ({"dequantized": lm.dequantized} if lm.dequantized else {}),
         "chosen": {
@@ -112,7 +112,7 @@ def settings_of(budget: UnlearnConfig, config: RivalConfig) -> dict[str, Any]:
 def needed_bytes(job: rival.Job) -> int:
     """Delta and log; the delta is written beside its place and renamed, so it takes its space once."""
     own = dict(job.lm.model.named_parameters())
-    weights = sum(4 * parts.read(own[parts.base_name(name)], name).numel() for name in job.names)
+    weights = sum(4 * parameters.read(own[parameters.base_name(name)], name).numel() for name in job.names)
     return weights + running.LOG_BYTES * job.plan.updates
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from misdirect.config import Topic, UnlearnConfig
 from misdirect.data import batches
 from misdirect.data.batches import Batch
-from misdirect.model import parts, rope
+from misdirect.model import parameters, rope
 from misdirect.model.activations import Weights, capture, check_replay, replay
 from misdirect.model.blocks import find_matrix, residual_width
 from misdirect.model.delta import Delta
@@ -245,7 +245,7 @@ def initial_state(job: Job) -> State:
     blocks = job.lm.blocks
     weights = {}
     for index, path in job.matrices.items():
-        value = parts.read_from(blocks[index], path).detach().clone()
+        value = parameters.read_from(blocks[index], path).detach().clone()
         weights[f"{index}.{path}"] = value if job.config.numerics == "published" else value.float()
     zeros = {name: torch.zeros_like(value) for name, value in weights.items()}
     return State(0, weights, zeros, {name: value.clone() for name, value in zeros.items()})

@@ -6,7 +6,6 @@ is under way; `delta.safetensors` exists when it is done. Calling again with the
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -18,7 +17,6 @@ import torch
 from misdirect import __version__, interrupts, runs, storage
 from misdirect.config import Corpus, Topic, as_dict
 from misdirect.model.delta import Delta, load_delta, load_tensors, save_delta, save_tensors
-from misdirect.model.load import LM
 from misdirect.progress import RESUMED
 from misdirect.storage import require_room
 from misdirect.unlearning import rmu
@@ -256,13 +254,3 @@ def delta_metadata(job: rmu.Job, config: Mapping[str, Any]) -> dict[str, str]:
         "model_sha256": str(config["data"]["model_sha256"]),
         "misdirect": __version__,
     }
-
-
-def model_hash(lm: LM, last: int) -> str:
-    """SHA-256 over the names, shapes and bits of blocks 0..last, all that RMU reads: the model that was really used."""
-    digest = hashlib.sha256()
-    for index, block in enumerate(lm.blocks[: last + 1]):
-        for name, value in block.named_parameters():
-            digest.update(f"{index}.{name} {tuple(value.shape)} {value.dtype}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -23,9 +23,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from misdirect.attacks.case import Case
-from misdirect.attacks.measure import rendering
-from misdirect.data import asking
+from misdirect.attacks.interface import Case
+from misdirect.attacks.scoring import rendering
+from misdirect.data import templates
 from misdirect.data.batches import CHARS_PER_TOKEN
 from misdirect.model import rope
 from misdirect.model.finite import check_finite
@@ -61,7 +61,9 @@ def example_tokens(case: Case) -> float:
     """Tokens of the mean training question, for estimates."""
     asked = [q for halves in case.forgotten.values() for q in halves.train]
     return (
-        sum(len(asking.stem(q)) + len(q.choices[q.answer]) + 20 for q in asked) / max(1, len(asked)) / CHARS_PER_TOKEN
+        sum(len(templates.stem(q)) + len(q.choices[q.answer]) + 20 for q in asked)
+        / max(1, len(asked))
+        / CHARS_PER_TOKEN
     )
 
 

@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from misdirect.attacks.gcg_loss import Frame, Ids, Job, gradient, losses, slopes
+from misdirect.attacks.gcg.loss import Frame, Ids, Job, gradient, losses, slopes
 from misdirect.data.tokens import token_ids
 from misdirect.model.load import LM
 from misdirect.model.score import encode, shared_length

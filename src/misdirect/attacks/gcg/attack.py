@@ -6,7 +6,7 @@ question, towards its right answer and, as the control, towards a wrong one: eno
 so what counts is how much easier the right answer is.
 
 Zou et al. 2023 (arXiv 2307.15043); against unlearned models Lucki et al. 2024 (arXiv 2409.18025). The search itself stands
-in `misdirect.attacks.gcg_search`. The texts that were found are in the records, under `text`.
+in `misdirect.attacks.gcg.search`. The texts that were found are in the records, under `text`.
 
 A search that does not work must not pass for a model that resists: `positive_control` is 1 where the text lowered the loss
 of its training questions by `FALL` of what it is WITHOUT any text, and by `NATS`. The start text is no yardstick: it does
@@ -27,11 +27,11 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from misdirect.attacks import optimise, unfinished
-from misdirect.attacks.case import Advance, Attack, Case, Cost, Form
-from misdirect.attacks.gcg_loss import Job, job_of
-from misdirect.attacks.gcg_search import Place, Settings, State, framed, search, start, text_of
-from misdirect.attacks.measure import (
+from misdirect.attacks import optimize, resume
+from misdirect.attacks.gcg.loss import Job, job_of
+from misdirect.attacks.gcg.search import Place, Settings, State, framed, search, start, text_of
+from misdirect.attacks.interface import Advance, Attack, Case, Cost, Form
+from misdirect.attacks.scoring import (
     LANGUAGE_TOKENS,
     Point,
     Render,
@@ -44,7 +44,7 @@ from misdirect.attacks.measure import (
     sitting_tokens,
 )
 from misdirect.config import AuditConfig
-from misdirect.data import asking
+from misdirect.data import templates
 from misdirect.data.batches import CHARS_PER_TOKEN
 from misdirect.data.questions import Question
 from misdirect.model.load import LM
@@ -103,12 +103,12 @@ def universal(case: Case, config: AuditConfig, where: Where) -> Attack:
         title=f"Searched text {SIDES[where]} the question, for all questions ({config.suffix_tokens} tokens, {steps} steps)",
         access="gradients",
         settings=settings_of(config, where, train_questions=TRAINED, screened=SCREENED, trained_on="attacker's half"),
-        cost=Cost(forward_tokens=measured + tokens, memory=optimise.update_bytes(case, TRAINED, config.suffix_tokens)),
+        cost=Cost(forward_tokens=measured + tokens, memory=optimize.update_bytes(case, TRAINED, config.suffix_tokens)),
         num_steps=steps * sets,
         holds="answered questions",
         late=where == "prefix",
         run=run_universal,
-        missing=missing(steps) or optimise.lacking(case),
+        missing=missing(steps) or optimize.lacking(case),
     )
 
 
@@ -125,7 +125,7 @@ def single(case: Case, config: AuditConfig, where: Where) -> Attack:
         title=f"Searched text {SIDES[where]} one question at a time, towards right and wrong answers ({steps} steps)",
         access="gradients",
         settings=settings_of(config, where, questions=SINGLE, control="a wrong answer of the same question"),
-        cost=Cost(forward_tokens=tokens, memory=optimise.update_bytes(case, 1, config.suffix_tokens)),
+        cost=Cost(forward_tokens=tokens, memory=optimize.update_bytes(case, 1, config.suffix_tokens)),
         num_steps=2 * steps * sum(asked.values()),
         run=run_single,
         recovers=False,
@@ -141,7 +141,7 @@ def step_tokens(
 
     Counted against searches on the demo's questions: within a quarter.
     """
-    question = statistics.fmean(len(asking.stem(q)) for q in asked) / CHARS_PER_TOKEN
+    question = statistics.fmean(len(templates.stem(q)) for q in asked) / CHARS_PER_TOKEN
     cloze = case.forms[name] == "cloze"
     target = 1 + statistics.fmean(len(q.choices[q.answer]) for q in asked) / ANSWER_CHARS if cloze else 1
     listed = 0 if cloze else statistics.fmean(sum(4 + len(c) / ANSWER_CHARS for c in q.choices) for q in asked)
@@ -202,7 +202,7 @@ def run_universal(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[
     Every step is kept: a killed attack goes on where it was.
     """
     chosen, where = attack.settings, attack.settings["place"]
-    began, kept = time.perf_counter(), unfinished.read(case, attack)
+    began, kept = time.perf_counter(), resume.read(case, attack)
     jobs: dict[str, Job] = {}
     states: dict[str, State] = {}
     before: dict[str, float] = {}
@@ -226,7 +226,7 @@ def run_universal(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[
         asked = [(point.step, sat) for point, sat in points]
         seconds = spent + time.perf_counter() - began
         far = {"states": stood, "points": asked, "texts": texts, "seconds": seconds}
-        unfinished.write(case, attack, far)
+        resume.write(case, attack, far)
 
     for until in points_of(chosen["gcg_steps"])[len(points) - 1 :]:
         began = time.perf_counter()
@@ -278,7 +278,7 @@ def run_single(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Res
 
     Every text that is found is kept: a killed attack goes on behind it.
     """
-    kept = unfinished.read(case, attack)  # of each set its records, and the seconds and tokens they took
+    kept = resume.read(case, attack)  # of each set its records, and the seconds and tokens they took
     out = []
     for name in case.forgotten:
         kept.setdefault(name, {"records": [], "seconds": 0.0, "tokens": 0.0})
@@ -307,7 +307,7 @@ def single_result(lm: LM, case: Case, attack: Attack, name: str, kept: dict[str,
                 "text": text_of(lm.tokenizer, job.frames[0], state.ids),
             })  # fmt: skip
             mine["seconds"] += time.perf_counter() - began
-            unfinished.write(case, attack, kept)
+            resume.write(case, attack, kept)
     rows = (*single_rows(records), Metric("attack_tokens", mine["tokens"]), Metric("attack_seconds", mine["seconds"]))
     return Result("gcg", name, config_of(case, attack), rows, tuple(records), mine["seconds"])
 

@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from misdirect import stats
-from misdirect.attacks.case import Advance, Attack, Case, Form
+from misdirect.attacks.interface import Advance, Attack, Case, Form
 from misdirect.config import EvaluateConfig
-from misdirect.data import asking
+from misdirect.data import templates
 from misdirect.data.batches import CHARS_PER_TOKEN
 from misdirect.data.prompts import Prompt
 from misdirect.data.questions import LETTERS, Question
@@ -38,12 +38,12 @@ def rendering(form: Form, seed: int, examples: Sequence[Question] = ()) -> Rende
 
     def render(item: Question) -> tuple[str, list[str]]:
         if form == "cloze":
-            return asking.cloze_prompt(item, examples), [f" {choice}" for choice in item.choices]
-        count, prompt = len(item.choices), asking.prompt_form("auto", [item])
+            return templates.cloze_prompt(item, examples), [f" {choice}" for choice in item.choices]
+        count, prompt = len(item.choices), templates.prompt_form("auto", [item])
         if form == "letter":
-            return asking.letter_prompt(item, prompt, examples), [f" {x}" for x in LETTERS[:count]]
-        moved, by = asking.shifted(item, seed)
-        return asking.letter_prompt(moved, prompt, examples), [f" {LETTERS[(i + by) % count]}" for i in range(count)]
+            return templates.letter_prompt(item, prompt, examples), [f" {x}" for x in LETTERS[:count]]
+        moved, by = templates.shifted(item, seed)
+        return templates.letter_prompt(moved, prompt, examples), [f" {LETTERS[(i + by) % count]}" for i in range(count)]
 
     return render
 
@@ -215,7 +215,7 @@ def language(
         return (
             change(name, rendering(case.forms[name], case.seed))(question)[0]
             if change
-            else asking.cloze_prompt(question)
+            else templates.cloze_prompt(question)
         )
 
     prompts = [Prompt(f"{i}:{q.id}", (context(name, q),)) for i, (name, q) in enumerate(chosen)]
@@ -229,7 +229,7 @@ def sitting_tokens(case: Case, general: bool = True) -> float:
     """Tokens of one `sit`, for estimates."""
     questions = [q for halves in case.forgotten.values() for q in halves.test]
     questions += [q for found in case.retained.values() for q in found] if general else []
-    return sum(len(asking.stem(q)) + 20 + sum(map(len, q.choices)) for q in questions) / CHARS_PER_TOKEN
+    return sum(len(templates.stem(q)) + 20 + sum(map(len, q.choices)) for q in questions) / CHARS_PER_TOKEN
 
 
 LANGUAGE_TOKENS = ANSWERS * 4 * NEW_TOKENS  # of one `language`, in the time of as many tokens read at once

@@ -22,15 +22,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from misdirect import __version__
 from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig, as_dict, doubtful, flag
 from misdirect.data.tokens import token_ids
-from misdirect.planning.form import File, Machine, Plan, Stage
+from misdirect.planning.plan import File, Machine, Plan, Stage
 from misdirect.progress import note
 from misdirect.recipes import resolve
 from misdirect.text import duration, shown, size
 
 if TYPE_CHECKING:
+    from misdirect.planning.benchmark import Speed
     from misdirect.planning.shape import Shape
-    from misdirect.planning.speed import Speed
-    from misdirect.planning.work import Asked, Tokens
+    from misdirect.planning.workload import Asked, Tokens
     from misdirect.unlearning.rmu import Job
 
 START_SECONDS = 3.0  # importing torch and transformers, where this process had done so already
@@ -92,7 +92,8 @@ def plan(
     from misdirect.model import quantized
     from misdirect.model.rows import rowless
     from misdirect.model.sources import adapter_base
-    from misdirect.planning import shape, speed, work
+    from misdirect.planning import benchmark as speed
+    from misdirect.planning import shape, workload
 
     began = time.perf_counter()
     source = source_config(model, trust_remote_code)
@@ -111,9 +112,9 @@ def plan(
     tokenizer = local_tokenizer(model, trust_remote_code)
     start += time.perf_counter() - began
     began = time.perf_counter()
-    training, said = work.training(tokenizer, topics, corpora, settings)
-    asked, also = work.evaluation(tokenizer, *sets, wanted, examples or {})
-    work.check_tokens(tokenizer, found.vocabulary, model, training, asked)
+    training, said = workload.training(tokenizer, topics, corpora, settings)
+    asked, also = workload.evaluation(tokenizer, *sets, wanted, examples or {})
+    workload.check_tokens(tokenizer, found.vocabulary, model, training, asked)
     read = time.perf_counter() - began
     base = process_bytes()
     measured, why = speed.measure(source, found, training, asked, settings, wanted.batch_tokens)
@@ -121,9 +122,9 @@ def plan(
     dtype = speed.pick_dtype(settings.dtype, device)
     counted = Counted(
         found,
-        work.count_tokens(training, settings),
+        workload.count_tokens(training, settings),
         asked,
-        work.largest_pass(asked, wanted.batch_tokens, found.vocabulary),
+        workload.largest_pass(asked, wanted.batch_tokens, found.vocabulary),
         measured,
         base if device.type == "cpu" else 0,
         dtype.itemsize,
@@ -207,7 +208,7 @@ def process_bytes() -> int:
 def machine_of(device: Any, dtype: str) -> Machine:
     import torch
 
-    from misdirect.planning.speed import free_bytes
+    from misdirect.model.memory import free_bytes
 
     disk = shutil.disk_usage(Path.cwd()).free
     return Machine(str(device), dtype, torch.get_num_threads(), free_bytes(device), disk)
@@ -427,8 +428,8 @@ def retained(corpus: Corpus) -> str:
 def unlearn_line(job: Job) -> str:
     """What `unlearn` says before it starts: time (its first two updates measured), peak memory, disk. One line."""
     from misdirect.planning import cost
-    from misdirect.planning.speed import saved_bytes
-    from misdirect.planning.work import padded_tokens
+    from misdirect.planning.benchmark import saved_bytes
+    from misdirect.planning.workload import padded_tokens
     from misdirect.unlearning import rmu
 
     counts = [forget + retain for forget, retain in padded_tokens(job)]

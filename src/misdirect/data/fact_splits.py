@@ -16,8 +16,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from misdirect.data.asking import asked_cloze
 from misdirect.data.questions import Question
+from misdirect.data.templates import asked_cloze
 
 RUN = 8  # words in a row
 PHRASE = (

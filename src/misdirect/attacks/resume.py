@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import Any
 
 from misdirect import storage
-from misdirect.attacks.case import Attack, Case
-from misdirect.attacks.measure import config_of
+from misdirect.attacks.interface import Attack, Case
+from misdirect.attacks.scoring import config_of
 
 
 def read(case: Case, attack: Attack) -> dict[str, Any]:

@@ -26,10 +26,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from misdirect.attacks import weights
-from misdirect.attacks.case import Advance, Attack, Case
-from misdirect.attacks.measure import Point
-from misdirect.attacks.weights import Matrix
+from misdirect.attacks.interface import Advance, Attack, Case
+from misdirect.attacks.scoring import Point
 from misdirect.config import AuditConfig
+from misdirect.model import interventions
+from misdirect.model.interventions import Matrix
 from misdirect.model.load import LM
 from misdirect.runs import Result
 
@@ -100,7 +101,7 @@ def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
     )
 
 
-def rewrite_of(attack: Attack) -> weights.Rewrite:
+def rewrite_of(attack: Attack) -> interventions.Rewrite:
     settings = attack.settings
     if settings.get("levels") == "nf4":
         return lambda matrix, weight: to_nf4(weight)

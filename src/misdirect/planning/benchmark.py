@@ -26,9 +26,10 @@ from misdirect.model import packed
 from misdirect.model.activations import capture, replay
 from misdirect.model.blocks import find_blocks, find_matrix, residual_width
 from misdirect.model.load import LM, first_line, pick_device, pick_dtype, whole_class
+from misdirect.model.memory import free_bytes
 from misdirect.model.score import Encoded, score, text_logprobs
 from misdirect.planning.shape import Shape, shortened
-from misdirect.planning.work import Asked, Training, padded_tokens
+from misdirect.planning.workload import Asked, Training, padded_tokens
 from misdirect.progress import quiet
 from misdirect.unlearning import rmu, steering
 from misdirect.unlearning.optimizer import adamw_step, clip
@@ -65,31 +66,6 @@ class Speed(NamedTuple):
     saved: float  # bytes kept for the backward pass, a token of a trained block
     num_blocks: int  # measured; 0 where none was, and all of this is from one matrix product
     vocabulary: int
-
-
-def free_bytes(device: torch.device) -> int:
-    """Free memory where the model goes: of the GPU, else of this machine (or of the container that this is)."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    import psutil  # type: ignore[import-untyped]
-
-    return min(int(psutil.virtual_memory().available), container_bytes())
-
-
-def container_bytes() -> int:
-    """What a control group leaves of its memory limit; without one, more than any machine has."""
-    from pathlib import Path
-
-    folder = Path("/sys/fs/cgroup")
-    for limit, used in (
-        ("memory.max", "memory.current"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):
-        try:
-            return max(0, int((folder / limit).read_text()) - int((folder / used).read_text()))
-        except (OSError, ValueError):  # none, or "max"
-            continue
-    return 2**62
 
 
 def depth_to_measure(shape: Shape, last: int, itemsize: int, free: int) -> tuple[int, int]:

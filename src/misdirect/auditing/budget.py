@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from misdirect.attacks import finetune
-from misdirect.attacks.case import Attack, Cost
+from misdirect.attacks.interface import Attack, Cost
 from misdirect.model.load import LM
 from misdirect.model.score import tokens_per_second
 from misdirect.text import duration, size

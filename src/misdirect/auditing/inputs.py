@@ -8,11 +8,11 @@ from pathlib import Path
 
 from misdirect import runs, storage
 from misdirect.config import AuditConfig, doubtful, kind_of
-from misdirect.data.asking import check_letters, sample
 from misdirect.data.batches import CHARS_PER_TOKEN
 from misdirect.data.corpora import read_passages, read_texts
-from misdirect.data.facts import Halves, split, without_tested
+from misdirect.data.fact_splits import Halves, split, without_tested
 from misdirect.data.questions import Question, read_questions
+from misdirect.data.templates import check_letters, sample
 from misdirect.progress import note
 
 FEW = 20  # questions, below which an audit says little

@@ -3,7 +3,7 @@
 The loss of a text in a prompt (a `Frame`) is - sum_i log p(target_i | before, text, after, target_<i), natural logarithm,
 in fp32 at least. Three forms, from the fastest:
 
-- "tree": see `misdirect.attacks.gcg_tree`; for models that take a mask of our own.
+- "tree": see `misdirect.attacks.gcg.tree`; for models that take a mask of our own.
 - "cached": the key-value cache of what is before the text is shared by a batch of candidates.
 - "plain": every candidate as a full forward pass; for models without such a cache.
 
@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from misdirect.attacks.gcg_tree import (
+from misdirect.attacks.gcg.tree import (
     Frame,
     Ids,
     rows_at_once,

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from misdirect.attacks import catalogue, measure
-from misdirect.attacks.case import Case
+from misdirect.attacks import catalogue, scoring
+from misdirect.attacks.interface import Case
 from misdirect.auditing import recovery
-from misdirect.auditing.material import FEW
+from misdirect.auditing.inputs import FEW
 from misdirect.auditing.pair import MODELS, Model
 from misdirect.auditing.record import answers_of
 from misdirect.progress import note
 
 
-def plain_answers(folder: Path, case: Case, model: Model) -> measure.Sat:
+def plain_answers(folder: Path, case: Case, model: Model) -> scoring.Sat:
     """What a model answers without attack, out of the stored records."""
     names = (*case.forgotten, *case.retained)
     found = {name: answers_of(folder, catalogue.NONE, model, name)["records"] for name in names}

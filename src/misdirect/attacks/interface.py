@@ -2,7 +2,7 @@
 
 An attack module offers `attacks(case, config) -> list[Attack]`, each with a `run(lm, case, attack, advance)` that gives
 the `Result`s of one model, base or unlearned, and leaves the model's bits as they were. It never learns which of the two it
-attacks. `misdirect.attacks.measure` does the asking and makes the results.
+attacks. `misdirect.attacks.scoring` does the asking and makes the results.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from misdirect.data.facts import Halves, stated
+from misdirect.data.fact_splits import Halves, stated
 from misdirect.data.questions import LETTERS, Question
 from misdirect.model.load import LM
 from misdirect.runs import Result
@@ -56,7 +56,7 @@ class Case:
     `identity`: hashes and seeds of all of it; part of every result's config, so that results of other material are not
     mixed. `means` and `medians` (of the token norm after every block, on forget text, of the base) are there for attacks
     with `needs_means`. `plain`: what the model at hand answers without any attack, where that is known already. `unfinished`:
-    where an attack on it may keep how far it is (`misdirect.attacks.unfinished`).
+    where an attack on it may keep how far it is (`misdirect.attacks.resume`).
     """
 
     forgotten: Mapping[str, Halves]

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from misdirect.model import packed
-from misdirect.model.activations import hooked
+from misdirect.model.hooks import hooked
 from misdirect.model.interventions import embeddings_changed
 from misdirect.model.load import LM
 from misdirect.model.rows import fill_id
@@ -95,7 +95,7 @@ def joined(caches: Sequence[Any], rows: int) -> Any:
 
 def rows_at_once(lm: LM, width: int, context: int, wanted: int, batch_tokens: int) -> int:
     """Rows in one pass: within `batch_tokens`, within half of the free memory, and within `packed.MAX_LOGITS`."""
-    from misdirect.planning.speed import free_bytes
+    from misdirect.model.memory import free_bytes
 
     config = lm.model.config.get_text_config(decoder=True)
     vocabulary = lm.model.get_output_embeddings().weight.shape[0]

@@ -11,10 +11,9 @@ from typing import Any, cast
 import torch
 
 from misdirect import runs, storage
-from misdirect.attacks.case import Case, Form, Means, Shape
-from misdirect.attacks.states import states_at
-from misdirect.auditing.material import Material
-from misdirect.auditing.pair import MODELS, Side, weights_hash
+from misdirect.attacks.interface import Case, Form, Means, Shape
+from misdirect.auditing.inputs import Material
+from misdirect.auditing.pair import MODELS, Side
 from misdirect.config import AuditConfig, EvaluateConfig
 from misdirect.data.batches import beginnings
 from misdirect.evaluation import mcq
@@ -23,8 +22,10 @@ from misdirect.model import rope
 from misdirect.model.blocks import count_parameters, residual_width, text_config
 from misdirect.model.delta import load_tensors
 from misdirect.model.finite import about, not_finite
+from misdirect.model.identity import weights_hash
 from misdirect.model.load import LM
 from misdirect.model.rows import padded
+from misdirect.model.states import states_at
 from misdirect.progress import bar
 
 MEAN_TEXTS, MEAN_TOKENS, MEAN_BATCH = 32, 128, 4  # of each kind, for mean activations

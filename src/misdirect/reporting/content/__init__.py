@@ -1,0 +1,1 @@
+"""What pages, cards and terminals say: sentences and tables."""

@@ -1,0 +1,1 @@
+"""Pictures, drawn once and shown as SVG, PNG or PDF."""

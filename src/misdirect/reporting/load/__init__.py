@@ -1,0 +1,1 @@
+"""Files of a run or an audit, read once and checked."""
