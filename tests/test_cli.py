@@ -14,8 +14,8 @@ import yaml
 
 import misdirect as md
 from misdirect import runs, storage
+from misdirect.cli import flags
 from misdirect.cli.main import main
-from misdirect.cli.verbs import verbs
 from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig
 from misdirect.model.delta import load_delta
 from misdirect.unlearning import rmu
@@ -339,13 +339,13 @@ def test_two_topics_have_strengths_and_weights_of_their_own(shelf: Path, tmp_pat
     ],
 )
 def test_a_number_behind_an_at_is_a_weight(text: str, expected: Corpus) -> None:
-    assert verbs.weighted(text) == expected
+    assert flags.weighted(text) == expected
 
 
 @pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf"])
 def test_a_weight_is_a_number_above_0(weight: str) -> None:
     with pytest.raises(ValueError, match="retain corpus 'wiki' has weight"):
-        verbs.weighted(f"wiki=a.txt@{weight}")
+        flags.weighted(f"wiki=a.txt@{weight}")
 
 
 def test_a_model_alone_is_measured_into_a_folder(finished: Path, shelf: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from misdirect.cli.verbs import weighted
+from misdirect.cli.flags import weighted
 from misdirect.data import batches, builtin, files, hub
 from misdirect.data.corpora import read_texts
 from misdirect.data.files import SUFFIXES, file_rows

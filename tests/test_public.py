@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from misdirect.reporting.public import public_command, public_config, public_name, public_source
+from misdirect.reporting.redact import public_command, public_config, public_name, public_source
 
 
 @pytest.mark.parametrize(

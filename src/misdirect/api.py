@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from misdirect import runs, storage
 from misdirect.config import AuditConfig, Corpus, EvaluateConfig, Method, Topic, UnlearnConfig, as_dict, doubtful
-from misdirect.model.identity import refuse_other_base
 from misdirect.progress import bar, note
 from misdirect.recipes import resolve
 from misdirect.runs.collateral import topics_of
@@ -231,6 +230,7 @@ def evaluate(
     """
     from misdirect.evaluation import judge as scoring
     from misdirect.evaluation import run as running
+    from misdirect.model.identity import check_same_base
     from misdirect.model.load import load_lm, pick_device, pick_dtype
     from misdirect.model.sources import takes_base
 
@@ -272,7 +272,7 @@ def evaluate(
                 source, None, config.device, config.dtype, trust_remote_code, allow_pickle, base=base, dequantize=is_run
             )
             if is_run:
-                refuse_other_base(lm, folder)
+                check_same_base(lm, folder)
             else:
                 storage.write_json(
                     folder / runs.ENV, runs.environment() | {"model": source} | ({"base": base} if base else {})
@@ -335,6 +335,7 @@ def audit(
     """
     from misdirect.auditing import inputs, pair
     from misdirect.auditing import run as running
+    from misdirect.model.identity import check_same_base
     from misdirect.model.load import pick_device, pick_dtype
 
     config = config or AuditConfig()
@@ -357,7 +358,7 @@ def audit(
     with runs.writing(folder):
         if unlearned is None:  # a run is audited against the model that it was made from
             with side("base") as lm:
-                refuse_other_base(lm, folder)
+                check_same_base(lm, folder)
                 del lm
         other = None if controls is None else Path(controls).expanduser()
         record = running.execute(running.Job(folder, run, both, side, found, config, only, skip, other))

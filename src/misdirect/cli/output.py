@@ -118,8 +118,8 @@ def print_audit(rows: Sequence[Mapping[str, Any]], audit: Mapping[str, Any], run
     from rich.console import Console
     from rich.markup import escape
 
-    from misdirect.reporting import audited
-    from misdirect.reporting.audits import STRONGEST, audit_of, results_of
+    from misdirect.reporting.content import audit as audited
+    from misdirect.reporting.load.audit import STRONGEST, audit_of, results_of
     from misdirect.text import clean
 
     stored = strongest_of(run) if run else []
@@ -152,7 +152,7 @@ def print_audit(rows: Sequence[Mapping[str, Any]], audit: Mapping[str, Any], run
 
 def strongest_of(run: Path) -> list[dict[str, Any]]:
     from misdirect import runs
-    from misdirect.reporting.audits import STRONGEST
+    from misdirect.reporting.load.audit import STRONGEST
 
     return [runs.read_result(path) for path in sorted(runs.attack_folder(run, STRONGEST).rglob("*.json"))]
 

@@ -57,13 +57,13 @@ def load_pair(
 ) -> tuple[LM, Delta]:
     """The base and the change, checked to belong together before the first prompt."""
     from misdirect.model.delta import check_fits, load_delta
-    from misdirect.model.identity import refuse_other_base
+    from misdirect.model.identity import check_same_base
     from misdirect.model.load import load_lm
 
     delta = load_delta(folder / runs.DELTA)
     source = model or storage.read_json(folder / runs.CONFIG)["model"]
     lm = load_lm(source, None, config.device, config.dtype, trust_remote_code, allow_pickle)
-    refuse_other_base(lm, folder)
+    check_same_base(lm, folder)
     check_fits(delta, dict(lm.model.named_parameters()))
     return lm, delta
 

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from misdirect.model import parameters as parts
-from misdirect.model.hooks import Call, first_output, hooked, split_hidden
+from misdirect.model.hooks import first_output, hooked, split_hidden
 
 # block index -> parameter path in the block, or a part of one such as `mlp.experts.down_proj[3]` -> value
 Weights = Mapping[int, Mapping[str, Tensor]]
@@ -205,3 +205,11 @@ def states_after(
     output = capture(model, blocks, index, index, input_ids, attention_mask).output
     assert output is not None
     return output
+
+
+class Call(NamedTuple):
+    """How the model called one block; the hidden state is taken out of `args` or `kwargs` and given anew at replay."""
+
+    block: int
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]

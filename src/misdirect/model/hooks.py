@@ -4,17 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
-
-
-class Call(NamedTuple):
-    """How the model called one block; the hidden state is taken out of `args` or `kwargs` and given anew at replay."""
-
-    block: int
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
 
 
 def split_hidden(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:

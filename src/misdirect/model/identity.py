@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from misdirect.model.load import LM
 
 
-def refuse_other_base(lm: LM, run: Path) -> None:
+def check_same_base(lm: LM, run: Path) -> None:
     """Raises ValueError where the weights behind the run's MODEL are no longer those that it was made from."""
 
     config = storage.read_json(run / runs.CONFIG)

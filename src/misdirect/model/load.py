@@ -68,7 +68,7 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
 def resolve_source(source: str) -> str:
     """The folder or hub id behind MODEL; makes the demo's model when it is not there yet."""
     if source == "demo":
-        from misdirect.data.demo import model_folder
+        from misdirect.model.demo import model_folder
 
         return str(model_folder())
     return source

@@ -3,7 +3,7 @@
 Reads JSON only and imports no torch.
 """
 
-from misdirect.reporting.compare import compare
+from misdirect.reporting.content.comparison import compare
 from misdirect.reporting.page import figures, report
 
 __all__ = ["compare", "figures", "report"]

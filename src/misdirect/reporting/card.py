@@ -22,9 +22,11 @@ from misdirect.data import builtin
 from misdirect.data.demo.fetch import HUB_ID
 from misdirect.data.sources import split_column
 from misdirect.progress import note
-from misdirect.reporting import audit_card, wording
-from misdirect.reporting.public import public_name
-from misdirect.reporting.reading import QUESTIONS, Pair, Run, mapping, mappings, number, read_run
+from misdirect.reporting import wording
+from misdirect.reporting.content import audit_card
+from misdirect.reporting.load.run import QUESTIONS, Pair, Run, read_run
+from misdirect.reporting.load.values import mapping, mappings, number
+from misdirect.reporting.redact import public_name
 from misdirect.runs.collateral import Change
 from misdirect.text import clean
 
@@ -84,7 +86,7 @@ def render(run: Run, folder: Path) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=False,  # this is Markdown; `finalize` escapes whatever is not marked as ours
         finalize=lambda shown: shown if isinstance(shown, Ours) else plain(str(shown)),
         undefined=StrictUndefined,

@@ -17,10 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from misdirect import runs, storage
-from misdirect.reporting import audit_view, pictures, svg, tables, wording
-from misdirect.reporting.answers import answer_groups
-from misdirect.reporting.cards import panels
-from misdirect.reporting.reading import QUESTIONS, Run, mapping, number, read_run
+from misdirect.reporting import wording
+from misdirect.reporting.content import audit_page, evaluation
+from misdirect.reporting.content.answers import answer_groups
+from misdirect.reporting.content.evaluation import panels
+from misdirect.reporting.figures import catalogue
+from misdirect.reporting.figures import style as figures_style
+from misdirect.reporting.load.run import QUESTIONS, Run, read_run
+from misdirect.reporting.load.values import mapping, number
 
 POLICY = "default-src 'none'; style-src 'sha256-{}'; base-uri 'none'; form-action 'none'"
 
@@ -38,11 +42,11 @@ def report(run: Path, show_text: bool | None = None) -> Path:
 
 def figures(run: Path, folder: Path | None = None) -> list[Path]:
     """Writes the page's pictures as SVG, PNG and PDF, into `run/figures` unless told otherwise; returns the paths."""
-    return pictures.write(pictures.available(read_run(run)), folder or run / "figures")
+    return catalogue.write(catalogue.available(read_run(run)), folder or run / "figures")
 
 
 def render(run: Run, show_text: bool | None = None) -> str:
-    drawn = pictures.inline(pictures.available(run))
+    drawn = catalogue.inline(catalogue.available(run))
     return fill("report.html", view(run, show_text), drawn)
 
 
@@ -52,15 +56,19 @@ def fill(template: str, data: Mapping[str, Any], drawn: Mapping[str, str]) -> st
     from markupsafe import Markup
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    colours = "\n".join(f"    --{name}: {colour};" for name, colour in svg.PAPER.items())
-    style = (Path(__file__).parent / "style.css").read_text(encoding="utf-8").replace("/* COLOURS */", colours)
+    colours = "\n".join(f"    --{name}: {colour};" for name, colour in figures_style.PAPER.items())
+    style = (
+        (Path(__file__).parent / "templates" / "style.css")
+        .read_text(encoding="utf-8")
+        .replace("/* COLOURS */", colours)
+    )
     policy = POLICY.format(base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii"))
     markup = {name: Markup(text) for name, text in drawn.items()}
     return environment.get_template(template).render(data, figures=markup, style=Markup(style), policy=Markup(policy))
@@ -76,14 +84,14 @@ def view(run: Run, show_text: bool | None) -> dict[str, Any]:
         "summary": summary(run),
         "missing": missing(run),
         "panels": panels(run),
-        "audit": audit_view.view(run.audit) if run.audit else None,
+        "audit": audit_page.view(run.audit) if run.audit else None,
         "answers": answer_groups(run),
         "show_text": shown,
-        "metrics": tables.metric_groups(run),
-        "collateral": tables.collateral_table(run),
-        "topics": tables.topics_table(run),
-        "retain": tables.retain_table(run),
-        "settings": tables.settings_table(run),
+        "metrics": evaluation.metric_groups(run),
+        "collateral": evaluation.collateral_table(run),
+        "topics": evaluation.topics_table(run),
+        "retain": evaluation.retain_table(run),
+        "settings": evaluation.settings_table(run),
         "trained": trained(run),
         "data": wording.flat(run.config.get("data") or {}),
         "environment": [row for row in wording.flat(run.env) if row[0] != "command"],
@@ -101,7 +109,7 @@ def title(run: Run) -> str:
     if run.topics:
         return f"Unlearning {wording.listed(run.topics)}" + (f" in {run.model_name}" if run.model else "")
     if run.audit and not run.config:
-        return audit_view.title(run.audit)
+        return audit_page.title(run.audit)
     return f"Evaluation of {run.model_name}" if run.model else "Evaluation of one model"
 
 
@@ -109,7 +117,7 @@ def summary(run: Run) -> str:
     """One sentence on what was done, as far as the run says."""
     if not run.config:
         if run.audit:
-            return audit_view.summary(run.audit)
+            return audit_page.summary(run.audit)
         return "Measurements of one model as it is; nothing was unlearned in this folder."
     chosen, settings = mapping(run.config.get("chosen")), mapping(run.config.get("settings"))
     names = trained(run)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from misdirect.reporting.reading import number
+from misdirect.reporting.load.values import number
 
 NONE = "\u2013"
 SPACE = "\u00a0"  # before a unit, so that it stays with its number

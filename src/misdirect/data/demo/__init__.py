@@ -11,7 +11,7 @@ measured on its test split. No passage that shares eight words in a row with an 
 a question's supporting passage, is in any text set; and the text whose NLL is measured is not in the retain text.
 """
 
-from misdirect.data.demo.fetch import cache_folder, model_folder
+from misdirect.data.demo.fetch import cache_folder
 from misdirect.data.demo.sets import SETS, rows
 
-__all__ = ["SETS", "cache_folder", "model_folder", "rows"]
+__all__ = ["SETS", "cache_folder", "rows"]

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from misdirect.config import kind_of
-from misdirect.reporting.public import public_name
-from misdirect.reporting.reading import mapping, mappings, number
+from misdirect.reporting.load.values import mapping, mappings, number
+from misdirect.reporting.redact import public_name
 
 STRONGEST = "strongest"  # the pseudo-attack whose headline row is the audit's headline
 NONE = "none"  # the pseudo-attack in which both models are asked as they are

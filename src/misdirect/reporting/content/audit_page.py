@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from misdirect import runs
-from misdirect.reporting import audit_tables, audited, wording
-from misdirect.reporting.audits import Audit
-from misdirect.reporting.public import public_name
-from misdirect.reporting.reading import mapping
+from misdirect.reporting import wording
+from misdirect.reporting.content import audit as audited
+from misdirect.reporting.content import diagnostics
+from misdirect.reporting.load.audit import Audit
+from misdirect.reporting.load.values import mapping
+from misdirect.reporting.redact import public_name
 
 
 def view(audit: Audit) -> dict[str, Any]:
@@ -31,14 +33,14 @@ def view(audit: Audit) -> dict[str, Any]:
         "silent": audited.silent(audit),
         "groups": groups,
         "unknown": audited.unknown(audit),
-        "inside": audit_tables.inside_table(audit),
-        "brittle": audit_tables.brittle_table(audit),
-        "other": audit_tables.other_table(audit),
-        "silent_diagnostics": audit_tables.silent_diagnostics(audit),
-        "texts": audit_tables.texts_table(audit),
-        "points": audit_tables.points_table(audit),
-        "settings": audit_tables.settings_table(audit),
-        "costs": [*((model, source(audit, model)) for model in ("base", "unlearned")), *audit_tables.cost_rows(audit)],
+        "inside": diagnostics.inside_table(audit),
+        "brittle": diagnostics.brittle_table(audit),
+        "other": diagnostics.other_table(audit),
+        "silent_diagnostics": diagnostics.silent_diagnostics(audit),
+        "texts": diagnostics.texts_table(audit),
+        "points": diagnostics.points_table(audit),
+        "settings": diagnostics.settings_table(audit),
+        "costs": [*((model, source(audit, model)) for model in ("base", "unlearned")), *diagnostics.cost_rows(audit)],
         "access": [words for key, words in audited.ACCESS.items() if key in used],
     }
 

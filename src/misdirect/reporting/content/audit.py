@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from misdirect.reporting import wording
-from misdirect.reporting.audits import (
+from misdirect.reporting.load.audit import (
     DONE,
     FAILED,
     INCONCLUSIVE,
@@ -21,7 +21,7 @@ from misdirect.reporting.audits import (
     at,
     headline,
 )
-from misdirect.reporting.reading import mapping, number
+from misdirect.reporting.load.values import mapping, number
 
 # access -> what an attacker must have, in a word or two, and who has it
 ACCESS: Mapping[str, tuple[str, str]] = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from misdirect.reporting import wording
-from misdirect.reporting.audited import place, right, share, span, status_of
-from misdirect.reporting.audits import DONE, SHARE, Attempt, Audit, Row, at, by_metric, headline
-from misdirect.reporting.reading import mapping, mappings, number
-from misdirect.reporting.tables import Table
+from misdirect.reporting.content.audit import place, right, share, span, status_of
+from misdirect.reporting.content.evaluation import Table
+from misdirect.reporting.load.audit import DONE, SHARE, Attempt, Audit, Row, at, by_metric, headline
+from misdirect.reporting.load.values import mapping, mappings, number
 
 
 def points_table(audit: Audit) -> Table:

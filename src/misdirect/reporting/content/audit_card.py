@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from misdirect.reporting import audited, wording
-from misdirect.reporting.audits import DONE, FAILED, NOT_RUN, Audit
+from misdirect.reporting import wording
+from misdirect.reporting.content import audit as audited
+from misdirect.reporting.load.audit import DONE, FAILED, NOT_RUN, Audit
 
 HEAD = "Attack | Set | Access | Comes back | Right after | Base, same attack | General ability | Time | Tokens"
 MOST = 8  # attacks of a set

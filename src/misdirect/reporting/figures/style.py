@@ -1,4 +1,4 @@
-"""A matplotlib figure as SVG text to stand inside an HTML page, in the page's own colours and font.
+"""How a picture looks, and a matplotlib figure as SVG text inside an HTML page, in the page's own colours and font.
 
 The figure is drawn in sentinel colours (`INLINE`), which become CSS variables here: one drawing serves light and dark.
 Ids carry a prefix so that several drawings on one page do not meet. Style attributes become attributes of their own
@@ -11,9 +11,9 @@ import io
 import re
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 # name -> colour on paper; the page has a variable of each name, with values for light and dark
 PAPER: Mapping[str, str] = {
@@ -30,7 +30,6 @@ PAPER: Mapping[str, str] = {
     "series3": "#a16207",
 }
 INLINE: Mapping[str, str] = {name: f"#0b0d{index:02x}" for index, name in enumerate(PAPER)}
-
 STYLE: Mapping[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "misdirect",
@@ -51,6 +50,15 @@ STYLE: Mapping[str, Any] = {
     "legend.fontsize": 7.5,
     "savefig.transparent": True,
 }
+
+
+class Picture(NamedTuple):
+    """A drawing still to be made, and what it shows in words."""
+
+    draw: Callable[[Any, Any], Any]
+    data: Any
+    title: str
+    description: str
 
 
 @contextmanager

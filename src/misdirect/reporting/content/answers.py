@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from misdirect.reporting import wording
-from misdirect.reporting.reading import Run, mapping, mappings, number
-from misdirect.reporting.tables import Table
+from misdirect.reporting.content.evaluation import Table
+from misdirect.reporting.load.run import Run
+from misdirect.reporting.load.values import mapping, mappings, number
 
 MODELS = ("base", "unlearned")
 MAX_PROMPTS = 40  # of one set

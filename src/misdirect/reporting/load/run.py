@@ -6,7 +6,6 @@ prompts and answers are other people's text: what cannot stand in XML or turns t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +13,14 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from misdirect import runs, storage
 from misdirect.config import Kind, Method, kind_of
-from misdirect.reporting.public import public_config, public_name
+from misdirect.reporting.load.values import mapping, mappings, number
+from misdirect.reporting.redact import public_config, public_name
 from misdirect.runs.collateral import Change, collateral
 from misdirect.runs.seeds import over_seeds
 from misdirect.text import clean
 
 if TYPE_CHECKING:
-    from misdirect.reporting.audits import Audit
+    from misdirect.reporting.load.audit import Audit
 
 KINDS: tuple[Kind, ...] = ("forget", "retain", "other")
 QUESTIONS = ("mcq", "harness")
@@ -116,7 +116,7 @@ class Run:
 
 def read_run(run: Path) -> Run:
     """Raises ValueError where `run` is not a folder of misdirect or a file in it is not JSON."""
-    from misdirect.reporting.audits import NONE, audit_of, without_answers  # it reads with the functions below
+    from misdirect.reporting.load.audit import NONE, audit_of, without_answers  # it reads with the functions below
 
     if not runs.is_run(run) and not (run / "results").is_dir() and not (run / runs.AUDIT).is_file():
         raise ValueError(
@@ -189,19 +189,3 @@ def pairs_of(
         for (place, subject, *_), rows in found.items()
     ]
     return sorted(pairs, key=lambda p: (KINDS.index(p.kind), p.set))
-
-
-def mapping(data: Any) -> Mapping[str, Any]:
-    return data if isinstance(data, Mapping) else {}
-
-
-def mappings(data: Any) -> list[Mapping[str, Any]]:
-    return [row for row in data if isinstance(row, Mapping)] if isinstance(data, list) else []
-
-
-def number(row: Mapping[str, Any] | None, key: str) -> float | None:
-    """A finite number, or None."""
-    value = mapping(row).get(key)
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return None
-    return float(value) if math.isfinite(value) else None

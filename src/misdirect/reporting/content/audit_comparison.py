@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from misdirect.reporting import audited, wording
-from misdirect.reporting.audit_tables import SHARED
-from misdirect.reporting.audits import DONE, Attempt, Audit
-from misdirect.reporting.reading import mapping
-from misdirect.reporting.tables import Table
+from misdirect.reporting import wording
+from misdirect.reporting.content import audit as audited
+from misdirect.reporting.content.diagnostics import SHARED
+from misdirect.reporting.content.evaluation import Table
+from misdirect.reporting.load.audit import DONE, Attempt, Audit
+from misdirect.reporting.load.values import mapping
 
 Audits = Sequence[tuple[str, Audit | None]]  # a run's label, its audit
 

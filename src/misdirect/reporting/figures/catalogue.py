@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from misdirect import storage
-from misdirect.reporting import figures as drawing
-from misdirect.reporting import maps, svg, wording
-from misdirect.reporting.reading import QUESTIONS, Pair, Run, number
+from misdirect.reporting import wording
+from misdirect.reporting.figures import evaluation as drawing
+from misdirect.reporting.figures import style
+from misdirect.reporting.figures.style import Picture
+from misdirect.reporting.load.run import QUESTIONS, Pair, Run
+from misdirect.reporting.load.values import number
 from misdirect.runs.collateral import Change
 
 # file ending -> metadata, without which a file says when and by what it was drawn
@@ -20,18 +23,9 @@ FORMATS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-class Picture(NamedTuple):
-    """A drawing still to be made, and what it shows in words."""
-
-    draw: Callable[[Any, Any], Any]
-    data: Any
-    title: str
-    description: str
-
-
 def available(run: Run) -> dict[str, Picture]:
     """Name -> each picture that the run has data for."""
-    from misdirect.reporting import audit_figures  # it makes a `Picture`
+    from misdirect.reporting.figures import audit  # it makes a `Picture`
 
     found = {}
     scored = [
@@ -43,13 +37,13 @@ def available(run: Run) -> dict[str, Picture]:
     if scored:
         title = "Accuracy of base and unlearned model"
         found["accuracy"] = Picture(drawing.accuracy, scored, title, accuracy_in_words(scored))
-    if changes := maps.drawable(run.changes):
+    if changes := drawing.drawable(run.changes):
         title = "Changes of what was to be kept"
-        found["collateral"] = Picture(maps.collateral_map, changes, title, changes_in_words(changes))
+        found["collateral"] = Picture(drawing.collateral_map, changes, title, changes_in_words(changes))
     if drawing.curve_keys(run.log):
         words = f"Values in the log over {len(run.log)} updates."
         found["training"] = Picture(drawing.curves, run.log, "Training curves", words)
-    return found | audit_figures.available(run.audit)
+    return found | audit.available(run.audit)
 
 
 def accuracy_in_words(pairs: Sequence[Pair]) -> str:
@@ -67,9 +61,9 @@ def changes_in_words(changes: Sequence[Change]) -> str:
 
 def inline(pictures: Mapping[str, Picture]) -> dict[str, str]:
     """Name -> SVG markup that stands inside a page."""
-    with svg.styled():
+    with style.styled():
         return {
-            name: svg.inline(each.draw(each.data, svg.INLINE), f"fig-{name}", each.title, each.description)
+            name: style.inline(each.draw(each.data, style.INLINE), f"fig-{name}", each.title, each.description)
             for name, each in pictures.items()
         }
 
@@ -77,9 +71,9 @@ def inline(pictures: Mapping[str, Picture]) -> dict[str, str]:
 def write(pictures: Mapping[str, Picture], folder: Path) -> list[Path]:
     """Every picture in every format, on white."""
     paths = []
-    with svg.styled():
+    with style.styled():
         for name, each in pictures.items():
-            figure = each.draw(each.data, svg.PAPER)
+            figure = each.draw(each.data, style.PAPER)
             for ending, metadata in FORMATS.items():
                 path = folder / f"{name}.{ending}"
                 how = {"format": ending, "dpi": 200, "facecolor": "white", "transparent": False}

@@ -9,11 +9,12 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from misdirect.reporting import audited, wording
-from misdirect.reporting.audit_tables import readable
-from misdirect.reporting.audits import DONE, Attempt, Audit, Row, by_metric
-from misdirect.reporting.figures import WIDTH, Palette, label, plain, write_row
-from misdirect.reporting.pictures import Picture
+from misdirect.reporting import wording
+from misdirect.reporting.content import audit as audited
+from misdirect.reporting.content.diagnostics import readable
+from misdirect.reporting.figures.evaluation import WIDTH, Palette, label, plain, write_row
+from misdirect.reporting.figures.style import Picture
+from misdirect.reporting.load.audit import DONE, Attempt, Audit, Row, by_metric
 
 MAX_ROWS, MAX_PANELS = 40, 24  # more are in the tables
 STEP, BLOCK, BUDGET = 0, 1, 2  # places in a `Spot`

@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 from misdirect import runs as running
 from misdirect import stats, storage
 from misdirect.config import SPEED_ONLY
-from misdirect.reporting import audit_compare, maps, pictures, wording
-from misdirect.reporting.cards import limit, over_seeds
+from misdirect.reporting import wording
+from misdirect.reporting.content import audit_comparison
+from misdirect.reporting.content.evaluation import Table, limit, over_seeds
+from misdirect.reporting.figures import catalogue, evaluation, style
+from misdirect.reporting.load.run import QUESTIONS, Pair, Run, read_run
+from misdirect.reporting.load.values import mapping, mappings, number
 from misdirect.reporting.page import fill
-from misdirect.reporting.reading import QUESTIONS, Pair, Run, mapping, mappings, number, read_run
-from misdirect.reporting.tables import Table
 from misdirect.text import clean
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -57,7 +59,7 @@ def compare(runs: Sequence[Path], out: Path) -> Path:
     named = read_named(runs)
     groups = grouped(named)
     made = [group_view(group, f"base{index}") for index, group in enumerate(groups, 1)]
-    drawn = pictures.inline({view["picture"]: view["plane"] for view in made if view["plane"]})
+    drawn = catalogue.inline({view["picture"]: view["plane"] for view in made if view["plane"]})
     data = {
         "title": f"Comparison of {wording.counted(len(named), 'run')}",
         "groups": made,
@@ -88,7 +90,7 @@ def read_named(paths: Sequence[Path]) -> list[Named]:
 
 def bases_of(run: Run) -> set[str]:
     """What tells base models apart: hashes of the weights with their dtype, or the name where there is no hash."""
-    data, audit_hash = mapping(run.config.get("data")), audit_compare.base_hash(run.audit)
+    data, audit_hash = mapping(run.config.get("data")), audit_comparison.base_hash(run.audit)
     own = data.get("model_sha256") or ("" if audit_hash else run.model)
     found = {f"{own} {data.get('dtype', '')}".strip()} if own or not audit_hash else set()
     return found | ({f"audited {audit_hash}"} if audit_hash else set())
@@ -168,7 +170,7 @@ def group_view(group: Sequence[Named], name: str) -> dict[str, Any]:
         "sets": wording.listed([row.set for row in forget]) + " against " + wording.listed([row.set for row in retain]),
         "runs": runs_table(group, forget, retain, texts),
         "accuracy": side_by_side(group, questions, accuracy_cell),
-        "attacks": audit_compare.tables([(each.label, each.run.audit) for each in group]),
+        "attacks": audit_comparison.tables([(each.label, each.run.audit) for each in group]),
         "texts": side_by_side(group, texts, lambda row, each, first: text_cell(row.pairs[each.letter])),
         "sentences": [*best(group, forget, retain), *asked_differently([*questions, *texts])],
     }
@@ -196,12 +198,12 @@ def moved(rows: Sequence[Row], letter: str) -> stats.Mean | None:
     return average((row.pairs[letter].paired for row in rows), "difference")
 
 
-def plane(group: Sequence[Named], forget: Sequence[Row], retain: Sequence[Row]) -> pictures.Picture | None:
+def plane(group: Sequence[Named], forget: Sequence[Row], retain: Sequence[Row]) -> style.Picture | None:
     """The trade-off plane of the runs of one base; None where a number is missing."""
 
-    def point(label: str, letter: str, model: str) -> maps.Point | None:
+    def point(label: str, letter: str, model: str) -> evaluation.Point | None:
         x, y = ends(forget, letter, model), ends(retain, letter, model)
-        return maps.Point(label, (x.value, x.low, x.high), (y.value, y.low, y.high)) if x and y else None
+        return evaluation.Point(label, (x.value, x.low, x.high), (y.value, y.low, y.high)) if x and y else None
 
     short = len(group) <= 4
     points = [point(each.label if short else each.letter, each.letter, "unlearned") for each in group]
@@ -211,8 +213,8 @@ def plane(group: Sequence[Named], forget: Sequence[Row], retain: Sequence[Row]) 
     levels = [level for row in forget if (level := limit(row.pairs[group[0].letter])[1]) is not None]
     mean = sum(levels) / len(levels) if levels else None
     words = [f"{p.name}: forget {100 * p.forget[0]:.1f} %, retain {100 * p.retain[0]:.1f} %" for p in found]
-    data = maps.Plane(found, point("base", group[0].letter, "base"), mean)
-    return pictures.Picture(maps.tradeoff, data, "What was forgotten against what was kept", "; ".join(words) + ".")
+    data = evaluation.Plane(found, point("base", group[0].letter, "base"), mean)
+    return style.Picture(evaluation.tradeoff, data, "What was forgotten against what was kept", "; ".join(words) + ".")
 
 
 def best(group: Sequence[Named], forget: Sequence[Row], retain: Sequence[Row]) -> list[str]:
