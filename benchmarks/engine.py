@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--form", choices=FORMS, help="run one form in this process")
     args = parser.parse_args()
-    from misdirect.data.demo import model_folder
+    from misdirect.model.demo import model_folder
 
     folder = str(model_folder())
     if args.form:

@@ -7,13 +7,12 @@ import sys
 
 import pytest
 
-from misdirect import allocator
 from misdirect.cli import entry
 
 FAULTS = """
 import resource, sys
 if {keep}:
-    from misdirect.allocator import keep_freed_memory
+    from misdirect.cli.entry import keep_freed_memory
     if not keep_freed_memory():
         print("skip")
         sys.exit()
@@ -47,4 +46,4 @@ def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
     monkeypatch.setattr(sys, "platform", "darwin")
     assert not entry.keep_freed_memory()
-    assert "THP_MEM_ALLOC_ENABLE" not in allocator.os.environ
+    assert "THP_MEM_ALLOC_ENABLE" not in entry.os.environ

@@ -18,8 +18,7 @@ import tiny
 from attack_cases import questions, tiny_case, tiny_lm
 from misdirect import runs, storage
 from misdirect.attacks import catalogue, finetune, relearn, scoring
-from misdirect.auditing import baseline as before
-from misdirect.auditing import budget, inputs, pair
+from misdirect.auditing import baseline, budget, inputs, pair
 from misdirect.auditing import run as running
 from misdirect.auditing.gate import gate
 from misdirect.cli.main import main
@@ -232,7 +231,7 @@ def test_a_model_that_gives_no_states_is_attacked_in_the_other_ways(
     def refusing(*given: Any) -> Any:
         raise ValueError("block 1 does not run on text alone")
 
-    monkeypatch.setattr(before, "activations", refusing)
+    monkeypatch.setattr(baseline, "activations", refusing)
     assert audit("--only", "direction-ones-all", "--only", "direction-forget-retain-block", "--only", "noise") == 0
     status = {a["name"]: (a["status"], a["why"]) for a in record_of()["attacks"]}
     assert status["direction-ones-all"] == ("not run", "needs the models' states: block 1 does not run on text alone")
@@ -566,8 +565,8 @@ def test_what_does_not_fit_is_known_before_it_starts() -> None:
 def test_a_rival_steers_nowhere(tmp_path: Path) -> None:
     for method, block in (("rmu", 7), ("npo", None)):
         storage.write_json(tmp_path / method / runs.CONFIG, {"method": method, "chosen": {"block": 7}})
-        assert before.steered_block(tmp_path / method) == block
-    assert before.steered_block(None) is None
+        assert baseline.steered_block(tmp_path / method) == block
+    assert baseline.steered_block(None) is None
 
 
 def test_the_clock_learns_from_what_was_run() -> None:

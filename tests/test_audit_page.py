@@ -443,7 +443,8 @@ def test_same_audit_same_bytes_and_no_torch(tmp_path: Path) -> None:
     run = small_audit(tmp_path / "run", count=1)
     written = report(run).read_bytes()
     code = (
-        "import sys; from pathlib import Path; from misdirect.reporting import report; from misdirect.terminal_audit import *;"
+        "import sys; from pathlib import Path; from misdirect.reporting import report;"
+        "from misdirect.cli.output import print_audit;"
         f"report(Path({str(run)!r})); print_audit([], {{}}); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -116,7 +116,7 @@ def test_piped_prompts_are_answered_one_a_line(run: Path, capsys: Capture, monke
 def test_reset_forgets_what_was_said(run: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     piped(monkeypatch, "the king of\nthe king of\n/reset\nthe king of\n")
     seen: list[int] = []
-    monkeypatch.setattr(talking, "refuse_long", lambda lm, tokens, new, history: seen.append(tokens))
+    monkeypatch.setattr(side_by_side, "refuse_long", lambda lm, tokens, new, history: seen.append(tokens))
     say(run, capsys)
     assert seen[0] == seen[1] == seen[4] == seen[5] < min(seen[2:4])
 
@@ -152,7 +152,7 @@ def test_hostile_text_is_shown_and_not_obeyed(
     monkeypatch.setattr(PreTrainedTokenizerBase, "decode", lambda *_, **__: HOSTILE)
     # a lone surrogate cannot be tokenised: the verdict is not what is tested here
     monkeypatch.setattr(
-        talking, "marked", lambda lm, p, a, c: side_by_side.Reply(a.text, a.num_tokens, a.stopped, "symbols")
+        side_by_side, "marked", lambda lm, p, a, c: side_by_side.Reply(a.text, a.num_tokens, a.stopped, "symbols")
     )
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("FORCE_COLOR", "1")  # what is written is a terminal

@@ -20,6 +20,7 @@ from misdirect.data.questions import Question, read_questions
 from misdirect.data.templates import cloze_prompt, letter_prompt, sample
 from misdirect.evaluation import mcq
 from misdirect.model.activations import capture
+from misdirect.model.demo import model_folder
 from misdirect.model.load import LM, load_lm
 from misdirect.model.score import Encoded, encode, score
 
@@ -102,7 +103,7 @@ def test_the_base_knows_biology(lm: LM, asked: list[Question]) -> None:
 
 
 def test_a_short_run_moves_forget_text_and_leaves_the_model_file(tmp_path: Path) -> None:
-    weights = demo.model_folder() / "model.safetensors"
+    weights = model_folder() / "model.safetensors"
 
     def print_of(path: Path) -> str:
         with path.open("rb") as stream:
