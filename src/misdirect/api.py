@@ -22,7 +22,6 @@ from misdirect.reproduce import unlearn_command
 from misdirect.seeds import over_seeds, seed_folder
 
 if TYPE_CHECKING:
-    from misdirect.model.load import LM
     from misdirect.planning.form import Plan
 
 
@@ -155,7 +154,15 @@ def model_files(model: str, config: Any) -> dict[str, Any]:
         return {"commit": commit} if commit else {}
     if not (folder / "config.json").is_file():
         return {}
-    stats = {path.name: path.stat() for path in sorted(folder.iterdir()) if path.is_file()}
+    return files_of(folder)
+
+
+def files_of(model: str | Path) -> dict[str, Any]:
+    """Sizes and times of a model folder's own files; empty for what is no folder."""
+    from misdirect.model.load import resolve_source
+
+    folder = Path(resolve_source(str(model))).expanduser()
+    stats = {path.name: path.stat() for path in sorted(folder.iterdir()) if path.is_file()} if folder.is_dir() else {}
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
 
 
@@ -232,6 +239,7 @@ def evaluate(
     from misdirect.evaluation import run as running
     from misdirect.model.load import load_lm, pick_device, pick_dtype
     from misdirect.model.sources import takes_base
+    from misdirect.unlearning.run import refuse_other_base
 
     config = config or EvaluateConfig()
     dtype: Any = str(pick_dtype(config.dtype, pick_device(config.device))).removeprefix("torch.")
@@ -273,9 +281,8 @@ def evaluate(
             if is_run:
                 refuse_other_base(lm, folder)
             else:
-                runs.write_json(
-                    folder / runs.ENV, runs.environment() | {"model": source} | ({"base": base} if base else {})
-                )
+                own = {"model": source, "model_files": files_of(source)}
+                runs.write_json(folder / runs.ENV, runs.environment() | own | ({"base": base} if base else {}))
             running.measure_all(lm, missing)
             running.read_answers(lm, running.unread(sides, wanted), config)
         running.score_answers(sides, wanted, config)
@@ -294,6 +301,15 @@ def say_doubtful(run: Path, names: Sequence[str] = ()) -> None:
         note(doubt)
 
 
+def changed_files(then: Any, model: str) -> list[str]:
+    """Files of a model's folder that numbers depend on and that have another size or time than `then`, as it was stored."""
+    now = files_of(model) if isinstance(then, dict) and model != "demo" else {}
+    read = (".safetensors", ".bin", ".json", ".model", ".jinja", ".txt", ".py")
+    return sorted(
+        n for n in (then.keys() | now.keys() if now else ()) if n.endswith(read) and then.get(n) != now.get(n)
+    )
+
+
 def refuse_other_model(folder: Path, model: str, base: str | None = None) -> None:
     """Raises ValueError where the folder for a model's results holds a run, a model, or another model's results."""
     if (folder / runs.CONFIG).exists():
@@ -303,20 +319,13 @@ def refuse_other_model(folder: Path, model: str, base: str | None = None) -> Non
     stored, named = env.get("model", model), env.get("base") if env else base
     if stored != model:
         raise ValueError(f"{folder} holds the results of {stored}, not of {model}; expected another --out")
+    if changed := changed_files(env.get("model_files"), model):
+        raise ValueError(
+            f"{folder} holds the results of {model} as it was: {changed[0]} has been written since; expected another --out"
+        )
     if named != base:
         on = [f"with --model {name}" if name else "without --model" for name in (named, base)]
         raise ValueError(f"{folder} holds the results of {model} {on[0]}, not {on[1]}; expected another --out")
-
-
-def refuse_other_base(lm: LM, run: Path) -> None:
-    """Raises ValueError where the weights behind the run's MODEL are no longer those that it was made from."""
-    from misdirect.unlearning.run import model_hash
-
-    config = runs.read_json(run / runs.CONFIG)
-    if str(next(lm.model.parameters()).dtype) != config["data"].get("dtype"):
-        return  # other bits, the same model: the hash says nothing
-    if model_hash(lm, config["chosen"]["block"]) != config["data"]["model_sha256"]:
-        raise ValueError(f"{config['model']} has other weights than {run} was made from; expected the same model")
 
 
 def audit(
@@ -365,10 +374,6 @@ def audit(
     loading = pair.Loading(config.device, config.dtype, trust_remote_code, allow_pickle)
     side = pair.opened(both["base"], both["unlearned"], loading)
     with runs.writing(folder):
-        if unlearned is None:  # a run is audited against the model that it was made from
-            with side("base") as lm:
-                refuse_other_base(lm, folder)
-                del lm
         other = None if controls is None else Path(controls).expanduser()
         record = running.execute(running.Job(folder, run, both, side, found, config, only, skip, other))
         runs.write_summary(folder, over_seeds(folder))

@@ -109,9 +109,9 @@ def load_pair(
     folder: Path, model: str | None, config: EvaluateConfig, trust_remote_code: bool, allow_pickle: bool
 ) -> tuple[LM, Delta]:
     """The base and the change, checked to belong together before the first prompt."""
-    from misdirect.api import refuse_other_base
     from misdirect.model.delta import check_fits, load_delta
     from misdirect.model.load import load_lm
+    from misdirect.unlearning.run import refuse_other_base
 
     delta = load_delta(folder / runs.DELTA)
     source = model or runs.read_json(folder / runs.CONFIG)["model"]

@@ -222,12 +222,12 @@ def train(job: Job, after_update: Callable[[dict[str, Any]], None]) -> dict[str,
         terms = losses(job, leaves, forget_samples, retain_samples)
         loss = terms.forget + job.config.retain_weight * terms.retain
         if not torch.isfinite(loss):
-            raise rmu.Divergence(step, topic.name)
+            raise rmu.Divergence(step, topic.name, next(job.lm.model.parameters()).dtype)
         grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
 
         gradient_norm = clip(grads, budget.clip)
         if not math.isfinite(gradient_norm):  # before any weight is spoilt
-            raise rmu.Divergence(step, topic.name)
+            raise rmu.Divergence(step, topic.name, next(job.lm.model.parameters()).dtype)
         lr = learning_rate(step, updates, job.config.lr, budget.warmup, budget.schedule)
         with torch.no_grad():
             for name, weight in weights.items():

@@ -80,9 +80,10 @@ class Job(NamedTuple):
 class Divergence(ValueError):
     """The loss or its gradient is not a number; `step` updates were made before."""
 
-    def __init__(self, step: int, topic: str) -> None:
+    def __init__(self, step: int, topic: str, dtype: torch.dtype) -> None:
         self.step = step
-        super().__init__(f"the loss of {topic} is not a finite number at update {step + 1}; expected a smaller --lr")
+        wanted = "--dtype float32, or a smaller --steering" if dtype == torch.float16 else "a smaller --lr"
+        super().__init__(f"the loss of {topic} is not a finite number at update {step + 1}; expected {wanted}")
 
 
 def prepare(
@@ -306,12 +307,12 @@ def train(job: Job, state: State, after_update: Callable[[State, dict[str, Any]]
             terms = losses(job, leaves, topic, forget, retain)
             loss = terms.forget + topic.retain_weight * terms.retain
             if not torch.isfinite(loss):
-                raise Divergence(step, topic.name)
+                raise Divergence(step, topic.name, next(job.lm.model.parameters()).dtype)
             grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
 
             gradient_norm = clip(grads, config.clip)
             if not math.isfinite(gradient_norm):  # before any weight is spoilt
-                raise Divergence(step, topic.name)
+                raise Divergence(step, topic.name, next(job.lm.model.parameters()).dtype)
             lr = learning_rate(step, job.updates, config.lr, config.warmup, config.schedule)
             with torch.no_grad():
                 for name, weight in state.weights.items():

@@ -258,6 +258,15 @@ def delta_metadata(job: rmu.Job, config: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def refuse_other_base(lm: LM, run: Path) -> None:
+    """Raises ValueError where the weights behind the run's MODEL are no longer those that it was made from."""
+    config = runs.read_json(run / runs.CONFIG)
+    if str(next(lm.model.parameters()).dtype) != config["data"].get("dtype"):
+        return  # other bits, the same model: the hash says nothing
+    if model_hash(lm, config["chosen"]["block"]) != config["data"]["model_sha256"]:
+        raise ValueError(f"{lm.source} has other weights than {run} was made from; expected the same model")
+
+
 def model_hash(lm: LM, last: int) -> str:
     """SHA-256 over the names, shapes and bits of blocks 0..last, all that RMU reads: the model that was really used."""
     digest = hashlib.sha256()
