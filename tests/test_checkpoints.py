@@ -528,3 +528,11 @@ def test_a_pointer_in_place_of_weights_says_what_fetches_them(sound: Path, tmp_p
     folder = Path(shutil.copytree(sound, tmp_path / "copy"))
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     assert "`git lfs pull`" in refused(folder)
+
+
+def test_a_model_that_reads_nothing_any_more_is_refused(sound: Path, tmp_path: Path) -> None:
+    """Its numbers are finite: a norm makes zero of a value whose square is infinite."""
+    name = "model.layers.1.mlp.down_proj.weight"
+    huge = changed(sound, tmp_path, lambda tensors: tensors | {name: tensors[name] * 1e30})
+    assert plainly(huge).isfinite().all()
+    assert "gives the same logits whatever it reads" in refused(huge)
