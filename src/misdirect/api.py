@@ -1,4 +1,6 @@
-"""The verbs as Python calls. Each is: check the input, load, call, save; the command line only parses and prints.
+"""The verbs as Python calls: check the input, load, call, save.
+
+The command line only parses and prints.
 
 Checks come before anything slow, so that a typing error costs no time, and nothing that was computed is computed again.
 """
