@@ -9,6 +9,7 @@ import ast
 import functools
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -23,6 +24,7 @@ from misdirect.cli.flags import expand_config
 from misdirect.data import builtin
 from misdirect.recipes import RECIPES
 from misdirect.runs import Metric, Result
+from tiny import texts, tiny_folder
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -99,7 +101,13 @@ def test_the_tutorial_runs(home: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_the_python_page_runs(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run_code("python")
+    tiny_folder(Path(), "llama").rename("my-model")
+    for name in ("bio.jsonl", "wiki.jsonl", "held-out.txt"):
+        Path(name).write_text("".join(f'{{"text": "{text}"}}\n' for text in texts(8, 20)))
+    run = Path("runs/mine")
+    shutil.rmtree(run)
+    made = run_code("python")
+    assert made["run"] == run and {row["model"] for row in made["rows"]} == {"base", "unlearned"}
     assert "zephyr-7b" in capsys.readouterr().out
 
 
