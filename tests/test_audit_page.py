@@ -27,7 +27,7 @@ from audit_data import (
 )
 from misdirect import runs, storage
 from misdirect.cli.output import print_audit
-from misdirect.reporting import compare, figures, report
+from misdirect.reporting import compare, report, write_figures
 from misdirect.reporting.card import card
 from misdirect.reporting.content.audit import headlines, lines, share, tokens_of
 from misdirect.reporting.content.diagnostics import texts_table
@@ -413,7 +413,7 @@ def test_a_single_point_is_no_curve(tmp_path: Path) -> None:
 
 
 def test_pictures_are_written_as_files(tmp_path: Path) -> None:
-    names = {path.name for path in figures(small_audit(tmp_path / "run", count=1))}
+    names = {path.name for path in write_figures(small_audit(tmp_path / "run", count=1))}
     assert {"recovered.svg", "recovered.png", "recovered.pdf", "relearning.svg"} <= names
 
 

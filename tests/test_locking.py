@@ -148,10 +148,10 @@ def test_many_processes_take_turns(tmp_path: Path) -> None:
     """A counter in a file is read and written by four processes, 50 times each: only exclusive holds count right."""
     code = f"""
 from pathlib import Path
-from misdirect import locking
+from misdirect import storage
 folder = Path({str(tmp_path)!r})
 for _ in range(50):
-    with locking.held(folder, wait=lambda line: None):
+    with storage.held(folder, wait=lambda line: None):
         path = folder / "count"
         path.write_text(str(int(path.read_text()) + 1))
 """

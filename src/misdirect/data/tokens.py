@@ -2,7 +2,7 @@
 
 What is appended would be scored as part of every answer and would end every prompt. It is found by structure: a few short
 texts are encoded with and without special tokens. Every text of the project comes through here, the published arithmetic
-aside (`misdirect.unlearning.rmu.tokenise`), which calls the tokenizer as the published code does. An end-of-text token
+aside (`misdirect.unlearning.published.as_samples`), which calls the tokenizer as the published code does. An end-of-text token
 that a text itself spells out stays.
 
     token_ids(tokenizer, ["A cell has a wall."])    # of a tokenizer that appends nothing: its own ids
@@ -83,6 +83,24 @@ def special_end(tokenizer: Any, found: Sequence[Sequence[int]]) -> tuple[int, ..
     alike = itertools.takewhile(lambda column: len({*column}) == 1 and column[0] in special, columns)
     end = tuple(column[0] for column in alike)[::-1]
     return end if len({tuple(ids) for ids in found}) > 1 else ()
+
+
+def steadied(tokenizer: Any, source: str) -> float:
+    """Turns off what splits a text by chance (BPE dropout, Provilkov et al. 2020, arXiv 1910.13267); how strong it was.
+
+    Raises ValueError where a line's ids still differ from call to call.
+    """
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    was = float(getattr(model, "dropout", None) or 0.0)
+    if model is not None and was:
+        model.dropout = None
+    line = " ".join(PROBES * 4)
+    if len({tuple(encoded(tokenizer, [line], special=False)[0]) for _ in range(3)}) > 1:
+        raise ValueError(
+            f"the tokenizer of {source} splits a text by chance, so no value would be the same twice; expected one that does "
+            "not (enable_sampling false)"
+        )
+    return was
 
 
 def appending_nothing(tokenizer: Any) -> Any:

@@ -1,9 +1,9 @@
-"""A run directory as one self-contained HTML page, several runs compared on one, and the pictures as files.
+"""Run directories and audits -> one HTML page, a comparison, figures, a model card.
 
 Reads JSON only and imports no torch.
 """
 
 from misdirect.reporting.content.comparison import compare
-from misdirect.reporting.page import figures, report
+from misdirect.reporting.page import report, write_figures
 
-__all__ = ["compare", "figures", "report"]
+__all__ = ["compare", "report", "write_figures"]
