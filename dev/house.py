@@ -1,6 +1,6 @@
 """The house in numbers: loose modules, files in import circles, lines, the longest files and functions.
 
-    python dev/house.py [FOLDER]           # a checkout; this one by default
+python dev/house.py [FOLDER]           # a checkout; this one by default
 """
 
 from __future__ import annotations
