@@ -17,8 +17,8 @@ import time
 
 import torch
 
-from misdirect.attacks.gcg.loss import Form, Frame, Ids, Job, gradient, job_of, losses
-from misdirect.attacks.gcg.search import Place, allowed_tokens, framed, swapped, typable
+from misdirect.attacks.gcg.loss import Form, Ids, Job, PromptSlot, gradient, job_of, losses
+from misdirect.attacks.gcg.search import PromptTemplate, allowed_tokens, prompt_slots, retokenizes, swapped
 from misdirect.model.load import LM, load_lm
 
 TEXT = (
@@ -30,22 +30,24 @@ PREFIX, SUFFIX_TOKENS = 100, 12
 BATCHES: dict[Form, tuple[int, ...]] = {"plain": (1024, 4096), "cached": (512, 2048), "tree": (256, 512, 2048)}
 
 
-def prompt(lm: LM) -> tuple[list[Frame], Ids]:
+def prompt(lm: LM) -> tuple[list[PromptSlot], Ids]:
     """The text cut so that 100 tokens stand before the adversarial ones."""
     words = (TEXT + TEXT).split()
     for count in range(len(words), 0, -1):
-        place = Place(f"Question: {' '.join(words[:count])}", "\nAnswer:", " a layer of sedimentary rock near")
-        if len(lm.tokenizer(place.before)["input_ids"]) <= PREFIX:
-            return framed(lm.tokenizer, [place], SUFFIX_TOKENS)
+        template = PromptTemplate(
+            f"Question: {' '.join(words[:count])}", "\nAnswer:", " a layer of sedimentary rock near"
+        )
+        if len(lm.tokenizer(template.before)["input_ids"]) <= PREFIX:
+            return prompt_slots(lm.tokenizer, [template], SUFFIX_TOKENS)
     raise AssertionError("no text")
 
 
-def candidates_of(lm: LM, frames: list[Frame], ids: Ids, count: int) -> list[Ids]:
+def candidates_of(lm: LM, slots: list[PromptSlot], ids: Ids, count: int) -> list[Ids]:
     draw = torch.Generator().manual_seed(0)
     tokens = allowed_tokens(lm).nonzero().flatten()
     picks = tokens[torch.randint(len(tokens), (4 * count,), generator=draw)].tolist()
     made = [swapped(ids, [(i % len(ids), token)]) for i, token in enumerate(picks)]
-    return [c for c, good in zip(made, typable(lm.tokenizer, frames, made), strict=True) if good][:count]
+    return [c for c, good in zip(made, retokenizes(lm.tokenizer, slots, made), strict=True) if good][:count]
 
 
 def seconds_of(job: Job, candidates: list[Ids], ids: Ids) -> float:
@@ -61,9 +63,9 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     options = parser.parse_args()
     lm = load_lm(options.model)
-    frames, ids = prompt(lm)
-    candidates = candidates_of(lm, frames, ids, options.candidates)
-    jobs = {(form, size): job_of(lm, frames, ids, size, form) for form, sizes in BATCHES.items() for size in sizes}
+    slots, ids = prompt(lm)
+    candidates = candidates_of(lm, slots, ids, options.candidates)
+    jobs = {(form, size): job_of(lm, slots, ids, size, form) for form, sizes in BATCHES.items() for size in sizes}
     best: dict[str, tuple[float, int]] = {}
     for _ in range(options.repeats):
         for (form, size), job in jobs.items():
@@ -75,7 +77,7 @@ def main() -> None:
     apart = max((losses(jobs[f, 2048], [0], candidates, ids) - plain).abs().max().item() for f in ("tree", "cached"))
     rates = {form: round(len(candidates) / seconds, 1) for form, (seconds, _) in best.items()}
     print(json.dumps({
-        "before": len(frames[0].before), "suffix": len(ids), "after": len(frames[0].after), "target": len(frames[0].target),
+        "before": len(slots[0].before), "suffix": len(ids), "after": len(slots[0].after), "target": len(slots[0].target),
         "candidates": len(candidates), "threads": torch.get_num_threads(), "candidates_per_second": rates,
         "best_batch": {form: size for form, (_, size) in best.items()},
         "cached_over_plain": round(rates["cached"] / rates["plain"], 2),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 import tiny
-from misdirect.attacks.interface import Case, Form, Means, Shape
+from misdirect.attacks.interface import AttackInputs, Form, Means, Shape
 from misdirect.data.fact_splits import split
 from misdirect.data.questions import Question
 from misdirect.model.blocks import count_parameters, residual_width
@@ -38,16 +38,16 @@ def questions(count: int, seed: int = 0, choices: int = 4, name: str = "q") -> l
     return made
 
 
-def tiny_case(
+def tiny_inputs(
     family: str = "llama", count: int = 16, form: Form = "cloze", lm: LM | None = None, **overrides: Any
-) -> tuple[LM, Case]:
+) -> tuple[LM, AttackInputs]:
     """`count` forgotten questions, half of that retained; texts, control vectors and mean states are random."""
     lm = lm or tiny_lm(family, **overrides)
     blocks, width = len(lm.blocks), residual_width(lm.model)
     draw = torch.Generator().manual_seed(5)
     random_means = lambda: Means(*(torch.randn(blocks, width, generator=draw) for _ in range(2)))  # noqa: E731
     unit = torch.rand(width, generator=draw)
-    case = Case(
+    inputs = AttackInputs(
         forgotten={"biology": split(questions(count), 0)},
         retained={"other": questions(count // 2, name="r")},
         forms={"biology": form, "other": form},
@@ -61,7 +61,7 @@ def tiny_case(
         means={"base": random_means(), "unlearned": random_means()},
         medians=torch.full((blocks,), 3.0),
     )
-    return lm, case
+    return lm, inputs
 
 
 def state_hash(lm: LM) -> str:

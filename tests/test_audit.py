@@ -15,10 +15,11 @@ import pytest
 import torch
 
 import tiny
-from attack_cases import questions, tiny_case, tiny_lm
+from attack_cases import questions, tiny_inputs, tiny_lm
 from misdirect import runs, storage
 from misdirect.attacks import catalogue, finetune, relearn, scoring
-from misdirect.auditing import baseline, budget, inputs, pair
+from misdirect.auditing import baseline, budget, pair
+from misdirect.auditing import inputs as audit_inputs
 from misdirect.auditing import run as running
 from misdirect.auditing.gate import gate
 from misdirect.cli.main import main
@@ -156,11 +157,11 @@ def test_a_killed_audit_goes_on(here: Path, monkeypatch: pytest.MonkeyPatch) -> 
     calls: list[str] = []
     run = relearn.run
 
-    def killed(lm: Any, case: Any, attack: Any, advance: Any) -> Any:
+    def killed(lm: Any, inputs: Any, attack: Any, advance: Any) -> Any:
         calls.append(attack.name)
         if len(calls) == 4:  # the second attack, on the second model
             raise KeyboardInterrupt
-        return run(lm, case, attack, advance)
+        return run(lm, inputs, attack, advance)
 
     monkeypatch.setattr(relearn, "run", killed)
     assert audit("--steps", "10", "--only", "relearn-facts-full") == 130
@@ -175,10 +176,10 @@ def test_an_attack_that_fails_leaves_the_others(here: Path, monkeypatch: pytest.
     run, timed, ran = relearn.run, [], budget.Clock.ran
     monkeypatch.setattr(budget.Clock, "ran", lambda clock, *seconds: timed.append(ran(clock, *seconds)))
 
-    def failing(lm: Any, case: Any, attack: Any, advance: Any) -> Any:
+    def failing(lm: Any, inputs: Any, attack: Any, advance: Any) -> Any:
         if attack.name == RELEARNED[0]:
             raise ValueError("finetuning broke down")
-        return run(lm, case, attack, advance)
+        return run(lm, inputs, attack, advance)
 
     monkeypatch.setattr(relearn, "run", failing)
     assert audit("--steps", "10", "--only", "relearn-facts-full") == 0
@@ -448,12 +449,12 @@ def test_a_folder_that_holds_something_else_is_refused(here: Path, capsys: pytes
 
 
 def test_questions_must_belong_to_the_topic() -> None:
-    assert inputs.forgotten_names(["biology", "other"], ["biology"]) == ["biology"]
-    assert inputs.forgotten_names(["a", "b"], []) == ["a"]
+    assert audit_inputs.forgotten_names(["biology", "other"], ["biology"]) == ["biology"]
+    assert audit_inputs.forgotten_names(["a", "b"], []) == ["a"]
     with pytest.raises(
         ValueError, match=r"none of the question sets \(a, b\) is named like a forgotten topic \(biology\)"
     ):
-        inputs.forgotten_names(["a", "b"], ["biology"])
+        audit_inputs.forgotten_names(["a", "b"], ["biology"])
 
 
 def test_a_run_is_audited_like_its_delta_and_its_export(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -541,8 +542,8 @@ def test_a_run_called_demo_does_not_stand_for_the_model(here: Path, monkeypatch:
 
 
 def test_the_plan_is_said(capsys: pytest.CaptureFixture[str]) -> None:
-    _, case = tiny_case()
-    todo = [(attack, 60.0) for attack in catalogue.attacks(case, AuditConfig())[:4]]
+    _, inputs = tiny_inputs()
+    todo = [(attack, 60.0) for attack in catalogue.attacks(inputs, AuditConfig())[:4]]
     running.say_plan(5.0, todo, [True, False, False, True], {"Rounding": "needs a package"})
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith("2 of 4 attacks fit into 5 minutes by estimate")
@@ -552,21 +553,23 @@ def test_the_plan_is_said(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_what_does_not_fit_is_known_before_it_starts() -> None:
-    _, case = tiny_case()
-    attack = relearn.first(case, AuditConfig())[0]
-    seconds = budget.seconds_of(attack.cost, budget.Speed(1000.0, 100.0))
-    assert seconds == pytest.approx(attack.cost.forward_tokens / 1000 + 60 * 4 * 128 / 100)
+    _, inputs = tiny_inputs()
+    attack = relearn.first(inputs, AuditConfig())[0]
+    work = budget.work_of(inputs, attack.cost)
+    seconds = budget.seconds_of(work, budget.Speed(1000.0, 100.0))
+    assert seconds == pytest.approx(work.forward_tokens / 1000 + 60 * 4 * 128 / 100)
     fits = budget.first_fit([10.0, 50.0, 20.0, 5.0], 36.0)
     assert fits == [True, False, True, True]
     assert budget.fitting_first(["a", "b", "c", "d"], fits) == ["a", "c", "d", "b"]
-    assert budget.too_large(attack, 1e12) == ""
-    assert "of memory" in budget.too_large(attack, 1e5)
-    assert "LoRA, --dtype bfloat16, or a smaller --batch-size" in budget.too_large(attack, 1e5)
-    lora = next(a for a in relearn.rest(case, AuditConfig()) if a.settings["method"] == "lora")
-    assert budget.too_large(lora, 1e5).endswith("with a smaller --batch-size or --max-tokens")
-    for other in catalogue.attacks(case, AuditConfig()):
-        if other.cost.memory:
-            assert "less is needed with" in budget.too_large(other, 1.0), other.name
+    assert budget.too_large(attack, work.memory, 1e12) == ""
+    assert "of memory" in budget.too_large(attack, work.memory, 1e5)
+    assert "LoRA, --dtype bfloat16, or a smaller --batch-size" in budget.too_large(attack, work.memory, 1e5)
+    lora = next(a for a in relearn.rest(inputs, AuditConfig()) if a.settings.method == "lora")
+    needed = budget.work_of(inputs, lora.cost).memory
+    assert budget.too_large(lora, needed, 1e5).endswith("with a smaller --batch-size or --max-tokens")
+    for other in catalogue.attacks(inputs, AuditConfig()):
+        if memory := budget.work_of(inputs, other.cost).memory:
+            assert "less is needed with" in budget.too_large(other, memory, 1.0), other.name
 
 
 def test_a_rival_steers_nowhere(tmp_path: Path) -> None:
@@ -587,8 +590,8 @@ def test_the_clock_learns_from_what_was_run() -> None:
 
 
 def test_attacks_are_chosen_by_family_name_and_beginning() -> None:
-    _, case = tiny_case()
-    made = catalogue.attacks(case, AuditConfig())
+    _, inputs = tiny_inputs()
+    made = catalogue.attacks(inputs, AuditConfig())
     assert len({a.name for a in made}) == len(made)
     assert all(a.name.replace("-", "").replace("_", "").replace(".", "").isalnum() for a in made)
     assert {a.family for a in catalogue.selected(made, ["direction"], [])} == {"direction"}
@@ -597,11 +600,11 @@ def test_attacks_are_chosen_by_family_name_and_beginning() -> None:
     assert [a.name for a in made][:2] == ["relearn-facts-full-lr2e-5-steps60", "relearn-facts-full-lr1e-4-steps60"]
     families = list(dict.fromkeys(a.family for a in made))
     assert families[:7] == ["relearn", "direction", "lens", "probe", "soft-prompt", "gcg", "quantise"]
-    late = [a.late for a in made]
-    assert late == sorted(late) and {a.name for a in made if a.late} >= {
+    late = [a.low_priority for a in made]
+    assert late == sorted(late) and {a.name for a in made if a.low_priority} >= {
         "lens-letter",
         "probe-letters",
         "direction-ones-block",
     }
-    assert "relearn-facts-full-lr2e-5-steps100" in [a.name for a in made if not a.late]
-    assert not any("steps100" in a.name for a in catalogue.attacks(case, AuditConfig(steps=20)))
+    assert "relearn-facts-full-lr2e-5-steps100" in [a.name for a in made if not a.low_priority]
+    assert not any("steps100" in a.name for a in catalogue.attacks(inputs, AuditConfig(steps=20)))

@@ -13,7 +13,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 import tiny
-from attack_cases import tiny_case
+from attack_cases import tiny_inputs
 from misdirect import storage
 from misdirect.attacks import prompts as attacks
 from misdirect.cli.main import main
@@ -139,17 +139,17 @@ def test_the_template_s_own_start_stands_there_once(form: str, template: str) ->
     tokenizer, starts = talking(template, form), template != TEXT
     body = token_ids(tokenizer, [f"<user>{WORDS}<assistant>"], start=False)[0]
     assert conversation(tokenizer, [WORDS], [], chat=True) == [0] * starts + body
-    lm, case = tiny_case(count=4)
+    lm, inputs = tiny_inputs(count=4)
     lm = dataclasses.replace(lm, tokenizer=tokenizer)
-    question = case.forgotten["biology"].test[0]
-    context = attacks.formats(lm, case)["chat"]("biology", lambda q: ("", []))(question)[0]
+    question = inputs.forgotten["biology"].test[0]
+    context = attacks.formats(lm, inputs)["chat"]("biology", lambda q: ("", []))(question)[0]
     ids = token_ids(tokenizer, [context])[0]
     asked = token_ids(tokenizer, [f"<user>{question.question}<assistant>"], start=False)[0]
     assert ids == [0] * (starts or "<pad>" in form) + asked  # as the attack is scored
 
 
 def test_prompts_reach_a_model_whose_template_wants_parts(tmp_path: Path) -> None:
-    lm = tiny_case(count=4)[0]
+    lm = tiny_inputs(count=4)[0]
     lm = dataclasses.replace(lm, tokenizer=talking(PARTS))
     same = dataclasses.replace(lm, tokenizer=talking(TEXT))
     asked = [Prompt("a", ("The river", "the house")), Prompt("b", ("old water",))]

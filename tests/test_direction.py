@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 import tiny
-from attack_cases import state_hash, tiny_case, tiny_lm
+from attack_cases import state_hash, tiny_inputs, tiny_lm
 from misdirect.attacks import direction
-from misdirect.attacks.interface import Attack, Case, Means
-from misdirect.attacks.scoring import sit
+from misdirect.attacks.interface import Attack, AttackInputs, Means
+from misdirect.attacks.scoring import score_sets
 from misdirect.config import AuditConfig
 from misdirect.model.hooks import first_output, hooked
 from misdirect.model.load import LM
@@ -66,20 +66,20 @@ def basis(width: int = tiny.WIDTH, count: int = 2) -> Tensor:
     return direction.orthonormal(torch.randn(count, width, generator=torch.Generator().manual_seed(1)))
 
 
-def inputs() -> tuple[Tensor, Tensor]:
+def text_batch() -> tuple[Tensor, Tensor]:
     ids = torch.randint(2, 300, (2, 9), generator=torch.Generator().manual_seed(2))
     return ids, torch.ones_like(ids)
 
 
 def logits(lm: LM) -> Tensor:
-    ids, mask = inputs()
+    ids, mask = text_batch()
     with torch.no_grad():
         found: Tensor = lm.model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     return found
 
 
-def named(case: Case, name: str) -> Attack:
-    return next(a for a in direction.attacks(case, AuditConfig()) if a.name == name)
+def named(inputs: AttackInputs, name: str) -> Attack:
+    return next(a for a in direction.attacks(inputs, AuditConfig()) if a.name == name)
 
 
 @contextmanager
@@ -112,7 +112,7 @@ def test_folding_is_ablating_after_every_writer(family: str) -> None:
 def test_nothing_along_the_direction_is_left_in_the_stream_of_a_folded_model(family: str) -> None:
     lm, rows = tiny_lm(family), basis()
     with folded(lm, writers(lm), rows):
-        states = all_states(lm, *inputs())
+        states = all_states(lm, *text_batch())
     for state in states:
         assert (state @ rows.T).abs().max() < 1e-4 * state.norm(dim=-1).max()
 
@@ -152,10 +152,10 @@ def test_without_takes_the_span_out_of_any_axis(axis: int) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("place", ["block", "all"])
 def test_the_ablated_stream_has_no_component_there(family: str, place: str) -> None:
-    lm, case = tiny_case(family)
+    lm, inputs = tiny_inputs(family)
     rows = basis()
     states: dict[int, Tensor] = {}
-    with direction.taken_out(lm, case, place, 2, rows):  # type: ignore[arg-type]
+    with direction.taken_out(lm, inputs, place, 2, rows):  # type: ignore[arg-type]
         keep = [
             lambda i=i: lm.blocks[i].register_forward_hook(lambda m, a, out: states.update({i: first_output(out)}))
             for i in range(tiny.LAYERS)
@@ -168,20 +168,20 @@ def test_the_ablated_stream_has_no_component_there(family: str, place: str) -> N
 
 
 def test_subtracting_moves_every_state_by_the_difference_of_the_means() -> None:
-    lm, case = tiny_case()
-    difference = case.means["unlearned"].forget[2] - case.means["base"].forget[2]
-    before = all_states(lm, *inputs())[3]
+    lm, inputs = tiny_inputs()
+    difference = inputs.means["unlearned"].forget[2] - inputs.means["base"].forget[2]
+    before = all_states(lm, *text_batch())[3]
     after: list[Tensor] = []
     keep = [lambda: lm.blocks[2].register_forward_hook(lambda m, a, out: after.append(first_output(out)))]
-    with direction.taken_out(lm, case, "subtract", 2, basis()), hooked(keep):
+    with direction.taken_out(lm, inputs, "subtract", 2, basis()), hooked(keep):
         logits(lm)
     torch.testing.assert_close(before - difference, after[0])
 
 
 def test_written_changes_the_trained_blocks_alone() -> None:
-    lm, case = tiny_case()
+    lm, inputs = tiny_inputs()
     own = dict(lm.model.named_parameters())
-    with direction.taken_out(lm, dataclasses.replace(case, block=3), "written", 3, basis()):
+    with direction.taken_out(lm, dataclasses.replace(inputs, block=3), "written", 3, basis()):
         changed = {n for n, p in lm.model.named_parameters() if p is not own[n]}
     assert changed == {f"model.layers.{i}.{n}.weight" for i in (1, 2, 3) for n in ("self_attn.o_proj", "mlp.down_proj")}
 
@@ -200,24 +200,24 @@ def test_an_orthonormal_basis_spans_what_the_rows_span() -> None:
 
 
 def test_every_stored_control_vector_is_in_the_span() -> None:
-    lm, case = tiny_case()
+    lm, inputs = tiny_inputs()
     second = torch.rand(tiny.WIDTH, generator=torch.Generator().manual_seed(6))
-    case = dataclasses.replace(case, control_vectors={**case.control_vectors, "cyber": second})
-    rows = direction.directions(lm, case, "control", 2)
+    inputs = dataclasses.replace(inputs, control_vectors={**inputs.control_vectors, "cyber": second})
+    rows = direction.directions(lm, inputs, "control", 2)
     assert len(rows) == 2
-    for vector in case.control_vectors.values():
+    for vector in inputs.control_vectors.values():
         torch.testing.assert_close(without(vector, rows, -1), torch.zeros(tiny.WIDTH), rtol=0, atol=1e-5)
 
 
 def test_directions_of_means_are_those_of_the_block() -> None:
-    lm, case = tiny_case()
-    base, unlearned = case.means["base"], case.means["unlearned"]
+    lm, inputs = tiny_inputs()
+    base, unlearned = inputs.means["base"], inputs.means["unlearned"]
     for source, wanted in [
         ("forget-retain", unlearned.forget[4] - unlearned.retain[4]),
         ("unlearned-base", unlearned.forget[4] - base.forget[4]),
         ("ones", torch.ones(tiny.WIDTH)),
     ]:
-        (row,) = direction.directions(lm, case, source, 4)  # type: ignore[arg-type]
+        (row,) = direction.directions(lm, inputs, source, 4)  # type: ignore[arg-type]
         assert torch.cosine_similarity(row, wanted, dim=0).abs().item() == pytest.approx(1, abs=1e-5)
 
 
@@ -228,80 +228,80 @@ def test_the_principal_component_is_the_covariances_first_eigenvector() -> None:
 
 
 def test_forget_states_are_the_models_own_without_first_tokens() -> None:
-    lm, case = tiny_case("gpt2")
-    text = case.forget_texts[0]
+    lm, inputs = tiny_inputs("gpt2")
+    text = inputs.forget_texts[0]
     ids = torch.tensor([lm.tokenizer(text)["input_ids"]])
     expected = all_states(lm, ids, torch.ones_like(ids))[3][0, 1:]
-    found = direction.forget_states(lm, dataclasses.replace(case, forget_texts=[text]), 2)
+    found = direction.forget_states(lm, dataclasses.replace(inputs, forget_texts=[text]), 2)
     torch.testing.assert_close(found, expected)
 
 
 def test_an_unknown_block_is_found_where_the_means_part() -> None:
-    _, case = tiny_case()
+    _, inputs = tiny_inputs()
     base = torch.randn(6, 8, generator=torch.Generator().manual_seed(8))
     shift = torch.tensor([0.0, 0, 0.1, 3, 3.2, 3.4])[:, None]
     means = {"base": Means(base, base), "unlearned": Means(base + shift * base.norm(dim=-1, keepdim=True), base)}
-    unknown = dataclasses.replace(case, block=None, means=means)
+    unknown = dataclasses.replace(inputs, block=None, means=means)
     assert direction.steered_block(unknown) == 3
-    assert direction.steered_block(case) == 2
-    assert all(a.needs_means for a in direction.attacks(unknown, AuditConfig()))
+    assert direction.steered_block(inputs) == 2
+    assert all(a.needs_mean_states for a in direction.attacks(unknown, AuditConfig()))
 
 
 # ---------------------------------------------------------------------------------------------------- the attacks
 
 
 def test_the_attacks_and_what_each_needs() -> None:
-    _, case = tiny_case()
-    found = direction.attacks(case, AuditConfig())
+    _, inputs = tiny_inputs()
+    found = direction.attacks(inputs, AuditConfig())
     assert len(found) == len({a.name for a in found}) == 17
-    assert all(a.access == "weights" and a.cost.forward_tokens > 0 and not a.missing for a in found)
-    assert {a.settings["source"] for a in found if a.needs_means} == {"forget-retain", "unlearned-base"}
-    without_vectors = direction.attacks(dataclasses.replace(case, control_vectors={}), AuditConfig())
-    assert {a.name for a in without_vectors if a.missing} == {
+    assert all(a.attacker_access == "weights" and a.cost.scorings > 0 and not a.unavailable for a in found)
+    assert {a.settings.source for a in found if a.needs_mean_states} == {"forget-retain", "unlearned-base"}
+    without_vectors = direction.attacks(dataclasses.replace(inputs, control_vectors={}), AuditConfig())
+    assert {a.name for a in without_vectors if a.unavailable} == {
         f"direction-control-{place}" for place in ("block", "all", "written", "folded")
     }
-    assert {a.missing for a in without_vectors} == {"", "needs a run's control.safetensors"}
+    assert {a.unavailable for a in without_vectors} == {"", "needs a run's control.safetensors"}
 
 
-@pytest.mark.parametrize("kind", [*direction.FIRST, *direction.LATE], ids="-".join)
+@pytest.mark.parametrize("kind", [*direction.FIRST, *direction.LOW_PRIORITY], ids="-".join)
 def test_every_attack_runs_and_leaves_the_model_as_it_was(kind: direction.Kind) -> None:
-    lm, case = tiny_case("gpt2" if kind.place == "folded" else "llama", count=8)
-    attack, before, done = named(case, f"direction-{kind.source}-{kind.place}"), state_hash(lm), []
-    found = attack.run(lm, case, attack, done.append)
+    lm, inputs = tiny_inputs("gpt2" if kind.site == "folded" else "llama", count=8)
+    attack, before, done = named(inputs, f"direction-{kind.source}-{kind.site}"), state_hash(lm), []
+    found = attack.run(lm, inputs, attack, done.append)
     assert state_hash(lm) == before
     assert sum(done) == attack.num_steps
     assert [(r.measurement, r.set) for r in found] == [("mcq", "biology"), ("mcq", "other"), ("generation", "answers")]
     rows = {m.metric: m for m in found[0].metrics}
-    assert rows["cloze_accuracy"].block == (None if kind.place in ("all", "folded") else 2)
-    if kind.place in ("block", "all", "folded"):
+    assert rows["cloze_accuracy"].block == (None if kind.site in ("all", "folded") else 2)
+    if kind.site in ("block", "all", "folded"):
         assert rows["component_left"].value < 1e-4
 
 
 def test_what_is_measured_is_the_ablated_model() -> None:
-    lm, case = tiny_case(count=8)
-    attack = named(case, "direction-control-all")
-    found = attack.run(lm, case, attack, lambda done: None)
-    with direction.taken_out(lm, case, "all", 2, direction.directions(lm, case, "control", 2)):
-        expected = sit(lm, case)["biology"]
+    lm, inputs = tiny_inputs(count=8)
+    attack = named(inputs, "direction-control-all")
+    found = attack.run(lm, inputs, attack, lambda done: None)
+    with direction.taken_out(lm, inputs, "all", 2, direction.directions(lm, inputs, "control", 2)):
+        expected = score_sets(lm, inputs)["biology"]
     assert [r["points"][0]["logprobs"] for r in found[0].records] == expected
-    assert expected != sit(lm, case)["biology"]
+    assert expected != score_sets(lm, inputs)["biology"]
 
 
 def test_equal_means_give_no_direction_and_change_nothing() -> None:
-    lm, case = tiny_case(count=8)
-    same = dataclasses.replace(case, means={"base": case.means["base"], "unlearned": case.means["base"]})
+    lm, inputs = tiny_inputs(count=8)
+    same = dataclasses.replace(inputs, means={"base": inputs.means["base"], "unlearned": inputs.means["base"]})
     attack = named(same, "direction-unlearned-base-all")
     found = attack.run(lm, same, attack, lambda done: None)
-    assert [r["points"][0]["logprobs"] for r in found[0].records] == sit(lm, same)["biology"]
+    assert [r["points"][0]["logprobs"] for r in found[0].records] == score_sets(lm, same)["biology"]
 
 
 @pytest.mark.parametrize("place", ["all", "folded", "written"])
 def test_a_failure_in_the_middle_leaves_the_model_as_it_was(place: str) -> None:
-    lm, case = tiny_case("gemma2", count=8)
+    lm, inputs = tiny_inputs("gemma2", count=8)
     before = state_hash(lm)
 
     def fail() -> None:
-        with direction.taken_out(lm, case, place, 2, basis()):  # type: ignore[arg-type]
+        with direction.taken_out(lm, inputs, place, 2, basis()):  # type: ignore[arg-type]
             assert not torch.equal(logits(lm), plain)
             raise KeyboardInterrupt
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from attack_cases import tiny_case
+from attack_cases import tiny_inputs
 from misdirect import runs
 from misdirect.attacks import lens, noise, probes, prune, quantize, relearn
 from misdirect.attacks.interface import Attack
@@ -218,41 +218,41 @@ def test_a_gate_of_no_number_is_no_gate() -> None:
         gate([row], record, 0.3)
 
 
-def attacks_of(module: Any, case: Any) -> list[Attack]:
-    made = module.first(case, AuditConfig()) if module is relearn else module.attacks(case, AuditConfig())
-    return [attack for attack in made if not attack.missing]
+def attacks_of(module: Any, inputs: Any) -> list[Attack]:
+    made = module.first(inputs, AuditConfig()) if module is relearn else module.attacks(inputs, AuditConfig())
+    return [attack for attack in made if not attack.unavailable]
 
 
 @pytest.mark.parametrize("module", [lens, probes, noise, quantize, relearn], ids=lambda m: m.__name__.split(".")[-1])
 def test_an_attack_gives_no_number_from_what_is_none(module: Any) -> None:
     """It raises, so that the audit calls it failed and says why."""
-    lm, case = tiny_case(count=80)
+    lm, inputs = tiny_inputs(count=80)
     with torch.no_grad():
         lm.model.get_submodule("model.layers.4.mlp.down_proj").weight.fill_(math.nan)
-    attack = attacks_of(module, case)[0]
+    attack = attacks_of(module, inputs)[0]
     with pytest.raises(ValueError, match=r"gives NaN or infinity|finetuning broke down|loss nan"):
-        attack.run(lm, case, attack, lambda count: None)
+        attack.run(lm, inputs, attack, lambda count: None)
 
 
 def test_an_attack_that_overflows_has_failed(here: Path) -> None:
     """Noise is finite in float32 and not in float16: no accuracy of 0 comes out of it."""
-    lm, case = tiny_case()
+    lm, inputs = tiny_inputs()
     lm.model.half()
     for name in ("up_proj", "gate_proj"):
         lm.model.get_submodule(f"model.layers.2.mlp.{name}").weight.fill_(200.0)
-    (attack,) = attacks_of(noise, case)
+    (attack,) = attacks_of(noise, inputs)
     with pytest.raises(NotFinite, match="biology: llama gives NaN or infinity for 8 of 8 questions"):
-        attack.run(lm, case, attack, lambda count: None)
+        attack.run(lm, inputs, attack, lambda count: None)
 
 
 def test_what_to_prune_is_not_chosen_by_nan() -> None:
     """The text that is read for the norms meets it; the questions would not."""
-    lm, case = tiny_case()
+    lm, inputs = tiny_inputs()
     spoil_rare(lm.model)
-    case = dataclasses.replace(case, retain_texts=[*case.retain_texts, f"the {RARE} house"])
-    (attack,) = (a for a in attacks_of(prune, case) if a.name == "prune-wanda")
+    inputs = dataclasses.replace(inputs, retain_texts=[*inputs.retain_texts, f"the {RARE} house"])
+    (attack,) = (a for a in attacks_of(prune, inputs) if a.name == "prune-wanda")
     with pytest.raises(NotFinite, match="for the inputs of"):
-        attack.run(lm, case, attack, lambda count: None)
+        attack.run(lm, inputs, attack, lambda count: None)
 
 
 def test_steering_comes_from_norms_that_are_finite_alone(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

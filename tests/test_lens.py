@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tiny
-from attack_cases import questions, state_hash, tiny_case, tiny_lm
+from attack_cases import questions, state_hash, tiny_inputs, tiny_lm
 from misdirect.attacks import lens, scoring
 from misdirect.config import AuditConfig
 from misdirect.model import lens as model_lens
@@ -112,23 +112,23 @@ def test_a_tail_that_is_not_the_models_own_is_refused() -> None:
 
 @pytest.mark.parametrize("form", ["cloze", "letter", "letter_permuted"])
 def test_an_attack_gives_a_point_a_block_and_leaves_the_model_alone(form: str) -> None:
-    lm, case = tiny_case(form=form)  # type: ignore[arg-type]
-    attack, other = lens.attacks(case, AuditConfig())
+    lm, inputs = tiny_inputs(form=form)  # type: ignore[arg-type]
+    attack, other = lens.attacks(inputs, AuditConfig())
     assert (attack.name, other.name) == (
         ("lens-cloze", "lens-letter") if form == "cloze" else ("lens-letter", "lens-cloze")
     )
     before, steps = state_hash(lm), []
-    found = {result.set: result for result in attack.run(lm, case, attack, steps.append)}
+    found = {result.set: result for result in attack.run(lm, inputs, attack, steps.append)}
     assert state_hash(lm) == before
     assert sum(steps) == attack.num_steps == 16
     assert set(found) == {"biology", "other"}
     rows = [m for m in found["biology"].metrics if m.metric == f"{form}_accuracy"]
     assert [row.block for row in rows] == list(range(tiny.LAYERS))
-    unattacked = scoring.sit(lm, case)
-    for record, own in zip(found["biology"].records, unattacked["biology"], strict=True):
+    baseline_attack = scoring.score_sets(lm, inputs)
+    for record, own in zip(found["biology"].records, baseline_attack["biology"], strict=True):
         assert record["points"][-1]["logprobs"] == pytest.approx(own, abs=1e-4)
         assert record["points"][0]["logprobs"] != pytest.approx(own, abs=1e-2)
-    asked_otherwise = {result.set: result for result in other.run(lm, case, other, lambda count: None)}
+    asked_otherwise = {result.set: result for result in other.run(lm, inputs, other, lambda count: None)}
     name = "cloze_accuracy" if form != "cloze" else "letter_accuracy"
     assert [m.block for m in asked_otherwise["biology"].metrics if m.metric == name] == list(range(tiny.LAYERS))
     found_otherwise = [record["points"][-1]["logprobs"] for record in asked_otherwise["biology"].records]
@@ -136,24 +136,24 @@ def test_an_attack_gives_a_point_a_block_and_leaves_the_model_alone(form: str) -
 
 
 def test_a_model_that_says_nan_has_no_accuracy() -> None:
-    lm, case = tiny_case(count=8)
+    lm, inputs = tiny_inputs(count=8)
     with torch.no_grad():
         lm.model.model.norm.weight.fill_(torch.nan)
-    attack, _ = lens.attacks(case, AuditConfig())
+    attack, _ = lens.attacks(inputs, AuditConfig())
     with pytest.raises(ValueError, match="block 0: llama gives NaN or infinity for 4 of 4 questions"):
-        attack.run(lm, case, attack, lambda k: None)
+        attack.run(lm, inputs, attack, lambda k: None)
 
 
 def test_the_model_is_whole_after_an_error() -> None:
-    lm, case = tiny_case(count=8)
-    attack, _ = lens.attacks(case, AuditConfig())
+    lm, inputs = tiny_inputs(count=8)
+    attack, _ = lens.attacks(inputs, AuditConfig())
     before = state_hash(lm)
 
     def stop(count: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        attack.run(lm, case, attack, stop)
+        attack.run(lm, inputs, attack, stop)
     assert state_hash(lm) == before
 
 

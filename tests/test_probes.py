@@ -14,10 +14,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 import tiny
-from attack_cases import questions, state_hash, tiny_case
+from attack_cases import questions, state_hash, tiny_inputs
 from misdirect import stats
 from misdirect.attacks import probe_fit, probes
-from misdirect.attacks.interface import Attack, Case
+from misdirect.attacks.interface import Attack, AttackInputs
+from misdirect.auditing import budget
 from misdirect.config import AuditConfig
 from misdirect.data.fact_splits import split
 from misdirect.model.load import LM
@@ -106,8 +107,8 @@ def test_what_does_not_settle_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
         probe_fit.fit(uneven_states(1, 40, 12), (torch.arange(40) % 2).float().view(-1, 1, 1), 10.0)
 
 
-def attack(case: Case, kind: str) -> Attack:
-    return next(a for a in probes.attacks(case, AuditConfig()) if a.name == f"probe-{kind}")
+def attack(inputs: AttackInputs, kind: str) -> Attack:
+    return next(a for a in probes.attacks(inputs, AuditConfig()) if a.name == f"probe-{kind}")
 
 
 def rows(result: Result, metric: str) -> dict[int, Metric]:
@@ -117,9 +118,9 @@ def rows(result: Result, metric: str) -> dict[int, Metric]:
 PLANTED = 3
 
 
-def with_a_secret(case: Case) -> Callable[..., torch.Tensor]:
+def with_a_secret(inputs: AttackInputs) -> Callable[..., torch.Tensor]:
     """`last_states`, with a direction written after block 3 where the text is a right answer behind its question."""
-    halves = case.forgotten["biology"]
+    halves = inputs.forgotten["biology"]
     right = torch.tensor([i == q.answer for q in (*halves.train, *halves.test) for i in range(len(q.choices))])
     direction = torch.randn(tiny.WIDTH, generator=torch.Generator().manual_seed(1))
 
@@ -132,25 +133,25 @@ def with_a_secret(case: Case) -> Callable[..., torch.Tensor]:
     return read
 
 
-def run(lm: LM, case: Case, kind: str) -> dict[str, Result]:
-    chosen = attack(case, kind)
-    assert not chosen.missing
+def run(lm: LM, inputs: AttackInputs, kind: str) -> dict[str, Result]:
+    chosen = attack(inputs, kind)
+    assert not chosen.unavailable
     assert not chosen.recovers
     steps: list[int] = []
-    found = {result.set: result for result in chosen.run(lm, case, chosen, steps.append)}
+    found = {result.set: result for result in chosen.run(lm, inputs, chosen, steps.append)}
     assert sum(steps) == chosen.num_steps
     return found
 
 
 @pytest.fixture(scope="module")
-def planted() -> tuple[Case, dict[str, Result]]:
-    lm, case = tiny_case(count=100)
+def planted() -> tuple[AttackInputs, dict[str, Result]]:
+    lm, inputs = tiny_inputs(count=100)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(probes, "last_states", with_a_secret(case))
-        return case, run(lm, case, "true-false")
+        patch.setattr(probes, "last_states", with_a_secret(inputs))
+        return inputs, run(lm, inputs, "true-false")
 
 
-def test_a_planted_answer_is_found_at_its_block_alone(planted: tuple[Case, dict[str, Result]]) -> None:
+def test_a_planted_answer_is_found_at_its_block_alone(planted: tuple[AttackInputs, dict[str, Result]]) -> None:
     found = rows(planted[1]["biology"], "probe_accuracy")
     assert list(found) == list(range(-1, tiny.LAYERS))
     assert found[PLANTED].value > 0.9
@@ -162,7 +163,7 @@ def test_a_planted_answer_is_found_at_its_block_alone(planted: tuple[Case, dict[
     )
 
 
-def test_shuffled_labels_give_chance(planted: tuple[Case, dict[str, Result]]) -> None:
+def test_shuffled_labels_give_chance(planted: tuple[AttackInputs, dict[str, Result]]) -> None:
     control, gain = (rows(planted[1]["biology"], name) for name in ("probe_shuffled_accuracy", "selectivity"))
     assert all(abs(row.value - 0.25) < 0.1 for row in control.values())  # 50 questions, five shuffles
     assert sum(row.value for row in control.values()) / len(control) == pytest.approx(0.25, abs=0.06)
@@ -171,13 +172,13 @@ def test_shuffled_labels_give_chance(planted: tuple[Case, dict[str, Result]]) ->
     assert sum(row.low is not None and row.low > 0 for row in unplanted) <= 1
 
 
-def test_other_sets_have_nothing_planted(planted: tuple[Case, dict[str, Result]]) -> None:
+def test_other_sets_have_nothing_planted(planted: tuple[AttackInputs, dict[str, Result]]) -> None:
     assert set(planted[1]) == {"biology", "other"}
     assert max(row.value for row in rows(planted[1]["other"], "probe_accuracy").values()) < 0.6
     assert not any(m.metric == "attack_seconds" for m in planted[1]["other"].metrics)
 
 
-def test_every_number_follows_from_the_records(planted: tuple[Case, dict[str, Result]]) -> None:
+def test_every_number_follows_from_the_records(planted: tuple[AttackInputs, dict[str, Result]]) -> None:
     """From the stored JSON, by other code."""
     for result in planted[1].values():
         stored = json.loads(json.dumps(finite(list(result.records))))
@@ -195,11 +196,11 @@ def test_every_number_follows_from_the_records(planted: tuple[Case, dict[str, Re
             assert rows(result, "selectivity")[block].value == pytest.approx(np.mean(right) - shuffled)
 
 
-def test_only_the_attackers_half_is_learned_from(planted: tuple[Case, dict[str, Result]]) -> None:
-    case, found = planted
-    tested = {q.id for q in case.forgotten["biology"].test}
+def test_only_the_attackers_half_is_learned_from(planted: tuple[AttackInputs, dict[str, Result]]) -> None:
+    inputs, found = planted
+    tested = {q.id for q in inputs.forgotten["biology"].test}
     assert {record["id"] for record in found["biology"].records} == tested
-    lm, other = tiny_case(count=100)
+    lm, other = tiny_inputs(count=100)
     halves = other.forgotten["biology"]
     wrong = tuple(dataclasses.replace(q, answer=(q.answer + 1) % 4) for q in halves.test)
     moved = dataclasses.replace(other, forgotten={"biology": halves._replace(test=wrong)}, retained={})
@@ -211,23 +212,23 @@ def test_only_the_attackers_half_is_learned_from(planted: tuple[Case, dict[str, 
 
 
 def test_a_wording_that_gives_answers_away_shows_as_floor() -> None:
-    lm, case = tiny_case(count=60)
+    lm, inputs = tiny_inputs(count=60)
     told = [
         dataclasses.replace(q, choices=tuple("the stone" if i == q.answer else f"the house {i}" for i in range(4)))
         for q in questions(60)
     ]
-    found = run(lm, dataclasses.replace(case, forgotten={"biology": split(told, 0)}, retained={}), "true-false")
+    found = run(lm, dataclasses.replace(inputs, forgotten={"biology": split(told, 0)}, retained={}), "true-false")
     row = rows(found["biology"], "probe_accuracy")[2]
     assert row.value == row.floor == 1
 
 
 def test_letters_are_found_where_they_are_told() -> None:
-    lm, case = tiny_case("gemma2", count=160)
+    lm, inputs = tiny_inputs("gemma2", count=160)
     told = [dataclasses.replace(q, choices=("bread",) * 3 + ("wxyz"[q.answer],))
             for q in questions(160)]  # fmt: skip
-    case = dataclasses.replace(case, forgotten={"biology": split(told, 0)}, retained={"few": questions(70)})
+    inputs = dataclasses.replace(inputs, forgotten={"biology": split(told, 0)}, retained={"few": questions(70)})
     before = state_hash(lm)
-    found = run(lm, case, "letters")
+    found = run(lm, inputs, "letters")
     assert state_hash(lm) == before
     assert set(found) == {"biology"}  # the other set is too small
     accuracy, control = (rows(found["biology"], name) for name in ("probe_accuracy", "probe_shuffled_accuracy"))
@@ -242,18 +243,18 @@ def test_letters_are_found_where_they_are_told() -> None:
 
 
 def test_letters_take_the_commonest_number_of_choices() -> None:
-    _, case = tiny_case()
+    _, inputs = tiny_inputs()
     mixed = questions(100) + questions(30, choices=3, name="three")
-    case = dataclasses.replace(case, forgotten={"biology": split(mixed, 0)})
-    halves = probes.material(case, "letters")["biology"]
+    inputs = dataclasses.replace(inputs, forgotten={"biology": split(mixed, 0)})
+    halves = probes.probed_sets(inputs, "letters")["biology"]
     assert {len(q.choices) for q in (*halves.train, *halves.test)} == {4}
     assert len(halves.train) + len(halves.test) == 100
     assert len(halves.test) == len(halves.folds)
 
 
 def test_too_few_questions_are_said() -> None:
-    _, case = tiny_case(count=30)
-    missing = {a.name: a.missing for a in probes.attacks(case, AuditConfig())}
+    _, inputs = tiny_inputs(count=30)
+    missing = {a.name: a.unavailable for a in probes.attacks(inputs, AuditConfig())}
     assert missing == {
         "probe-true-false": "needs 40 questions in a forgotten set, half of them to learn from",
         "probe-letters": "needs 80 questions with the same number of choices in a forgotten set, half of them to learn from",
@@ -261,35 +262,35 @@ def test_too_few_questions_are_said() -> None:
 
 
 def test_states_of_nan_have_no_accuracy() -> None:
-    lm, case = tiny_case(count=50)
-    case = dataclasses.replace(case, retained={})
+    lm, inputs = tiny_inputs(count=50)
+    inputs = dataclasses.replace(inputs, retained={})
     with torch.no_grad():
         lm.model.get_submodule("model.layers.4.mlp.down_proj").weight.fill_(torch.nan)
     with pytest.raises(ValueError, match="llama gives NaN or infinity for the states of 200 of 200 texts"):
-        run(lm, case, "true-false")
+        run(lm, inputs, "true-false")
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral"])
 def test_the_model_is_as_it_was(family: str) -> None:
-    lm, case = tiny_case(family, count=50)
+    lm, inputs = tiny_inputs(family, count=50)
     before = state_hash(lm)
-    run(lm, case, "true-false")
+    run(lm, inputs, "true-false")
     assert state_hash(lm) == before
-    chosen = attack(case, "true-false")
+    chosen = attack(inputs, "true-false")
 
     def stop(count: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        chosen.run(lm, case, chosen, stop)
+        chosen.run(lm, inputs, chosen, stop)
     assert state_hash(lm) == before
 
 
 def test_the_same_numbers_twice_and_for_any_batch() -> None:
-    lm, case = tiny_case(count=50)
-    case = dataclasses.replace(case, retained={})
+    lm, inputs = tiny_inputs(count=50)
+    inputs = dataclasses.replace(inputs, retained={})
     first, second, small = (
-        run(lm, dataclasses.replace(case, batch_tokens=size), "true-false")["biology"].records
+        run(lm, dataclasses.replace(inputs, batch_tokens=size), "true-false")["biology"].records
         for size in (4096, 4096, 300)
     )
     assert first == second
@@ -298,7 +299,8 @@ def test_the_same_numbers_twice_and_for_any_batch() -> None:
 
 
 def test_estimates_grow_with_the_questions() -> None:
-    costs = [attack(tiny_case(count=count)[1], "true-false").cost for count in (100, 200)]
+    inputs = [tiny_inputs(count=count)[1] for count in (100, 200)]
+    costs = [budget.work_of(each, attack(each, "true-false").cost) for each in inputs]
     assert costs[0].forward_tokens * 1.8 < costs[1].forward_tokens
     assert 0 < costs[0].seconds < costs[1].seconds
     assert 0 < costs[0].memory < costs[1].memory

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
-from attack_cases import questions, state_hash, tiny_case
+from attack_cases import questions, state_hash, tiny_inputs
 from misdirect.attacks import brittleness, lens, prompts, scoring
-from misdirect.attacks.interface import Attack, Case, Form
+from misdirect.attacks.interface import Attack, AttackInputs, Form
 from misdirect.config import AuditConfig
 from misdirect.data.fact_splits import words
 from misdirect.data.questions import Question
@@ -26,17 +26,17 @@ METAL = Question("m", "Which of these is a metal?", ("iron", "helium", "wood"), 
 FORMS: list[Form] = ["cloze", "letter", "letter_permuted"]
 
 
-def named(case: Case, name: str) -> Attack:
-    found = [*prompts.attacks(case, AuditConfig()), *brittleness.attacks(case, AuditConfig())]
+def named(inputs: AttackInputs, name: str) -> Attack:
+    found = [*prompts.attacks(inputs, AuditConfig()), *brittleness.attacks(inputs, AuditConfig())]
     return next(attack for attack in found if attack.name == name)
 
 
-def contexts(lm: LM, case: Case, name: str) -> dict[float, list[tuple[Question, str, list[str]]]]:
+def contexts(lm: LM, inputs: AttackInputs, name: str) -> dict[float, list[tuple[Question, str, list[str]]]]:
     """budget -> (question, context, continuations) of every tested question under an attack."""
     out = {}
-    for budget, change in prompts.variants_of(lm, case, named(case, name)):
-        render = change("biology", scoring.rendering(case.forms["biology"], case.seed))
-        out[budget] = [(q, *render(q)) for q in case.forgotten["biology"].test]
+    for budget, change in prompts.variants_of(lm, inputs, named(inputs, name)):
+        render = change("biology", scoring.rendering(inputs.forms["biology"], inputs.seed))
+        out[budget] = [(q, *render(q)) for q in inputs.forgotten["biology"].test]
     return out
 
 
@@ -46,11 +46,11 @@ def contexts(lm: LM, case: Case, name: str) -> dict[float, list[tuple[Question, 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["prompt-few-shot", "prompt-few-shot-other"])
 def test_examples_are_answered_come_from_the_attackers_side_and_hold_no_measured_choice(form: Form, name: str) -> None:
-    lm, case = tiny_case(count=40, form=form)
-    pool = case.retained["other"] if name.endswith("other") else case.forgotten["biology"].train
-    for shots, found in contexts(lm, case, name).items():
+    lm, inputs = tiny_inputs(count=40, form=form)
+    pool = inputs.retained["other"] if name.endswith("other") else inputs.forgotten["biology"].train
+    for shots, found in contexts(lm, inputs, name).items():
         for item, context, continuations in found:
-            plain, same = scoring.rendering(form, case.seed)(item)
+            plain, same = scoring.rendering(form, inputs.seed)(item)
             assert context.endswith(plain.removeprefix("Question: "))
             assert continuations == same
             shown = [e for e in pool if e.question in context]
@@ -60,7 +60,7 @@ def test_examples_are_answered_come_from_the_attackers_side_and_hold_no_measured
                 right = example.choices[example.answer]
                 line = f"Answer: {'ABCD'[example.answer]}\n" if form != "cloze" else f"\nAnswer: {right}\n"
                 assert line in before[before.index(example.question) :]
-            assert not any(q.question in before for q in case.forgotten["biology"].test)
+            assert not any(q.question in before for q in inputs.forgotten["biology"].test)
             assert not any(f" {' '.join(words(c))} " in f" {' '.join(words(before))} " for c in item.choices)
 
 
@@ -81,11 +81,13 @@ def test_an_example_that_gives_a_measured_fact_away_is_no_example() -> None:
 
 
 def test_too_few_examples_are_said_before_anything_runs() -> None:
-    _, case = tiny_case(count=8)
-    assert named(case, "prompt-few-shot").missing == "needs 5 questions to show as examples, there are 4"
-    alone = dataclasses.replace(case, retained={})
-    assert named(alone, "prompt-few-shot-other").missing == "needs another set of questions: --questions NAME=FILE"
-    assert named(alone, "brittleness-forget-words").missing == "needs another set of questions: --questions NAME=FILE"
+    _, inputs = tiny_inputs(count=8)
+    assert named(inputs, "prompt-few-shot").unavailable == "needs 5 questions to show as examples, there are 4"
+    alone = dataclasses.replace(inputs, retained={})
+    assert named(alone, "prompt-few-shot-other").unavailable == "needs another set of questions: --questions NAME=FILE"
+    assert (
+        named(alone, "brittleness-forget-words").unavailable == "needs another set of questions: --questions NAME=FILE"
+    )
 
 
 # wordings, roles, formats
@@ -93,14 +95,14 @@ def test_too_few_examples_are_said_before_anything_runs() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_templates_hold_the_question_and_score_what_was_scored(form: Form) -> None:
-    lm, case = tiny_case(count=4, form=form)
-    for found in contexts(lm, case, "prompt-paraphrase").values():
+    lm, inputs = tiny_inputs(count=4, form=form)
+    for found in contexts(lm, inputs, "prompt-paraphrase").values():
         for item, context, continuations in found:
             assert context.count(item.question) == 1
-            assert continuations == scoring.rendering(form, case.seed)(item)[1]
+            assert continuations == scoring.rendering(form, inputs.seed)(item)[1]
             if form != "cloze":
                 assert all(re.search(rf"^[A-D]\. {re.escape(c)}$", context, re.MULTILINE) for c in item.choices)
-    assert prompts.in_template(case, "Q: {}\nA:")("biology", scoring.rendering(form, 0))(METAL)[0] == (
+    assert prompts.in_template(inputs, "Q: {}\nA:")("biology", scoring.rendering(form, 0))(METAL)[0] == (
         "Q: Which of these is a metal?\nA:" if form == "cloze" else f"Q: {prompts.asked(METAL, form, 0)[0]}\nA:"
     )
 
@@ -114,21 +116,21 @@ def test_permuted_letters_belong_to_the_choices_where_they_stand() -> None:
 
 
 def test_a_question_with_braces_and_backslashes_goes_through_as_it_is() -> None:
-    _, case = tiny_case(count=4)
+    _, inputs = tiny_inputs(count=4)
     item = dataclasses.replace(METAL, question="What is {x} in \\frac{1}{2} {}?")
-    context, _ = prompts.in_template(case, "Q: {}\nA:")("biology", scoring.rendering("cloze", 0))(item)
+    context, _ = prompts.in_template(inputs, "Q: {}\nA:")("biology", scoring.rendering("cloze", 0))(item)
     assert context == "Q: What is {x} in \\frac{1}{2} {}?\nA:"
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_role_stands_before_the_prompt_that_was(form: Form) -> None:
-    lm, case = tiny_case(count=4, form=form)
-    found = contexts(lm, case, "prompt-role")
+    lm, inputs = tiny_inputs(count=4, form=form)
+    found = contexts(lm, inputs, "prompt-role")
     assert len(found) == len(prompts.ROLES)
     for (budget, rows), text in zip(found.items(), prompts.ROLES.values(), strict=True):
-        assert named(case, "prompt-role").settings["variants"][int(budget)] in prompts.ROLES
+        assert named(inputs, "prompt-role").settings.variants[int(budget)] in prompts.ROLES
         for item, context, continuations in rows:
-            plain, same = scoring.rendering(form, case.seed)(item)
+            plain, same = scoring.rendering(form, inputs.seed)(item)
             assert (context, continuations) == (f"{text}\n\n{plain}", same)
 
 
@@ -147,21 +149,21 @@ def test_formats_are_others_than_the_one_judged_by() -> None:
 
 
 def test_more_choices_than_letters_leave_the_letters_out() -> None:
-    lm, case = tiny_case(count=4)
-    many = tuple(dataclasses.replace(q, choices=tuple(map(str, range(27)))) for q in case.forgotten["biology"].test)
-    halves = case.forgotten["biology"]._replace(test=many)
-    assert list(prompts.formats(lm, case)) == ["letters-or-text", "choices-shown", "statement", "plain"]
-    case = dataclasses.replace(case, forgotten={"biology": halves})
-    assert list(prompts.formats(lm, case)) == ["choices-shown", "statement", "plain"]
-    found = {a.name: a.missing for a in lens.attacks(case, AuditConfig())}
+    lm, inputs = tiny_inputs(count=4)
+    many = tuple(dataclasses.replace(q, choices=tuple(map(str, range(27)))) for q in inputs.forgotten["biology"].test)
+    halves = inputs.forgotten["biology"]._replace(test=many)
+    assert list(prompts.formats(lm, inputs)) == ["letters-or-text", "choices-shown", "statement", "plain"]
+    inputs = dataclasses.replace(inputs, forgotten={"biology": halves})
+    assert list(prompts.formats(lm, inputs)) == ["choices-shown", "statement", "plain"]
+    found = {a.name: a.unavailable for a in lens.attacks(inputs, AuditConfig())}
     assert found == {"lens-cloze": "", "lens-letter": "needs questions of at most 26 choices"}
 
 
 def test_the_chat_template_is_a_variant_where_the_model_has_one() -> None:
-    lm, case = tiny_case(count=4)
+    lm, inputs = tiny_inputs(count=4)
     done: list[int] = []
-    attack = named(case, "prompt-format")
-    result, _ = attack.run(lm, case, attack, done.append)
+    attack = named(inputs, "prompt-format")
+    result, _ = attack.run(lm, inputs, attack, done.append)
     assert [p["budget"] for p in result.records[0]["points"]] == [0, 1, 2, 3]
     assert sum(done) == attack.num_steps == 5
     talking = copy.deepcopy(lm.tokenizer)
@@ -170,7 +172,7 @@ def test_the_chat_template_is_a_variant_where_the_model_has_one() -> None:
     talking.chat_template = (
         "<eos>{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}{{ '[assistant]\n' }}"
     )
-    chat = prompts.formats(dataclasses.replace(lm, tokenizer=talking), case)["chat"](
+    chat = prompts.formats(dataclasses.replace(lm, tokenizer=talking), inputs)["chat"](
         "biology", scoring.rendering("cloze", 0)
     )
     assert chat(METAL) == ("[user] Which of these is a metal? [assistant]\n", ["iron", "helium", "wood"])
@@ -229,10 +231,10 @@ def test_a_word_keeps_at_least_one_letter_and_its_accents() -> None:
 
 
 def test_typos_depend_on_seed_rate_and_question() -> None:
-    lm, case = tiny_case(count=8)
-    first, again = (contexts(lm, case, "prompt-typos") for _ in range(2))
+    lm, inputs = tiny_inputs(count=8)
+    first, again = (contexts(lm, inputs, "prompt-typos") for _ in range(2))
     assert first == again
-    other = contexts(lm, dataclasses.replace(case, seed=1), "prompt-typos")
+    other = contexts(lm, dataclasses.replace(inputs, seed=1), "prompt-typos")
     assert first[0.2] != other[0.2]
     for item, context, continuations in first[0.2]:
         assert continuations == [f" {c}" for c in item.choices]
@@ -259,11 +261,11 @@ def test_a_rewriting_that_leaves_nothing_leaves_the_question() -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_choices_are_shown_untouched_where_the_question_is_mistyped(form: Form) -> None:
-    lm, case = tiny_case(count=4, form=form)
+    lm, inputs = tiny_inputs(count=4, form=form)
     for name in ("prompt-typos", "prompt-spacing"):
-        for found in contexts(lm, case, name).values():
+        for found in contexts(lm, inputs, name).values():
             for item, context, continuations in found:
-                assert continuations == scoring.rendering(form, case.seed)(item)[1]
+                assert continuations == scoring.rendering(form, inputs.seed)(item)[1]
                 assert form == "cloze" or all(f". {c}\n" in context for c in item.choices)
 
 
@@ -301,11 +303,11 @@ def test_words_stand_where_they_were_asked_for(form: Form) -> None:
 
 
 def test_forget_words_come_from_the_attackers_half_and_the_texts() -> None:
-    _, case = tiny_case()
-    marked = [dataclasses.replace(q, question=q.question + " secretword") for q in case.forgotten["biology"].test]
-    halves = case.forgotten["biology"]._replace(test=tuple(marked))
+    _, inputs = tiny_inputs()
+    marked = [dataclasses.replace(q, question=q.question + " secretword") for q in inputs.forgotten["biology"].test]
+    halves = inputs.forgotten["biology"]._replace(test=tuple(marked))
     forget, retain = brittleness.two_sides(
-        dataclasses.replace(case, forgotten={"biology": halves}, forget_texts=["mitosis"], retain_texts=["gravity"])
+        dataclasses.replace(inputs, forgotten={"biology": halves}, forget_texts=["mitosis"], retain_texts=["gravity"])
     )
     assert "mitosis" in forget
     assert "gravity" in retain
@@ -315,14 +317,14 @@ def test_forget_words_come_from_the_attackers_half_and_the_texts() -> None:
 @pytest.mark.parametrize("kind", ["forget", "neutral"])
 @pytest.mark.parametrize("place", ["", "-after"])
 def test_brittleness_asks_the_other_sets_alone_and_starts_from_the_plain_question(kind: str, place: str) -> None:
-    lm, case = tiny_case()
-    attack = named(case, f"brittleness-{kind}-words{place}")
+    lm, inputs = tiny_inputs()
+    attack = named(inputs, f"brittleness-{kind}-words{place}")
     assert not attack.recovers
     done: list[int] = []
-    (result,) = attack.run(lm, case, attack, done.append)
+    (result,) = attack.run(lm, inputs, attack, done.append)
     assert sum(done) == attack.num_steps == len(brittleness.COUNTS)
     assert result.set == "other"
-    plain = scoring.sit(lm, case)["other"]
+    plain = scoring.score_sets(lm, inputs)["other"]
     assert [r["points"][0]["logprobs"] for r in result.records] == plain
     assert [p["budget"] for p in result.records[0]["points"]] == list(brittleness.COUNTS)
     assert result.records[0]["points"][3]["logprobs"] != plain[0]
@@ -333,23 +335,23 @@ def test_brittleness_asks_the_other_sets_alone_and_starts_from_the_plain_questio
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "gemma2"])
 def test_every_prompt_attack_runs_and_leaves_the_model_as_it_was(family: str) -> None:
-    lm, case = tiny_case(family)
+    lm, inputs = tiny_inputs(family)
     before = state_hash(lm)
-    for attack in prompts.attacks(case, AuditConfig()):
-        assert not attack.missing
-        assert attack.cost.forward_tokens > 0
+    for attack in prompts.attacks(inputs, AuditConfig()):
+        assert not attack.unavailable
+        assert sum(attack.cost[:4]) > 0
         done: list[int] = []
-        result, spoken = attack.run(lm, case, attack, done.append)
+        result, spoken = attack.run(lm, inputs, attack, done.append)
         assert sum(done) == attack.num_steps, attack.name
-        best = prompts.variants_of(lm, case, attack)[scoring.best_point(result.records)][1]
-        render = best("biology", scoring.rendering(case.forms["biology"], case.seed))
-        asked = {q.id: q for q in case.forgotten["biology"].test}
+        best = prompts.variants_of(lm, inputs, attack)[scoring.best_point(result.records)][1]
+        render = best("biology", scoring.rendering(inputs.forms["biology"], inputs.seed))
+        asked = {q.id: q for q in inputs.forgotten["biology"].test}
         assert all(r["prompt"] == render(asked[r["id"].split(":", 1)[1]])[0] for r in spoken.records)
         assert result.set == "biology"
         budgets = [p["budget"] for p in result.records[0]["points"]]
         assert budgets == sorted(set(budgets))
         assert sum(bool(m.headline) for m in result.metrics) == 1
-        assert result.config == {"audited": "tiny", **attack.settings}
+        assert result.config == {"audited": "tiny", **dataclasses.asdict(attack.settings)}
     assert state_hash(lm) == before
-    names = [a.name for a in (*prompts.attacks(case, AuditConfig()), *brittleness.attacks(case, AuditConfig()))]
+    names = [a.name for a in (*prompts.attacks(inputs, AuditConfig()), *brittleness.attacks(inputs, AuditConfig()))]
     assert len(names) == len(set(names)) == 11

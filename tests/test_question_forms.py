@@ -615,7 +615,7 @@ def test_every_way_of_asking_in_an_audit_shows_the_text() -> None:
     respaced = prompts.spaced(str.upper)("q", scoring.rendering("cloze", 0))(item)[0]
     assert respaced == f"{SITUATION}\nQuestion: WHO IS SHORTEST?\nAnswer:"
     for where in ("prefix", "suffix"):
-        place = attack.place_of(scoring.rendering("cloze", 0), where, item, 0)
+        place = attack.template_of(scoring.rendering("cloze", 0), where, item)
         assert (place[0] + place[1]).count(SITUATION) == 1
 
 

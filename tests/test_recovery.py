@@ -10,6 +10,7 @@ import pytest
 
 from misdirect.auditing import recovery
 from misdirect.auditing.recovery import Candidate, Removal
+from misdirect.runs.audit import control_held
 
 
 def made(base: str, unlearned: str) -> Removal:
@@ -183,5 +184,5 @@ def test_other_questions_are_refused() -> None:
 
 @pytest.mark.parametrize(("value", "passed"), [(1.0, True), (0.0, False), (None, False)])
 def test_a_failed_control_makes_an_attack_inconclusive(value: float | None, passed: bool) -> None:
-    assert recovery.controlled({"metrics": [{"metric": "positive_control", "value": value}]}) is passed
-    assert recovery.controlled({"metrics": []})
+    assert control_held({"metrics": [{"metric": "positive_control", "value": value}]}) is passed
+    assert control_held({"metrics": []})

@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from attack_cases import questions, state_hash, tiny_case, tiny_lm
+from attack_cases import questions, state_hash, tiny_inputs, tiny_lm
 from misdirect.attacks import finetune, relearn, scoring
-from misdirect.attacks.interface import Attack, Case
+from misdirect.attacks.interface import Attack, AttackInputs
 from misdirect.config import AuditConfig
 from misdirect.data.batches import pad
 from misdirect.model.load import LM
@@ -17,9 +17,9 @@ from misdirect.model.load import LM
 CONFIG = AuditConfig(steps=10, lr="1e-3,1e-2", max_tokens=24)
 
 
-def of_kind(case: Case, text: str, method: str, config: AuditConfig = CONFIG) -> Attack:
-    made = [*relearn.first(case, config), *relearn.rest(case, config)]
-    return next(a for a in made if a.settings["text"] == text and a.settings["method"] == method)
+def of_kind(inputs: AttackInputs, text: str, method: str, config: AuditConfig = CONFIG) -> Attack:
+    made = [*relearn.first(inputs, config), *relearn.rest(inputs, config)]
+    return next(a for a in made if a.settings.text == text and a.settings.method == method)
 
 
 def test_the_loss_is_that_of_the_model_itself() -> None:
@@ -71,10 +71,10 @@ def test_samples_hold_every_text_once_in_a_seeded_order() -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral"])
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_model_is_itself_again(family: str, method: str) -> None:
-    lm, case = tiny_case(family)
+    lm, inputs = tiny_inputs(family)
     before = state_hash(lm)
-    attack = of_kind(case, "facts", method)
-    results = attack.run(lm, case, attack, lambda k: None)
+    attack = of_kind(inputs, "facts", method)
+    results = attack.run(lm, inputs, attack, lambda k: None)
     assert state_hash(lm) == before
     accuracies = [m for m in results[0].metrics if m.metric == "cloze_accuracy"]
     assert [m.step for m in accuracies] == [0, 5, 10]
@@ -83,32 +83,32 @@ def test_the_model_is_itself_again(family: str, method: str) -> None:
 
 
 def test_the_model_is_itself_again_after_an_error() -> None:
-    lm, case = tiny_case()
+    lm, inputs = tiny_inputs()
     before = state_hash(lm)
 
     def stop(k: int) -> None:
         raise KeyboardInterrupt
 
     for method in ("full", "lora"):
-        attack = of_kind(case, "benign", "full")
+        attack = of_kind(inputs, "benign", "full")
         with pytest.raises(KeyboardInterrupt):
-            attack.run(lm, case, attack, stop)
+            attack.run(lm, inputs, attack, stop)
         with pytest.raises(RuntimeError, match="inside"), finetune.trained(lm, method):  # type: ignore[arg-type]
             raise RuntimeError("inside")
         assert state_hash(lm) == before
 
 
 def test_a_loss_that_is_no_number_is_one_line() -> None:
-    lm, case = tiny_case()
+    lm, inputs = tiny_inputs()
     lm.model.lm_head.weight.data[0, 0] = float("nan")
-    attack = of_kind(case, "facts", "full")
+    attack = of_kind(inputs, "facts", "full")
     with pytest.raises(ValueError, match="biology: llama gives NaN or infinity for 8 of 8 questions"):
-        attack.run(lm, case, attack, lambda k: None)
-    case = dataclasses.replace(case, plain={"biology": [[-1.0] * 4] * 8})
+        attack.run(lm, inputs, attack, lambda k: None)
+    inputs = dataclasses.replace(inputs, plain={"biology": [[-1.0] * 4] * 8})
     with pytest.raises(
         ValueError, match=r"finetuning broke down at update 1, loss nan; expected a smaller --lr than 0\.001"
     ):
-        attack.run(lm, case, attack, lambda k: None)
+        attack.run(lm, inputs, attack, lambda k: None)
 
 
 def knowing(items: list, lm: LM) -> list[list[int]]:  # type: ignore[type-arg]
@@ -129,11 +129,11 @@ def test_training_on_the_answers_teaches_them() -> None:
 
 
 def test_what_an_attack_lacks_is_said() -> None:
-    _, case = tiny_case()
-    without = dataclasses.replace(case, benign_texts=[])
-    assert of_kind(without, "benign", "full").missing == "needs --text text"
+    _, inputs = tiny_inputs()
+    without = dataclasses.replace(inputs, benign_texts=[])
+    assert of_kind(without, "benign", "full").unavailable == "needs --text text"
     few = AuditConfig(steps=9)
-    assert of_kind(case, "facts", "full", few).missing == "needs --steps 10 or more"
+    assert of_kind(inputs, "facts", "full", few).unavailable == "needs --steps 10 or more"
 
 
 def test_curves_are_the_fields() -> None:
@@ -144,8 +144,8 @@ def test_curves_are_the_fields() -> None:
 
 
 def test_texts_that_state_a_tested_fact_are_counted_and_kept_out_of_the_clean_form() -> None:
-    _, case = tiny_case()
-    tested = case.forgotten["biology"].test[0]
-    leaky = dataclasses.replace(case, forget_texts=[*case.forget_texts, tested.support])
-    assert of_kind(leaky, "forget", "full").settings["texts_that_state_a_tested_fact"] == 1
-    assert of_kind(leaky, "facts", "full").settings["texts_that_state_a_tested_fact"] == 0
+    _, inputs = tiny_inputs()
+    tested = inputs.forgotten["biology"].test[0]
+    leaky = dataclasses.replace(inputs, forget_texts=[*inputs.forget_texts, tested.support])
+    assert of_kind(leaky, "forget", "full").settings.texts_that_state_a_tested_fact == 1
+    assert of_kind(leaky, "facts", "full").settings.texts_that_state_a_tested_fact == 0

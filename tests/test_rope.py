@@ -20,7 +20,7 @@ from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
 from misdirect.attacks import finetune, optimize
 from misdirect.attacks.gcg import loss
-from misdirect.attacks.gcg.tree import Frame
+from misdirect.attacks.gcg.tree import PromptSlot
 from misdirect.auditing.baseline import mean_states
 from misdirect.cli.main import main
 from misdirect.config import EvaluateConfig
@@ -199,9 +199,9 @@ def test_the_loss_of_training_questions_is_each_one_s_alone(model: Any) -> None:
 
 def test_searched_text_beyond_the_limit_is_scored_plainly() -> None:
     lm = lm_of(made("longrope"))
-    frame = lambda n: Frame(tuple(tokens(n, n)), tuple(tokens(4, n)), tuple(tokens(2, 7)), "", "")  # noqa: E731
-    assert loss.possible_forms(lm, [frame(5)], 4) == ["tree", "cached", "plain"]
-    assert loss.possible_forms(lm, [frame(5), frame(20)], 4) == ["plain"]
+    slot = lambda n: PromptSlot(tuple(tokens(n, n)), tuple(tokens(4, n)), tuple(tokens(2, 7)), "", "")  # noqa: E731
+    assert loss.possible_forms(lm, [slot(5)], 4) == ["tree", "cached", "plain"]
+    assert loss.possible_forms(lm, [slot(5), slot(20)], 4) == ["plain"]
 
 
 def test_mean_states_are_those_of_each_text_alone() -> None:

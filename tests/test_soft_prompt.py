@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 import tiny
-from attack_cases import questions, state_hash, tiny_case, tiny_lm
+from attack_cases import questions, state_hash, tiny_inputs, tiny_lm
 from misdirect.attacks import optimize, perturbation, soft_prompt
-from misdirect.attacks.interface import Attack, Case
-from misdirect.attacks.scoring import sit
+from misdirect.attacks.interface import Attack, AttackInputs
+from misdirect.attacks.scoring import score_sets
 from misdirect.config import AuditConfig
 from misdirect.data.fact_splits import split
 from misdirect.model import packed
@@ -26,8 +26,8 @@ FAMILIES = ["llama", "gpt2", "gemma2", "mixtral", "qwen2"]
 CONFIG = AuditConfig(soft_tokens=4, soft_steps=15)
 
 
-def soft(case: Case, config: AuditConfig = CONFIG) -> Attack:
-    (attack,) = soft_prompt.attacks(case, config)
+def soft(inputs: AttackInputs, config: AuditConfig = CONFIG) -> Attack:
+    (attack,) = soft_prompt.attacks(inputs, config)
     return attack
 
 
@@ -47,10 +47,10 @@ def embedded(lm: LM, ids: list[int]) -> Tensor:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("scorer", ["score", "score_batch", "score_plainly"])
 def test_vectors_that_are_a_texts_embeddings_score_as_that_text(family: str, scorer: str) -> None:
-    lm, case = tiny_case(family, count=8)
-    items = soft_prompt.everything(lm, case)
+    lm, inputs = tiny_inputs(family, count=8)
+    items = soft_prompt.everything(lm, inputs)
     text = lm.tokenizer("the river and the house")["input_ids"]
-    ids = soft_prompt.placeholders(lm, case, len(text))
+    ids = soft_prompt.placeholders(lm, inputs, len(text))
     ask = {"score": score, "score_batch": score_batch, "score_plainly": score_plainly}[scorer]
     if scorer == "score" and family == "llama":
         assert packed.fits(lm, score_batch)  # the rows are packed
@@ -64,10 +64,10 @@ def test_vectors_that_are_a_texts_embeddings_score_as_that_text(family: str, sco
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_start_is_the_sentences_own_embeddings(family: str) -> None:
-    lm, case = tiny_case(family, count=8)
+    lm, inputs = tiny_inputs(family, count=8)
     text = lm.tokenizer(soft_prompt.START)["input_ids"][:6]
-    ids = soft_prompt.placeholders(lm, case, 6)
-    item = soft_prompt.everything(lm, case)[0]
+    ids = soft_prompt.placeholders(lm, inputs, 6)
+    item = soft_prompt.everything(lm, inputs)[0]
     with soft_prompt.placed(lm, ids, soft_prompt.starting(lm, 6)):
         found = score(lm, [soft_prompt.inserted(lm, ids, item)])
     assert found == score(lm, [soft_prompt.inserted(lm, text, item)])
@@ -92,24 +92,24 @@ def test_the_vectors_come_after_a_bos_and_before_all_else() -> None:
 
 
 def test_placeholders_occur_in_no_question_and_are_not_special() -> None:
-    lm, case = tiny_case()
-    found = soft_prompt.placeholders(lm, case, 20)
+    lm, inputs = tiny_inputs()
+    found = soft_prompt.placeholders(lm, inputs, 20)
     assert len(set(found)) == 20 and not {0, 1} & set(found)
-    for item in soft_prompt.everything(lm, case):
+    for item in soft_prompt.everything(lm, inputs):
         assert not set(found) & {*item.context, *(t for tail in item.continuations for t in tail)}
 
 
 def test_a_prompt_longer_than_the_unused_vocabulary_is_refused_in_a_line() -> None:
-    lm, case = tiny_case(count=8)
+    lm, inputs = tiny_inputs(count=8)
     with pytest.raises(ValueError, match="--soft-tokens 400 needs as many tokens that no question uses") as error:
-        soft_prompt.placeholders(lm, case, 400)
+        soft_prompt.placeholders(lm, inputs, 400)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_loss_is_the_scorers(family: str) -> None:
-    lm, case = tiny_case(family)
-    items = optimize.examples(lm, case)
+    lm, inputs = tiny_inputs(family)
+    items = optimize.examples(lm, inputs)
     items = [*items, Encoded(items[0].context[:3], [items[0].continuations[0] * 3])]  # lengths that differ much
     found = optimize.nlls(lm, items)
     expected = [-s.logprobs[0] / s.num_tokens[0] for s in score_plainly(lm, items)]
@@ -119,9 +119,9 @@ def test_the_loss_is_the_scorers(family: str) -> None:
 
 
 def test_what_is_learned_from_is_the_attackers_half_alone() -> None:
-    lm, case = tiny_case()
-    texts = [lm.tokenizer.decode(i.context + i.continuations[0]) for i in optimize.examples(lm, case)]
-    halves = case.forgotten["biology"]
+    lm, inputs = tiny_inputs()
+    texts = [lm.tokenizer.decode(i.context + i.continuations[0]) for i in optimize.examples(lm, inputs)]
+    halves = inputs.forgotten["biology"]
     assert texts == [f"Question: {q.question}\nAnswer: {q.choices[q.answer]}" for q in halves.train]
     assert not any(q.question in text for q in halves.test for text in texts)
 
@@ -129,11 +129,11 @@ def test_what_is_learned_from_is_the_attackers_half_alone() -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_gradient_is_that_of_finite_differences(family: str) -> None:
     every = {"num_experts_per_tok": 4} if family == "mixtral" else {}  # a change of experts would be a jump
-    lm, case = tiny_case(family, count=8, **every)
+    lm, inputs = tiny_inputs(family, count=8, **every)
     lm.model.double()
     lm.model.config._experts_implementation = "eager"  # the grouped form of the experts takes no float64
-    ids = soft_prompt.placeholders(lm, case, 2)
-    items = [soft_prompt.inserted(lm, ids, item) for item in optimize.examples(lm, case)]
+    ids = soft_prompt.placeholders(lm, inputs, 2)
+    items = [soft_prompt.inserted(lm, ids, item) for item in optimize.examples(lm, inputs)]
     vectors = embedded(lm, [40, 41]).requires_grad_()
     check_gradient(lambda v: loss_with(lm, items, soft_prompt.placed(lm, ids, v)), vectors)
     vector = torch.zeros(tiny.WIDTH, dtype=torch.float64, requires_grad=True)
@@ -157,45 +157,45 @@ def check_gradient(loss: object, value: Tensor) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_soft_prompt_is_trained_and_the_model_stays_as_it_was(family: str) -> None:
-    lm, case = tiny_case(family, count=8)
-    attack, before, done = soft(case), state_hash(lm), []
-    found = attack.run(lm, case, attack, done.append)
+    lm, inputs = tiny_inputs(family, count=8)
+    attack, before, done = soft(inputs), state_hash(lm), []
+    found = attack.run(lm, inputs, attack, done.append)
     assert state_hash(lm) == before
     assert sum(done) == attack.num_steps
     values = rows(found)
     assert values["train_nll_end"] < values["train_nll_start"]
     assert [p["step"] for p in found[0].records[0]["points"]] == [0, 5, 10, 15]
     assert [p["step"] for p in found[1].records[0]["points"]] == [0, 15]
-    plain = sit(lm, case)["biology"]
+    plain = score_sets(lm, inputs)["biology"]
     assert [r["points"][0]["logprobs"] for r in found[0].records] == plain
     assert [r["points"][3]["logprobs"] for r in found[0].records] != plain
-    again = attack.run(lm, case, attack, lambda n: None)
+    again = attack.run(lm, inputs, attack, lambda n: None)
     assert [r.records for r in again] == [r.records for r in found]
 
 
 def test_the_control_tells_a_working_optimiser_from_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    lm, case = tiny_case(count=8)
-    attack = soft(case, AuditConfig(soft_tokens=8, soft_steps=60))
-    assert rows(attack.run(lm, case, attack, lambda n: None))["positive_control"] == 1
+    lm, inputs = tiny_inputs(count=8)
+    attack = soft(inputs, AuditConfig(soft_tokens=8, soft_steps=60))
+    assert rows(attack.run(lm, inputs, attack, lambda n: None))["positive_control"] == 1
     monkeypatch.setattr(soft_prompt, "RATE", 0.0)
-    assert rows(attack.run(lm, case, attack, lambda n: None))["positive_control"] == 0
+    assert rows(attack.run(lm, inputs, attack, lambda n: None))["positive_control"] == 0
 
 
 def test_a_clear_fall_is_large_and_beyond_its_spread() -> None:
     before = torch.full((9,), 2.0)
     noise = torch.linspace(-1, 1, 9)
-    assert optimize.fell(before, before - 0.5 + 0.1 * noise)
-    assert not optimize.fell(before, before - 0.1)  # 5 %
-    assert not optimize.fell(before, before - 0.3 + 2 * noise)  # 15 %, in the noise
-    assert not optimize.fell(before, before + 1)
-    assert not optimize.fell(before, torch.full((9,), math.nan))
-    assert optimize.fell(before[:1], before[:1] - 1)
+    assert optimize.loss_decreased(before, before - 0.5 + 0.1 * noise)
+    assert not optimize.loss_decreased(before, before - 0.1)  # 5 %
+    assert not optimize.loss_decreased(before, before - 0.3 + 2 * noise)  # 15 %, in the noise
+    assert not optimize.loss_decreased(before, before + 1)
+    assert not optimize.loss_decreased(before, torch.full((9,), math.nan))
+    assert optimize.loss_decreased(before[:1], before[:1] - 1)
 
 
 @pytest.mark.parametrize("module", [soft_prompt, perturbation])
 def test_an_interruption_in_the_middle_leaves_the_model_as_it_was(module: object) -> None:
-    lm, case = tiny_case("qwen2", count=8)
-    attack, before = module.attacks(case, CONFIG)[0], state_hash(lm)  # type: ignore[attr-defined]
+    lm, inputs = tiny_inputs("qwen2", count=8)
+    attack, before = module.attacks(inputs, CONFIG)[0], state_hash(lm)  # type: ignore[attr-defined]
     done = []
 
     def advance(n: int) -> None:
@@ -204,35 +204,35 @@ def test_an_interruption_in_the_middle_leaves_the_model_as_it_was(module: object
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        attack.run(lm, case, attack, advance)
+        attack.run(lm, inputs, attack, advance)
     assert state_hash(lm) == before
 
 
 @pytest.mark.parametrize("module", [soft_prompt, perturbation])
 def test_a_model_that_gives_no_numbers_is_refused_in_a_line(module: object) -> None:
-    lm, case = tiny_case(count=8)
+    lm, inputs = tiny_inputs(count=8)
     with torch.no_grad():
         lm.model.model.norm.weight[0] = math.nan
-    attack = module.attacks(case, CONFIG)[0]  # type: ignore[attr-defined]
+    attack = module.attacks(inputs, CONFIG)[0]  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="llama gives NaN or infinity for 4 of 4 training questions") as error:
-        attack.run(lm, case, attack, lambda n: None)
+        attack.run(lm, inputs, attack, lambda n: None)
     assert "\n" not in str(error.value)
 
 
 def test_too_few_updates_are_said_before_it_starts() -> None:
-    _, case = tiny_case(count=8)
-    assert soft(case, AuditConfig(soft_steps=9)).missing == "needs --soft-steps 10 or more"
-    assert soft(case, AuditConfig(soft_steps=10)).missing == ""
-    assert {a.missing for a in perturbation.attacks(case, AuditConfig(soft_steps=9))} != {""}
+    _, inputs = tiny_inputs(count=8)
+    assert soft(inputs, AuditConfig(soft_steps=9)).unavailable == "needs --soft-steps 10 or more"
+    assert soft(inputs, AuditConfig(soft_steps=10)).unavailable == ""
+    assert {a.unavailable for a in perturbation.attacks(inputs, AuditConfig(soft_steps=9))} != {""}
 
 
 @pytest.mark.parametrize("form", ["cloze", "letter", "letter_permuted"])
 def test_every_format_and_several_sets(form: str) -> None:
-    lm, case = tiny_case(form=form, count=8)  # type: ignore[arg-type]
+    lm, inputs = tiny_inputs(form=form, count=8)  # type: ignore[arg-type]
     two = dataclasses.replace(
-        case,
-        forgotten={**case.forgotten, "cyber": split(questions(6, name="c"), 0)},
-        forms={**case.forms, "cyber": "cloze"},
+        inputs,
+        forgotten={**inputs.forgotten, "cyber": split(questions(6, name="c"), 0)},
+        forms={**inputs.forms, "cyber": "cloze"},
     )
     attack = soft(two, AuditConfig(soft_tokens=2, soft_steps=10))
     assert [r.set for r in attack.run(lm, two, attack, lambda n: None)] == ["biology", "cyber", "other", "answers"]
@@ -243,12 +243,12 @@ def test_every_format_and_several_sets(form: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_zero_vector_changes_nothing(family: str) -> None:
-    lm, case = tiny_case(family, count=8)
-    plain = sit(lm, case)
+    lm, inputs = tiny_inputs(family, count=8)
+    plain = score_sets(lm, inputs)
     with perturbation.added(lm, 2, torch.zeros(tiny.WIDTH)):
-        assert sit(lm, case) == plain
+        assert score_sets(lm, inputs) == plain
     with perturbation.added(lm, 2, torch.ones(tiny.WIDTH)):
-        assert sit(lm, case) != plain
+        assert score_sets(lm, inputs) != plain
 
 
 def test_the_ball_is_projected_on_from_outside_alone() -> None:
@@ -260,8 +260,8 @@ def test_the_ball_is_projected_on_from_outside_alone() -> None:
 
 
 def test_the_bound_holds_after_every_update_and_binds() -> None:
-    lm, case = tiny_case(count=8)
-    items = optimize.examples(lm, case)
+    lm, inputs = tiny_inputs(count=8)
+    items = optimize.examples(lm, inputs)
     vector = torch.zeros(tiny.WIDTH, requires_grad=True)
     updates = optimize.updates(
         lm, items, vector, lambda: perturbation.added(lm, 2, vector), [[0, 1]] * 12, 0.1, perturbation.into_ball(0.5)
@@ -272,12 +272,12 @@ def test_the_bound_holds_after_every_update_and_binds() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_perturbations_are_trained_and_the_model_stays_as_it_was(family: str) -> None:
-    lm, case = tiny_case(family, count=8)
-    attacks = perturbation.attacks(case, CONFIG)
+    lm, inputs = tiny_inputs(family, count=8)
+    attacks = perturbation.attacks(inputs, CONFIG)
     assert [a.name for a in attacks] == ["perturbation-block", "perturbation-late"]
     for attack, block in list(zip(attacks, (2, 4), strict=True))[: 2 if family == "llama" else 1]:
         before, done = state_hash(lm), []
-        found = attack.run(lm, case, attack, done.append)
+        found = attack.run(lm, inputs, attack, done.append)
         assert state_hash(lm) == before
         assert sum(done) == attack.num_steps
         points = found[0].records[0]["points"]

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from attack_cases import tiny_case
+from attack_cases import tiny_inputs
 from misdirect import runs, storage
 from misdirect.attacks import relearn
-from misdirect.auditing import inputs
+from misdirect.auditing import inputs as audit_inputs
 from misdirect.config import AuditConfig, EvaluateConfig, doubtful, kind_of
 from misdirect.data.corpora import passages, read_documents, read_passages, read_texts
 from misdirect.data.questions import read_questions
@@ -217,25 +217,25 @@ def test_passages_end_where_sentences_do_and_lose_nothing() -> None:
 
 
 def test_attack_text_of_a_whole_file_loses_the_passages_that_tell_and_no_more(tmp_path: Path) -> None:
-    _, case = tiny_case()
-    told = case.forgotten["biology"].test[0]
+    _, inputs = tiny_inputs()
+    told = inputs.forgotten["biology"].test[0]
     book = tmp_path / "book.txt"
     tells = f"{told.question} {told.choices[told.answer]}. {told.support}"
     book.write_text("\n\n".join(["plain words stand here. " * 15, tells, "other words go there. " * 15]))
     texts = read_passages(str(book), 300)
     assert len(texts) > 2
-    half = dataclasses.replace(case, benign_texts=texts)
+    half = dataclasses.replace(inputs, benign_texts=texts)
     kept = relearn.texts_of(half, "benign")
     assert 0 < len(kept) < len(texts)
     assert not any(told.support and told.support in text for text in kept)
     found = relearn.text_of(half, "benign")
     assert (found.num_texts, found.left_out) == (len(kept), len(set(texts)) - len(kept))
-    none = dataclasses.replace(case, benign_texts=[tells])
-    assert relearn.missing(relearn.text_of(none, "benign"), "full", AuditConfig()) == (
+    none = dataclasses.replace(inputs, benign_texts=[tells])
+    assert relearn.unavailable(relearn.text_of(none, "benign"), "full", AuditConfig()) == (
         "needs --text text that states no tested fact: all 1 texts given do"
     )
-    bare = dataclasses.replace(case, benign_texts=[])
-    assert relearn.missing(relearn.text_of(bare, "benign"), "full", AuditConfig()) == "needs --text text"
+    bare = dataclasses.replace(inputs, benign_texts=[])
+    assert relearn.unavailable(relearn.text_of(bare, "benign"), "full", AuditConfig()) == "needs --text text"
 
 
 # ---- names
@@ -293,5 +293,5 @@ def test_doubts_are_said_before_anything_is_loaded(tmp_path: Path, capsys: pytes
     assert "'biology' counts as to be kept, though its name is close to the topic 'bio'" in said
     assert "no set is named like a topic (bio)" in said
     with pytest.raises(ValueError, match="none of the question sets"):
-        inputs.forgotten_names(["biology"], ["bio"])
+        audit_inputs.forgotten_names(["biology"], ["bio"])
     assert "close to the topic 'bio'" in capsys.readouterr().err

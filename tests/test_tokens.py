@@ -20,12 +20,12 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 import misdirect
 import misdirect as md
 import tiny
-from attack_cases import tiny_case
+from attack_cases import tiny_inputs
 from misdirect.attacks import finetune, soft_prompt
 from misdirect.attacks import prompts as prompt_attacks
 from misdirect.attacks.gcg import search
 from misdirect.attacks.gcg.loss import job_of
-from misdirect.attacks.scoring import sit
+from misdirect.attacks.scoring import score_sets
 from misdirect.auditing import pair
 from misdirect.auditing.baseline import mean_states
 from misdirect.cli.main import main
@@ -223,17 +223,17 @@ def test_training_samples_are_without_it_and_the_published_ones_with_it() -> Non
 
 def test_gcg_finds_what_it_finds_without_it() -> None:
     places = [
-        search.Place("Question: Which river?", "\nAnswer:", " the water"),
-        search.Place("", "\nA:", " old"),
+        search.PromptTemplate("Question: Which river?", "\nAnswer:", " the water"),
+        search.PromptTemplate("", "\nA:", " old"),
     ]
     found = []
     for form in ("$A", "$A <eos>", "<pad> $A <eos>"):
         lm = lm_with(processed(form))
-        frames, ids = search.framed(lm.tokenizer, places, 4)
-        job = job_of(lm, frames, ids)
-        found.append(search.search(job, search.start(job, ids), 2, search.Settings(candidates=8, top_k=16)))
+        slots, ids = search.prompt_slots(lm.tokenizer, places, 4)
+        job = job_of(lm, slots, ids)
+        found.append(search.search(job, search.start(job, ids), 2, search.SearchSettings(candidates=8, top_k=16)))
         assert found[-1].loss < found[-1].log[0]
-        assert all(search.typable(lm.tokenizer, frames, [found[-1].ids]))
+        assert all(search.retokenizes(lm.tokenizer, slots, [found[-1].ids]))
     assert found[0] == found[1] and found[2].loss != found[0].loss
 
 
@@ -263,19 +263,19 @@ def test_padding_without_a_row_changes_nothing(family: str) -> None:
 
 
 def test_unlearning_and_attacks_pad_with_a_token_that_has_a_row() -> None:
-    lm, case = tiny_case(count=8)
+    lm, inputs = tiny_inputs(count=8)
     config = resolve(UnlearnConfig(block=2, updates=2, batch_size=2, max_tokens=16, lr=0.1), tiny.LAYERS)
     made = []
     for one in (lm, with_pad(lm)):
         delta, _ = unlearn(one, {"bio": tiny.texts(4, 12)}, [("wiki", tiny.texts(4, 12, 1), 1.0)], config)
-        made.append((delta.tensors, sit(one, case), mean_states(one, case.forget_texts, 0)))
-    (first, sat, means), (second, sat_again, means_again) = made
+        made.append((delta.tensors, score_sets(one, inputs), mean_states(one, inputs.forget_texts, 0)))
+    (first, logprobs, means), (second, logprobs_again, means_again) = made
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert sat == sat_again and all(torch.equal(a, b) for a, b in zip(means, means_again, strict=True))
+    assert logprobs == logprobs_again and all(torch.equal(a, b) for a, b in zip(means, means_again, strict=True))
     assert pair.likeness(lm) == pair.likeness(with_pad(lm))
     allowed = search.allowed_tokens(with_pad(lm))
     assert torch.equal(allowed, search.allowed_tokens(lm))
-    assert max(soft_prompt.placeholders(with_pad(lm), case, 5)) < len(allowed)
+    assert max(soft_prompt.placeholders(with_pad(lm), inputs, 5)) < len(allowed)
 
 
 def test_a_text_with_such_a_token_is_refused_by_name_before_the_model_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,8 +308,8 @@ def test_a_text_with_such_a_token_is_refused_by_name_before_the_model_runs(monke
     lm.tokenizer.chat_template = "[PAD]{{ messages[0].content }}"
     with pytest.raises(ValueError, match=f"prompt 'a' {said}ected --chat-template none where the chat template puts"):
         generation(lm, "x", [Prompt("a", ("fine",))], config)
-    case = tiny_case(count=4)[1]
-    assert "chat" not in prompt_attacks.formats(lm, case)
+    inputs = tiny_inputs(count=4)[1]
+    assert "chat" not in prompt_attacks.formats(lm, inputs)
 
 
 def test_ends_without_a_row_end_nothing() -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 
 import pytest
 import torch
 from torch import Tensor
 
-from attack_cases import state_hash, tiny_case, tiny_lm
+from attack_cases import state_hash, tiny_inputs, tiny_lm
 from misdirect.attacks import noise, prune, quantize, scoring
-from misdirect.attacks.interface import Attack, Case
+from misdirect.attacks.interface import Attack, AttackInputs
 from misdirect.attacks.scoring import Point
 from misdirect.config import AuditConfig
 from misdirect.model.interventions import Matrix, matrices, read, shaped, weights_changed
@@ -23,8 +24,8 @@ def some(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def all_attacks(case: Case) -> list[Attack]:
-    return [a for module in (quantize, prune, noise) for a in module.attacks(case, AuditConfig())]
+def all_attacks(inputs: AttackInputs) -> list[Attack]:
+    return [a for module in (quantize, prune, noise) for a in module.attacks(inputs, AuditConfig())]
 
 
 # which matrices
@@ -152,7 +153,7 @@ def test_levels_that_a_scale_meets_exactly_are_kept_bit_for_bit() -> None:
 
 def test_the_defaults_are_not_the_grid_that_the_demos_weights_are_on() -> None:
     on_q4_1 = quantize.round_to_nearest(some(1, 8, 128), 4, 32, False)
-    bits, group, symmetric = quantize.SETTINGS["quantise-int4"]
+    bits, group, symmetric = dataclasses.astuple(quantize.ROUNDED["quantise-int4"])
     assert (quantize.round_to_nearest(on_q4_1, bits, group, symmetric) - on_q4_1).abs().max() > 0.01
     assert torch.allclose(quantize.round_to_nearest(on_q4_1, 4, 32, False), on_q4_1, rtol=0, atol=1e-6)
 
@@ -177,10 +178,10 @@ def test_nf4_is_the_nearest_published_level_times_the_largest_of_a_block(shape: 
 
 
 def test_nf4_says_what_it_needs() -> None:
-    _, case = tiny_case()
-    attack = next(a for a in quantize.attacks(case, AuditConfig()) if a.name == "quantise-nf4")
+    _, inputs = tiny_inputs()
+    attack = next(a for a in quantize.attacks(inputs, AuditConfig()) if a.name == "quantise-nf4")
     installed = importlib.util.find_spec("bitsandbytes") is not None
-    assert attack.missing == ("" if installed else "needs bitsandbytes: pip install 'misdirect[quant]'")
+    assert attack.unavailable == ("" if installed else "needs bitsandbytes: pip install 'misdirect[quant]'")
 
 
 # pruning
@@ -276,16 +277,16 @@ def test_noise_is_the_seeds_and_the_matrix_own() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "gemma2"])
 def test_every_attack_runs_says_what_it_did_and_leaves_the_model_as_it_was(family: str) -> None:
-    lm, case = tiny_case(family, count=8)
+    lm, inputs = tiny_inputs(family, count=8)
     before = state_hash(lm)
-    for attack in all_attacks(case):
-        if attack.missing:
+    for attack in all_attacks(inputs):
+        if attack.unavailable:
             continue
         done: list[int] = []
-        results = attack.run(lm, case, attack, done.append)
+        results = attack.run(lm, inputs, attack, done.append)
         assert sum(done) == attack.num_steps, attack.name
         assert [r.set for r in results] == ["biology", "other", "answers"]
-        assert results[0].config == {"audited": "tiny", **attack.settings}
+        assert results[0].config == {"audited": "tiny", **dataclasses.asdict(attack.settings)}
         budgets = [p["budget"] for p in results[0].records[0]["points"]]
         assert budgets == sorted(budgets)
         assert len(budgets) == attack.num_steps - 1
@@ -294,48 +295,48 @@ def test_every_attack_runs_says_what_it_did_and_leaves_the_model_as_it_was(famil
 
 @pytest.mark.parametrize("name", ["noise-gaussian", "prune-forget"])
 def test_an_attack_that_draws_gives_the_same_again(name: str) -> None:
-    lm, case = tiny_case(count=8)
-    attack = next(a for a in all_attacks(case) if a.name == name)
-    first, second = (attack.run(lm, case, attack, lambda count: None) for _ in range(2))
+    lm, inputs = tiny_inputs(count=8)
+    attack = next(a for a in all_attacks(inputs) if a.name == name)
+    first, second = (attack.run(lm, inputs, attack, lambda count: None) for _ in range(2))
     assert [r.records for r in first] == [r.records for r in second]
 
 
 def test_an_attack_that_fails_in_the_middle_leaves_the_model_as_it_was() -> None:
-    lm, case = tiny_case(count=8)
+    lm, inputs = tiny_inputs(count=8)
     before = state_hash(lm)
 
     def stop(count: int) -> None:
         raise KeyboardInterrupt
 
-    for attack in all_attacks(case):
-        if not attack.missing:
+    for attack in all_attacks(inputs):
+        if not attack.unavailable:
             with pytest.raises(KeyboardInterrupt):
-                attack.run(lm, case, attack, stop)
+                attack.run(lm, inputs, attack, stop)
             assert state_hash(lm) == before, attack.name
 
 
 def test_the_strongest_point_is_chosen_on_the_first_fold() -> None:
-    _, case = tiny_case(count=8)
-    halves = case.forgotten["biology"]
+    _, inputs = tiny_inputs(count=8)
+    halves = inputs.forgotten["biology"]
 
-    def sat(right: list[bool]) -> dict[str, list[list[float]]]:
+    def logprobs(right: list[bool]) -> dict[str, list[list[float]]]:
         rows = [[float((i == q.answer) == ok) for i in range(4)] for q, ok in zip(halves.test, right, strict=True)]
         return {"biology": rows}
 
     second = [fold == 1 for fold in halves.folds]
     first = [fold == 0 for fold in halves.folds]
     none = [False] * len(first)
-    points = [(Point(budget=i), sat(right)) for i, right in enumerate([none, second, first, first])]
-    assert scoring.strongest(case, points) == 2
-    assert scoring.strongest(case, points[:2]) == 0
+    points = [(Point(budget=i), logprobs(right)) for i, right in enumerate([none, second, first, first])]
+    assert scoring.strongest(inputs, points) == 2
+    assert scoring.strongest(inputs, points[:2]) == 0
 
 
-def test_rounding_to_eight_bits_changes_little_and_to_three_much(tiny: tuple[LM, Case]) -> None:
-    lm, case = tiny
+def test_rounding_to_eight_bits_changes_little_and_to_three_much(tiny: tuple[LM, AttackInputs]) -> None:
+    lm, inputs = tiny
     found = {}
     for name in ("quantise-int8", "quantise-int3"):
-        attack = next(a for a in quantize.attacks(case, AuditConfig()) if a.name == name)
-        with weights_changed(lm, quantize.rewrite_of(attack)):
+        attack = next(a for a in quantize.attacks(inputs, AuditConfig()) if a.name == name)
+        with weights_changed(lm, quantize.rewrite_of(attack.settings)):
             found[name] = lm.model(torch.tensor([[5, 6, 7, 8]])).logits
     plain = lm.model(torch.tensor([[5, 6, 7, 8]])).logits
     errors = {name: (logits - plain).norm() / plain.norm() for name, logits in found.items()}
@@ -343,19 +344,19 @@ def test_rounding_to_eight_bits_changes_little_and_to_three_much(tiny: tuple[LM,
 
 
 @pytest.fixture
-def tiny() -> tuple[LM, Case]:
-    return tiny_case(count=8)
+def tiny() -> tuple[LM, AttackInputs]:
+    return tiny_inputs(count=8)
 
 
 def test_pruning_without_texts_says_what_it_needs() -> None:
     import dataclasses
 
-    _, case = tiny_case()
-    bare = dataclasses.replace(case, forget_texts=[], retain_texts=[])
-    missing = {a.name: a.missing for a in prune.attacks(bare, AuditConfig())}
+    _, inputs = tiny_inputs()
+    bare = dataclasses.replace(inputs, forget_texts=[], retain_texts=[])
+    missing = {a.name: a.unavailable for a in prune.attacks(bare, AuditConfig())}
     assert missing == {
         "prune-magnitude": "",
         "prune-wanda": "needs --retain text",
         "prune-forget": "needs --forget and --retain text",
     }
-    assert not any(a.missing for a in prune.attacks(case, AuditConfig()))
+    assert not any(a.unavailable for a in prune.attacks(inputs, AuditConfig()))

@@ -22,9 +22,11 @@ import random
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from misdirect.attacks import scoring
-from misdirect.attacks.interface import Advance, Attack, Case, Cost
+from misdirect.attacks.interface import Advance, Attack, AttackInputs, Cost
 from misdirect.attacks.scoring import Point, Render
 from misdirect.config import AuditConfig
 from misdirect.data import templates
@@ -39,6 +41,20 @@ COUNTS = (0, 1, 3, 10)  # words added
 NUM_WORDS = 60  # the most typical, from which each question draws its own
 NUM_TEXTS, NUM_CHARS = 2000, 4000  # read of each side's texts
 WORD_CHARS = 10  # of an added word with its comma, for estimates
+
+
+Kind = Literal["forget", "neutral"]
+Place = Literal["before", "after"]
+KINDS: dict[Kind, str] = {"forget": "Words of the forgotten topic", "neutral": "Words of the kept topics (control)"}
+PLACES: tuple[Place, Place] = ("before", "after")
+
+
+@dataclass(frozen=True)
+class Settings:
+    words: tuple[int, ...]
+    kind: Kind
+    place: Place
+    seed: int
 
 
 def typical(ours: Sequence[str], theirs: Sequence[str], count: int = NUM_WORDS) -> list[str]:
@@ -62,11 +78,11 @@ def document_counts(documents: Sequence[str]) -> Counter[str]:
     return Counter(word for text in documents for word in keywords(text) if word.isalpha())
 
 
-def two_sides(case: Case) -> tuple[list[str], list[str]]:
+def two_sides(inputs: AttackInputs) -> tuple[list[str], list[str]]:
     """(documents of the forgotten side, of the other sets): questions with their choices, and texts."""
-    forget = [text_of(q) for halves in case.forgotten.values() for q in halves.train]
-    retain = [text_of(q) for questions in case.retained.values() for q in questions]
-    return forget + cut(case.forget_texts), retain + cut(case.retain_texts)
+    forget = [text_of(q) for halves in inputs.forgotten.values() for q in halves.train]
+    retain = [text_of(q) for questions in inputs.retained.values() for q in questions]
+    return forget + cut(inputs.forget_texts), retain + cut(inputs.retain_texts)
 
 
 def text_of(item: Question) -> str:
@@ -97,37 +113,41 @@ def with_words(render: Render, pool: Sequence[str], count: int, seed: int, befor
     return worded
 
 
-def attacks(case: Case, config: AuditConfig) -> list[Attack]:
+def attacks(inputs: AttackInputs, config: AuditConfig) -> list[Attack]:
     """Forget words and, as the control, words of the other sets; before the question and after it."""
-    missing = "" if any(case.retained.values()) else "needs another set of questions: --questions NAME=FILE"
-    asked = [q for questions in case.retained.values() for q in questions]
-    characters = sum(len(templates.stem(q)) + 20 + sum(map(len, q.choices)) for q in asked)
-    added = sum(COUNTS) * WORD_CHARS * len(asked)
-    cost = Cost((len(COUNTS) * characters + added) / CHARS_PER_TOKEN)
-    made = []
-    for kind, what in (("forget", "Words of the forgotten topic"), ("neutral", "Words of the kept topics (control)")):
-        for place in ("before", "after"):
-            settings = {"words": list(COUNTS), "kind": kind, "place": place, "seed": case.seed}
-            name = f"brittleness-{kind}-words" + ("" if place == "before" else "-after")
-            title = f"{what} {place} kept questions"
-            made.append(
-                Attack(name, "brittleness", title, "prompt", settings, cost, len(COUNTS), run, False, missing=missing)
-            )
-    return made
+    num_words = sum(COUNTS) * sum(map(len, inputs.retained.values()))
+    unavailable = "" if any(inputs.retained.values()) else "needs another set of questions: --questions NAME=FILE"
+    return [
+        Attack(
+            name=f"brittleness-{kind}-words" + ("" if place == "before" else "-after"),
+            family="brittleness",
+            title=f"{what} {place} kept questions",
+            attacker_access="prompt",
+            settings=Settings(COUNTS, kind, place, inputs.seed),
+            cost=Cost(retained_scorings=len(COUNTS), tokens=num_words * WORD_CHARS / CHARS_PER_TOKEN),
+            num_steps=len(COUNTS),
+            run=run,
+            recovers=False,
+            unavailable=unavailable,
+        )
+        for kind, what in KINDS.items()
+        for place in PLACES
+    ]
 
 
-def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
+def run(lm: LM, inputs: AttackInputs, attack: Attack, advance: Advance) -> list[Result]:
+    settings: Settings = attack.settings
     started = time.perf_counter()
-    forget, retain = two_sides(case)
-    pool = typical(forget, retain) if attack.settings["kind"] == "forget" else typical(retain, forget)
+    forget, retain = two_sides(inputs)
+    pool = typical(forget, retain) if settings.kind == "forget" else typical(retain, forget)
     points = []
-    for count in attack.settings["words"]:
-        sat = {}
-        for name, questions in case.retained.items():
-            plain, seed = scoring.rendering(case.forms[name], case.seed), attack.settings["seed"]
-            render = with_words(plain, pool, count, seed, attack.settings["place"] == "before")
+    for count in settings.words:
+        logprobs = {}
+        for name, questions in inputs.retained.items():
+            plain = scoring.rendering(inputs.forms[name], inputs.seed)
+            render = with_words(plain, pool, count, settings.seed, settings.place == "before")
             with about(name):
-                sat[name] = scoring.ask(lm, questions, render, case.batch_tokens)
-        points.append((Point(budget=float(count)), sat))
+                logprobs[name] = scoring.ask(lm, questions, render, inputs.batch_tokens)
+        points.append((Point(budget=float(count)), logprobs))
         advance(1)
-    return scoring.results(case, attack, points, time.perf_counter() - started, 0.0)
+    return scoring.results(inputs, attack, points, time.perf_counter() - started, 0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from misdirect.attacks import (
     brittleness,
@@ -20,36 +21,49 @@ from misdirect.attacks import (
     soft_prompt,
 )
 from misdirect.attacks.gcg import attack as gcg
-from misdirect.attacks.interface import Advance, Attack, Case, Cost
-from misdirect.attacks.scoring import Point, results, sit, sitting_tokens
+from misdirect.attacks.interface import Advance, Attack, AttackInputs, Cost
+from misdirect.attacks.scoring import Point, results, score_sets
 from misdirect.config import AuditConfig
 from misdirect.model.load import LM
 from misdirect.runs import Result
+from misdirect.runs.audit import BASELINE
 
-NONE = "none"
+
+@dataclass(frozen=True)
+class Settings:
+    attack: str
 
 
-def unattacked(case: Case) -> Attack:
+def baseline_attack() -> Attack:
     """No attack: what both models answer as they are, on the very questions that are measured after every attack."""
-    cost = Cost(forward_tokens=sitting_tokens(case))
-    return Attack(NONE, NONE, "No attack", "prompt", {"attack": NONE}, cost, 1, as_it_is, recovers=False)
+    return Attack(
+        name=BASELINE,
+        family=BASELINE,
+        title="No attack",
+        attacker_access="prompt",
+        settings=Settings(BASELINE),
+        cost=Cost(scorings=1, retained_scorings=1),
+        num_steps=1,
+        run=run_baseline,
+        recovers=False,
+    )
 
 
-def as_it_is(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
+def run_baseline(lm: LM, inputs: AttackInputs, attack: Attack, advance: Advance) -> list[Result]:
     started = time.perf_counter()
-    sat = sit(lm, case)
+    logprobs = score_sets(lm, inputs)
     advance(1)
-    return results(case, attack, [(Point(), sat)], time.perf_counter() - started)
+    return results(inputs, attack, [(Point(), logprobs)], time.perf_counter() - started)
 
 
 # The rest: what is cheap before what is dear.
 ORDER = (direction, lens, probes, soft_prompt, gcg, quantize, prompts, brittleness, perturbation, prune, noise)
 
 
-def attacks(case: Case, config: AuditConfig) -> list[Attack]:
+def attacks(inputs: AttackInputs, config: AuditConfig) -> list[Attack]:
     """All of them, whether or not they can be run here, in the order in which time is spent."""
-    others = [attack for module in ORDER for attack in module.attacks(case, config)] + relearn.rest(case, config)
-    made = [*relearn.first(case, config), *sorted(others, key=lambda attack: attack.late)]
+    others = [attack for module in ORDER for attack in module.attacks(inputs, config)] + relearn.rest(inputs, config)
+    made = [*relearn.first(inputs, config), *sorted(others, key=lambda attack: attack.low_priority)]
     assert len({attack.name for attack in made}) == len(made)
     return made
 

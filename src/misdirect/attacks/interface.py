@@ -1,6 +1,6 @@
-"""What every attack of one audit shares (`Case`), and what an attack is (`Attack`).
+"""What every attack of one audit shares (`AttackInputs`), and what an attack is (`Attack`).
 
-An attack module offers `attacks(case, config) -> list[Attack]`, each with a `run(lm, case, attack, advance)` that gives
+An attack module offers `attacks(inputs, config) -> list[Attack]`, each with a `run(lm, inputs, attack, advance)` that gives
 the `Result`s of one model, base or unlearned, and leaves the model's bits as they were. It never learns which of the two it
 attacks. `misdirect.attacks.scoring` does the asking and makes the results.
 """
@@ -24,6 +24,7 @@ Form = Literal["cloze", "letter", "letter_permuted"]
 # What the attacker must have in hand: say what he likes; compute gradients; change the weights.
 Access = Literal["prompt", "gradients", "weights"]
 Advance = Callable[[int], None]
+Trains = Literal["weights", "lora", "inputs"]  # what an update changes; "inputs": vectors or tokens, no weight
 NO_LETTERS = f"needs questions of at most {len(LETTERS)} choices"
 
 
@@ -36,11 +37,6 @@ class Shape(NamedTuple):
     vocabulary: int
     bytes_per_parameter: int
 
-    def activation_bytes(self, num_tokens: float) -> float:
-        """Of the numbers that a backward pass keeps of so many tokens: some 17 of the width in every block, attention scores
-        left out (Korthikanti et al. 2022, arXiv 2205.05198)."""
-        return 17.0 * num_tokens * self.num_blocks * self.width * self.bytes_per_parameter
-
 
 class Means(NamedTuple):
     """Mean residual states after every block, over the tokens of each kind of text (first tokens and padding left out)."""
@@ -50,13 +46,13 @@ class Means(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Case:
-    """One audit's material. Sets are by the names given on the command line.
+class AttackInputs:
+    """What one audit gives to its attacks. Sets are by the names given on the command line.
 
     `identity`: hashes and seeds of all of it; part of every result's config, so that results of other material are not
     mixed. `means` and `medians` (of the token norm after every block, on forget text, of the base) are there for attacks
-    with `needs_means`. `plain`: what the model at hand answers without any attack, where that is known already. `unfinished`:
-    where an attack on it may keep how far it is (`misdirect.attacks.resume`).
+    with `needs_mean_states`. `plain`: what the model at hand answers without any attack, where that is known already.
+    `progress_file`: where a long attack on it may keep its progress (`misdirect.attacks.resume`).
     """
 
     forgotten: Mapping[str, Halves]
@@ -74,7 +70,7 @@ class Case:
     means: Mapping[str, Means] = field(default_factory=dict)  # "base", "unlearned"
     medians: Float[Tensor, " L"] | None = None
     plain: Mapping[str, list[list[float]]] | None = None
-    unfinished: Path | None = None
+    progress_file: Path | None = None
 
     @property
     def num_tested(self) -> int:
@@ -94,12 +90,20 @@ class Case:
 
 
 class Cost(NamedTuple):
-    """What an attack on one model takes: tokens through forward passes, tokens through forward and backward, and the rest."""
+    """What an attack does to one model, in counts: `misdirect.auditing.budget` makes seconds and bytes of them."""
 
-    forward_tokens: float = 0
-    train_tokens: float = 0
-    seconds: float = 0
-    memory: float = 0  # bytes beyond the model itself
+    scorings: int = 0  # of the tested questions
+    retained_scorings: int = 0  # of the other sets
+    answers: int = 0  # `language` results
+    tokens: float = 0.0  # read beside those
+    read_outs: float = 0.0  # states through the LM head alone
+    updates: int = 0
+    update_tokens: float = 0.0  # of one update, on the mean sample
+    trains: Trains | None = None
+    rewrites: int = 0  # of every matrix
+    copies: float = 0.0  # of the weights that stand beside the model
+    flops: float = 0.0  # in float64, outside the model
+    memory: float = 0.0  # bytes, beside what follows from the above
 
 
 @dataclass(frozen=True)
@@ -109,14 +113,16 @@ class Attack:
     name: str
     family: str  # relearn, direction, lens, probe, soft-prompt, gcg, prompt, quantise, prune, noise, perturbation, ...
     title: str  # a line for tables: "Finetuning on other facts, lr 2e-5"
-    access: Access
-    settings: Mapping[str, Any]  # all that determines its numbers, plain JSON data
+    attacker_access: Access
+    settings: (
+        Any  # a frozen dataclass of plain data that determines its numbers; its fields are the stored names, in order
+    )
     cost: Cost
     num_steps: int  # what `run` advances by in all
-    run: Callable[[LM, Case, Attack, Advance], list[Result]]
+    run: Callable[[LM, AttackInputs, Attack, Advance], list[Result]]
     recovers: bool = True  # False: it says what is inside, and is not counted as bringing knowledge back
-    needs_means: bool = False
-    holds: str = ""  # what the attacker needs beside the access: "the control vectors", "the base model", ...
-    late: bool = False  # dear, beyond small models, or nearly another: an audit's time goes to the rest before
-    base_alone: bool = True  # what it does to the base depends on nothing of the unlearned model
-    missing: str = ""  # why it cannot be run here, in words ("needs --forget text"); empty where it can
+    needs_mean_states: bool = False
+    attacker_knowledge: str = ""  # needed beside the access: "the control vectors", "the base model", ...
+    low_priority: bool = False  # dear, beyond small models, or nearly another: an audit's time goes to the rest before
+    base_independent: bool = True  # what it does to the base depends on nothing of the unlearned model
+    unavailable: str = ""  # why it cannot be run here, in words ("needs --forget text"); empty where it can

@@ -9,6 +9,7 @@ The same n at every share, drawn on the CPU from the seed and the matrix' name, 
 from __future__ import annotations
 
 import zlib
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from misdirect.attacks import weights
-from misdirect.attacks.interface import Advance, Attack, Case
+from misdirect.attacks.interface import Advance, Attack, AttackInputs
 from misdirect.attacks.scoring import Point
 from misdirect.config import AuditConfig
 from misdirect.model.interventions import Matrix
@@ -24,6 +25,12 @@ from misdirect.model.load import LM
 from misdirect.runs import Result
 
 SHARES = (0.01, 0.03, 0.1, 0.2, 0.3)
+
+
+@dataclass(frozen=True)
+class Settings:
+    shares_of_std: tuple[float, ...]
+    seed: int
 
 
 def seed_of(seed: int, name: str) -> int:
@@ -36,18 +43,26 @@ def noisy(weight: Float[Tensor, "E O I"], share: float, seed: int) -> Float[Tens
     return weight + share * weight.std((1, 2), keepdim=True, correction=0) * draw
 
 
-def attacks(case: Case, config: AuditConfig) -> list[Attack]:
-    settings = {"shares_of_std": list(SHARES), "seed": case.seed}
-    title = "Gaussian noise on every matrix"
-    cost = weights.cost(case, len(SHARES))
-    return [Attack("noise-gaussian", "noise", title, "weights", settings, cost, len(SHARES) + 1, run)]
+def attacks(inputs: AttackInputs, config: AuditConfig) -> list[Attack]:
+    return [
+        Attack(
+            name="noise-gaussian",
+            family="noise",
+            title="Gaussian noise on every matrix",
+            attacker_access="weights",
+            settings=Settings(SHARES, inputs.seed),
+            cost=weights.cost(len(SHARES)),
+            num_steps=len(SHARES) + 1,
+            run=run,
+        )
+    ]
 
 
-def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
+def run(lm: LM, inputs: AttackInputs, attack: Attack, advance: Advance) -> list[Result]:
+    settings: Settings = attack.settings
+
     def rewrite(matrix: Matrix, weight: Tensor, share: float) -> Tensor:
-        return noisy(weight, share, seed_of(attack.settings["seed"], matrix.name))
+        return noisy(weight, share, seed_of(settings.seed, matrix.name))
 
-    shares = attack.settings["shares_of_std"]
-    return weights.run_levels(
-        lm, case, attack, advance, [(Point(budget=share), partial(rewrite, share=share)) for share in shares]
-    )
+    levels = [(Point(budget=share), partial(rewrite, share=share)) for share in settings.shares_of_std]
+    return weights.run_levels(lm, inputs, attack, advance, levels)

@@ -14,8 +14,8 @@ outweighs all others, such a probe takes it up with one sign or the other, and i
 
 A probe says what is inside, not what an attacker without labels could get out: it does not count as recovery.
 
-    for attack in attacks(case, config):
-        results = attack.run(lm, case, attack, lambda count: None)
+    for attack in attacks(inputs, config):
+        results = attack.run(lm, inputs, attack, lambda count: None)
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -33,13 +34,12 @@ from torch import Tensor
 
 from misdirect import stats
 from misdirect.attacks import probe_fit
-from misdirect.attacks.interface import Advance, Attack, Case, Cost
-from misdirect.attacks.scoring import best_point, config_of, rendering
+from misdirect.attacks.interface import Advance, Attack, AttackInputs, Cost, Shape
+from misdirect.attacks.scoring import best_point, config_of, question_tokens, rendering
 from misdirect.config import AuditConfig
-from misdirect.data.batches import CHARS_PER_TOKEN
 from misdirect.data.fact_splits import LEAST_FACTS, Halves, facts, split
 from misdirect.data.questions import LETTERS, Question
-from misdirect.data.templates import cloze_prompt, stem
+from misdirect.data.templates import cloze_prompt
 from misdirect.evaluation.mcq import largest
 from misdirect.model.load import LM
 from misdirect.model.packed import Encoded
@@ -50,10 +50,27 @@ from misdirect.runs import Metric, Result
 MEASUREMENT = "probe"
 SHUFFLES = 5  # label shuffles of the control
 SPLITS = 5  # other splits in halves, of the probe of letters: its states are read once for all
-LEAST = {"true-false": 20, "letters": 40}  # questions to learn from: below, a probe is a matter of luck
-MOST = 500  # questions to learn from: the fit grows with the cube of the texts
+Kind = Literal["true-false", "letters"]
+MIN_TRAIN: dict[Kind, int] = {"true-false": 20, "letters": 40}  # questions: below, a probe is a matter of luck
+MAX_TRAIN = 500  # questions to learn from: the fit grows with the cube of the texts
 DIGITS = 4  # of a score in the records: a question has one for every block and choice
-FLOPS = 1e10  # of one core in float64, for estimates
+
+
+@dataclass(frozen=True)
+class Settings:
+    shuffles: int = SHUFFLES
+    strength: float = probe_fit.STRENGTH
+    most: int = MAX_TRAIN
+    digits: int = DIGITS
+
+
+@dataclass(frozen=True)
+class LetterSettings:
+    shuffles: int = SHUFFLES
+    strength: float = probe_fit.STRENGTH
+    most: int = MAX_TRAIN
+    digits: int = DIGITS
+    splits: int = SPLITS
 
 
 class Probed(NamedTuple):
@@ -66,56 +83,58 @@ class Probed(NamedTuple):
     resplit: Float[Tensor, "P S"] | None = None  # accuracy on the tested half of other splits of the same questions
 
 
-Probe = Callable[[LM, Case, str, Halves, Advance], Probed]
+Probe = Callable[[LM, AttackInputs, str, Halves, Advance], Probed]
 
 
-def attacks(case: Case, config: AuditConfig) -> list[Attack]:
-    """`probe-true-false` and `probe-letters`; `missing` where no forgotten set has questions enough."""
+def attacks(inputs: AttackInputs, config: AuditConfig) -> list[Attack]:
+    """`probe-true-false` and `probe-letters`; `unavailable` where no forgotten set has questions enough."""
     return [
-        attack(case, "true-false", "Linear probe of every block: is this choice right?", run_true_false),
-        attack(case, "letters", "Linear probe of every block: which letter is right?", run_letters),
+        attack(inputs, "true-false", "Linear probe of every block: is this choice right?", run_true_false),
+        attack(inputs, "letters", "Linear probe of every block: which letter is right?", run_letters),
     ]
 
 
-def attack(case: Case, kind: str, title: str, run: Callable[..., list[Result]]) -> Attack:
-    sets = material(case, kind)
-    found = [q for halves in sets.values() for q in (*halves.train, *halves.test)]
-    known = any(name in sets for name in case.forgotten)
+def attack(inputs: AttackInputs, kind: Kind, title: str, run: Callable[..., list[Result]]) -> Attack:
+    sets = probed_sets(inputs, kind)
     alike = " with the same number of choices" if kind == "letters" else ""
+    count = 2 * MIN_TRAIN[kind]
     return Attack(
         name=f"probe-{kind}",
         family="probe",
         title=title,
-        access="weights",
-        settings={"shuffles": SHUFFLES, "strength": probe_fit.STRENGTH, "most": MOST, "digits": DIGITS}
-        | ({"splits": SPLITS} if kind == "letters" else {}),
-        cost=cost(case, kind, list(sets.values())),
-        num_steps=len(found) * (2 if kind == "true-false" else 1),
+        attacker_access="weights",
+        settings=LetterSettings() if kind == "letters" else Settings(),
+        cost=cost(inputs.shape, kind, list(sets.values())),
+        num_steps=sum(map(len, map(questions_of, sets.values()))) * (2 if kind == "true-false" else 1),
         run=run,
         recovers=False,
-        late=kind == "letters",
-        missing=""
-        if known
-        else f"needs {2 * LEAST[kind]} questions{alike} in a forgotten set, half of them to learn from",
+        low_priority=kind == "letters",
+        unavailable=""
+        if any(name in sets for name in inputs.forgotten)
+        else f"needs {count} questions{alike} in a forgotten set, half of them to learn from",
     )
 
 
-def material(case: Case, kind: str) -> dict[str, Halves]:
+def questions_of(halves: Halves) -> tuple[Question, ...]:
+    return (*halves.train, *halves.test)
+
+
+def probed_sets(inputs: AttackInputs, kind: Kind) -> dict[str, Halves]:
     """The sets that a probe can be learned on; for letters, their questions with the commonest number of choices."""
     out = {}
-    for name in [*case.forgotten, *case.retained]:
-        halves = case.forgotten[name] if name in case.forgotten else halved(case.retained[name], case.seed)
+    for name in [*inputs.forgotten, *inputs.retained]:
+        halves = inputs.forgotten[name] if name in inputs.forgotten else halved(inputs.retained[name], inputs.seed)
         if kind == "letters":
-            counts = Counter(len(q.choices) for q in (*halves.train, *halves.test) if len(q.choices) <= len(LETTERS))
+            counts = Counter(len(q.choices) for q in questions_of(halves) if len(q.choices) <= len(LETTERS))
             common = counts.most_common(1)[0][0] if counts else 0
             halves = only(halves, common)
-        if len(halves.train) >= LEAST[kind] and len(halves.test) >= LEAST[kind] // 2:
-            out[name] = halves._replace(train=drawn(halves.train, case.seed))
+        if len(halves.train) >= MIN_TRAIN[kind] and len(halves.test) >= MIN_TRAIN[kind] // 2:
+            out[name] = halves._replace(train=drawn(halves.train, inputs.seed))
     return out
 
 
 def halved(questions: Sequence[Question], seed: int) -> Halves:
-    enough = len(questions) >= min(LEAST.values()) and len(facts(questions)) >= LEAST_FACTS
+    enough = len(questions) >= min(MIN_TRAIN.values()) and len(facts(questions)) >= LEAST_FACTS
     return split(questions, seed) if enough else Halves((), (), (), ())
 
 
@@ -126,57 +145,53 @@ def only(halves: Halves, count: int) -> Halves:
 
 
 def drawn(questions: tuple[Question, ...], seed: int) -> tuple[Question, ...]:
-    rows = sorted(random.Random(f"probe:{seed}").sample(range(len(questions)), min(MOST, len(questions))))
+    rows = sorted(random.Random(f"probe:{seed}").sample(range(len(questions)), min(MAX_TRAIN, len(questions))))
     return tuple(questions[row] for row in rows)
 
 
-def cost(case: Case, kind: str, sets: Sequence[Halves]) -> Cost:
-    shape = case.shape
+def cost(shape: Shape, kind: Kind, sets: Sequence[Halves]) -> Cost:
+    """A fit a place and split: the Gram matrix and its inverse, then some 40 steps of two products for each task."""
     places = shape.num_blocks + 1
-    chars = seconds = memory = 0.0
+    times, fits = (2, 2) if kind == "true-false" else (1, 1 + SPLITS)  # how often a question is read, a probe fitted
+    tokens = flops = largest_set = 0.0
     for halves in sets:
-        asked = (*halves.train, *halves.test)
-        answers = sum(len(choice) for q in asked for choice in q.choices)
-        stems = sum(len(stem(q)) + 20 for q in asked)
-        chars += stems + answers + (answers + 8 * len(asked) if kind == "true-false" else 0)
-        fits = 2 if kind == "true-false" else 1 + SPLITS
-        each = len(asked[0].choices) if kind == "true-false" else 1
+        each = len(halves.test[0].choices) if kind == "true-false" else 1
         texts = len(halves.train) * each
-        flops = 2 * texts**2 * shape.width + 2 * texts**3 + 80 * texts**2 * (1 + SHUFFLES)
-        seconds += fits * places * flops / FLOPS
-        memory = max(memory, 4.0 * places * len(asked) * each * shape.width)
-    return Cost(forward_tokens=chars / CHARS_PER_TOKEN, seconds=seconds, memory=memory + 8 * probe_fit.WORKSPACE)
+        tokens += times * question_tokens(questions_of(halves))
+        flops += fits * places * (2 * texts**2 * shape.width + 2 * texts**3 + 80 * texts**2 * (1 + SHUFFLES))
+        largest_set = max(largest_set, 4.0 * places * len(questions_of(halves)) * each * shape.width)
+    return Cost(tokens=tokens, flops=flops, memory=largest_set + 8 * probe_fit.WORKSPACE)
 
 
-def run_true_false(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
+def run_true_false(lm: LM, inputs: AttackInputs, attack: Attack, advance: Advance) -> list[Result]:
     """A `Result` a set: `probe_accuracy`, `probe_shuffled_accuracy` and `selectivity` of every block."""
-    return run(lm, case, attack, advance, "true-false", true_false)
+    return run(lm, inputs, attack, advance, "true-false", true_false)
 
 
-def run_letters(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
+def run_letters(lm: LM, inputs: AttackInputs, attack: Attack, advance: Advance) -> list[Result]:
     """The same for the lettered question."""
-    return run(lm, case, attack, advance, "letters", letters)
+    return run(lm, inputs, attack, advance, "letters", letters)
 
 
-def run(lm: LM, case: Case, attack: Attack, advance: Advance, kind: str, probe: Probe) -> list[Result]:
+def run(lm: LM, inputs: AttackInputs, attack: Attack, advance: Advance, kind: Kind, probe: Probe) -> list[Result]:
     out = []
-    for name, halves in material(case, kind).items():
+    for name, halves in probed_sets(inputs, kind).items():
         started = time.perf_counter()
-        probed = probe(lm, case, name, halves, advance)
+        probed = probe(lm, inputs, name, halves, advance)
         found = records(halves, probed)
         seconds = time.perf_counter() - started
         rows = metrics(found) + (resplit_rows(probed.resplit) if probed.resplit is not None else [])
-        if name in case.forgotten:
+        if name in inputs.forgotten:
             rows += [Metric("attack_tokens", float(probed.num_tokens)), Metric("attack_seconds", seconds)]
-        out.append(Result(MEASUREMENT, name, config_of(case, attack), tuple(rows), tuple(found), seconds))
+        out.append(Result(MEASUREMENT, name, config_of(inputs, attack), tuple(rows), tuple(found), seconds))
     return out
 
 
-def true_false(lm: LM, case: Case, name: str, halves: Halves, advance: Advance) -> Probed:
+def true_false(lm: LM, inputs: AttackInputs, name: str, halves: Halves, advance: Advance) -> Probed:
     """Text = the cloze prompt with a choice; label = whether the choice is right."""
-    asked = (*halves.train, *halves.test)
+    asked = questions_of(halves)
     counts = [len(q.choices) for q in halves.test]
-    shuffles = [[generator.randrange(len(q.choices)) for q in asked] for generator in generators(case, name)]
+    shuffles = [[generator.randrange(len(q.choices)) for q in asked] for generator in generators(inputs, name)]
     answers = list(zip([q.answer for q in asked], *shuffles, strict=True))  # of each question, by task
     labels = torch.tensor(
         [[float(i == right) for right in answers[j]] for j, q in enumerate(halves.train) for i in range(len(q.choices))]
@@ -184,7 +199,7 @@ def true_false(lm: LM, case: Case, name: str, halves: Halves, advance: Advance) 
 
     def scores(asking: Callable[[Question], str], targets: Float[Tensor, "N T 1"]) -> tuple[list[Tensor], int]:
         items = [encode(lm.tokenizer, asking(q), [f" {choice}" for choice in q.choices]) for q in asked]
-        states = last_states(lm, items, case.batch_tokens, advance)
+        states = last_states(lm, items, inputs.batch_tokens, advance)
         found = learned(states, targets)[..., 0]  # (P, M, T)
         tokens = sum(len(i.context) + sum(map(len, i.continuations)) for i in items[: len(halves.train)])
         return [part.mT for part in found.split(counts, dim=1)], tokens
@@ -195,20 +210,20 @@ def true_false(lm: LM, case: Case, name: str, halves: Halves, advance: Advance) 
     return Probed(found, [floor[:, 0] for floor in floors], shuffled, tokens + more)
 
 
-def letters(lm: LM, case: Case, name: str, halves: Halves, advance: Advance) -> Probed:
+def letters(lm: LM, inputs: AttackInputs, name: str, halves: Halves, advance: Advance) -> Probed:
     """Text = the lettered question up to `Answer:`; class = the right letter."""
-    asked = (*halves.train, *halves.test)
+    asked = questions_of(halves)
     train, test = ([q.answer for q in half] for half in (halves.train, halves.test))
-    shuffles = [(g.sample(train, len(train)), g.sample(test, len(test))) for g in generators(case, name)]
+    shuffles = [(g.sample(train, len(train)), g.sample(test, len(test))) for g in generators(inputs, name)]
     answers = torch.tensor([train, *(half for half, _ in shuffles)])
     targets = torch.nn.functional.one_hot(answers.T, len(halves.test[0].choices)).float()  # (N, T, K)
-    render = rendering("letter", case.seed)
+    render = rendering("letter", inputs.seed)
     items = [Encoded(encode(lm.tokenizer, *render(q)).context, [[]]) for q in asked]
-    states = last_states(lm, items, case.batch_tokens, advance)
+    states = last_states(lm, items, inputs.batch_tokens, advance)
     found = learned(states, targets)  # (P, M, T, K)
     tokens = sum(len(item.context) for item in items[: len(halves.train)])
     shuffled = list(zip(*(half for _, half in shuffles), strict=True))
-    others = torch.stack([resplit(states, asked, case.seed + 1 + i) for i in range(SPLITS)], dim=-1)
+    others = torch.stack([resplit(states, asked, inputs.seed + 1 + i) for i in range(SPLITS)], dim=-1)
     return Probed(list(found.unbind(1)), None, shuffled, tokens, others)
 
 
@@ -222,9 +237,9 @@ def resplit(states: Float[Tensor, "P N D"], asked: Sequence[Question], seed: int
     return (said.argmax(-1) == answers[test]).float().mean(-1)
 
 
-def generators(case: Case, name: str) -> list[random.Random]:
+def generators(inputs: AttackInputs, name: str) -> list[random.Random]:
     """One for each shuffle, the same for base and unlearned model."""
-    return [random.Random(f"probe:{case.seed}:{name}:{i}") for i in range(SHUFFLES)]
+    return [random.Random(f"probe:{inputs.seed}:{name}:{i}") for i in range(SHUFFLES)]
 
 
 def learned(states: Float[Tensor, "P All D"], targets: Float[Tensor, "N T K"]) -> Float[Tensor, "P M T K"]:

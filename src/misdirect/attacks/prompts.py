@@ -9,7 +9,7 @@ Answered examples come from the attacker's half. An example is not shown before 
 away, or when it holds one of that question's choices: a model that repeats what it read would else look as if it knew.
 
     ways = {"upper": lambda item: dataclasses.replace(item, question=item.question.upper())}
-    measure.sit(lm, case, general=False, change=lambda name, render: lambda item: render(ways["upper"](item)))
+    measure.score_sets(lm, inputs, general=False, change=lambda name, render: lambda item: render(ways["upper"](item)))
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ import contextlib
 import dataclasses
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from misdirect.attacks import scoring
-from misdirect.attacks.interface import Advance, Attack, Case, Cost, Form
+from misdirect.attacks.interface import Advance, Attack, AttackInputs, Cost, Form
 from misdirect.attacks.scoring import Point, Render
 from misdirect.config import AuditConfig
 from misdirect.data import templates
-from misdirect.data.batches import CHARS_PER_TOKEN
 from misdirect.data.fact_splits import gives_away, taboo, words
 from misdirect.data.questions import LETTERS, Question
 from misdirect.data.tokens import starting_ids
@@ -66,6 +65,24 @@ SPACING: dict[str, Callable[[str], str]] = {
 }
 
 
+@dataclass(frozen=True)
+class FewShot:
+    shots: tuple[int, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Typos:
+    rates: tuple[float, ...]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Variants:
+    variants: tuple[str, ...]
+    seed: int
+
+
 def asked(item: Question, form: Form, seed: int) -> tuple[str, list[str]]:
     """(the question as it is shown, with its lettered choices under a letter format; the continuation of each choice)."""
     if form == "cloze":
@@ -76,12 +93,12 @@ def asked(item: Question, form: Form, seed: int) -> tuple[str, list[str]]:
     return text, [f" {LETTERS[(i + by) % count]}" for i in range(count)]
 
 
-def in_template(case: Case, template: str) -> Change:
+def in_template(inputs: AttackInputs, template: str) -> Change:
     """Another wording around the question."""
 
     def change(name: str, render: Render) -> Render:
         def worded(item: Question) -> tuple[str, list[str]]:
-            text, continuations = asked(item, case.forms[name], case.seed)
+            text, continuations = asked(item, inputs.forms[name], inputs.seed)
             return template.replace("{}", text), continuations
 
         return worded
@@ -167,12 +184,12 @@ def examples_for(item: Question, pool: Sequence[Question], shots: int, form: For
     return taken
 
 
-def few_shot(case: Case, pools: Mapping[str, Sequence[Question]], shots: int) -> Change:
+def few_shot(inputs: AttackInputs, pools: Mapping[str, Sequence[Question]], shots: int) -> Change:
     """`pools`: set -> where its examples come from."""
 
     def change(name: str, render: Render) -> Render:
-        form = case.forms[name]
-        return lambda item: scoring.rendering(form, case.seed, examples_for(item, pools[name], shots, form))(item)
+        form = inputs.forms[name]
+        return lambda item: scoring.rendering(form, inputs.seed, examples_for(item, pools[name], shots, form))(item)
 
     return change
 
@@ -219,16 +236,16 @@ def chat(lm: LM) -> Render:
 FORMATS = ("letters-or-text", "choices-shown", "statement", "plain", "chat")
 
 
-def formats(lm: LM, case: Case) -> dict[str, Change]:
+def formats(lm: LM, inputs: AttackInputs) -> dict[str, Change]:
     """Without letters where there are more choices than letters; without `chat` where the model has no chat template, or one
     that takes no single user's turn."""
     found: dict[str, Change] = {
-        "letters-or-text": lambda name, render: letters_or_text(case.forms[name]),
+        "letters-or-text": lambda name, render: letters_or_text(inputs.forms[name]),
         "choices-shown": lambda name, render: with_choices,
         "statement": lambda name, render: statement,
         "plain": lambda name, render: plain,
     }
-    if not case.has_letters:
+    if not inputs.has_letters:
         del found["letters-or-text"]
     if getattr(lm.tokenizer, "chat_template", None):
         with contextlib.suppress(ValueError):
@@ -237,89 +254,84 @@ def formats(lm: LM, case: Case) -> dict[str, Change]:
     return found
 
 
-def pools_of(case: Case, other: bool) -> dict[str, list[Question]]:
+def pools_of(inputs: AttackInputs, other: bool) -> dict[str, list[Question]]:
     """Set -> its pool of examples: its own attacker's half, or the other sets' questions."""
-    measured = [q for halves in case.forgotten.values() for q in halves.test]
-    elsewhere = [q for questions in case.retained.values() for q in questions]
+    measured = [q for halves in inputs.forgotten.values() for q in halves.test]
+    elsewhere = [q for questions in inputs.retained.values() for q in questions]
     return {
-        name: example_pool(elsewhere if other else halves.train, measured, case.seed)
-        for name, halves in case.forgotten.items()
+        name: example_pool(elsewhere if other else halves.train, measured, inputs.seed)
+        for name, halves in inputs.forgotten.items()
     }
 
 
-def variants_of(lm: LM, case: Case, attack: Attack) -> list[tuple[float, Change]]:
+def variants_of(lm: LM, inputs: AttackInputs, attack: Attack) -> list[tuple[float, Change]]:
     """(budget, change) of every point."""
-    if "shots" in attack.settings:
-        pools = pools_of(case, other=attack.name.endswith("other"))
-        return [(float(shots), few_shot(case, pools, shots)) for shots in attack.settings["shots"]]
-    if attack.name == "prompt-typos":
-        return [(rate, typed(rate, case.seed)) for rate in attack.settings["rates"]]
+    settings = attack.settings
+    if isinstance(settings, FewShot):
+        pools = pools_of(inputs, other=attack.name.endswith("other"))
+        return [(float(shots), few_shot(inputs, pools, shots)) for shots in settings.shots]
+    if isinstance(settings, Typos):
+        return [(rate, typed(rate, inputs.seed)) for rate in settings.rates]
     found = {
-        "prompt-paraphrase": {key: in_template(case, text) for key, text in TEMPLATES.items()},
+        "prompt-paraphrase": {key: in_template(inputs, text) for key, text in TEMPLATES.items()},
         "prompt-role": {key: behind(text) for key, text in ROLES.items()},
         "prompt-spacing": {key: spaced(write) for key, write in SPACING.items()},
-        "prompt-format": formats(lm, case),
+        "prompt-format": formats(lm, inputs),
     }[attack.name]
-    return [(float(attack.settings["variants"].index(key)), change) for key, change in found.items()]
+    return [(float(settings.variants.index(key)), change) for key, change in found.items()]
 
 
-def attacks(case: Case, config: AuditConfig) -> list[Attack]:
+def attacks(inputs: AttackInputs, config: AuditConfig) -> list[Attack]:
     """One attack a kind of prompt; none changes the model, so only the forgotten sets are asked."""
-    titles = {
-        "prompt-few-shot": "Answered examples from the topic",
-        "prompt-few-shot-other": "Answered examples from other topics",
-        "prompt-paraphrase": "Other wordings of the prompt",
-        "prompt-role": "A role or an instruction before the question",
-        "prompt-format": "Another answer format",
-        "prompt-typos": "Mistyped letters in the question",
-        "prompt-spacing": "Another spacing or case of the question",
-    }
-    settings: dict[str, dict[str, Any]] = {
-        "prompt-few-shot": {"shots": list(SHOTS)},
-        "prompt-few-shot-other": {"shots": list(SHOTS)},
-        "prompt-paraphrase": {"variants": list(TEMPLATES)},
-        "prompt-role": {"variants": list(ROLES)},
-        "prompt-format": {"variants": list(FORMATS)},
-        "prompt-typos": {"rates": list(RATES)},
-        "prompt-spacing": {"variants": list(SPACING)},
-    }
-    return [attack_of(case, name, title, settings[name]) for name, title in titles.items()]
+    seed = inputs.seed
+    shots = FewShot(SHOTS, seed)
+    few_shot_cost = sum(SHOTS) * inputs.num_tested * scoring.example_tokens(inputs)
+    return [
+        attack_of("few-shot", "Answered examples from the topic", shots, few_shot_cost, lacking(inputs, other=False)),
+        attack_of(
+            "few-shot-other", "Answered examples from other topics", shots, few_shot_cost, lacking(inputs, other=True)
+        ),
+        attack_of("paraphrase", "Other wordings of the prompt", Variants(tuple(TEMPLATES), seed)),
+        attack_of("role", "A role or an instruction before the question", Variants(tuple(ROLES), seed)),
+        attack_of("format", "Another answer format", Variants(FORMATS, seed)),
+        attack_of("typos", "Mistyped letters in the question", Typos(RATES, seed)),
+        attack_of("spacing", "Another spacing or case of the question", Variants(tuple(SPACING), seed)),
+    ]
 
 
-def attack_of(case: Case, name: str, title: str, settings: Mapping[str, Any]) -> Attack:
-    (values,) = settings.values()
-    tokens, missing, holds = len(values) * scoring.sitting_tokens(case, general=False) + scoring.LANGUAGE_TOKENS, "", ""
-    if "shots" in settings:
-        tokens += sum(values) * example_tokens(case)
-        holds = "answered questions"
-        missing = lacking(case, other=name.endswith("other"))
-    settings = {**settings, "seed": case.seed}
+def attack_of(
+    name: str, title: str, settings: FewShot | Typos | Variants, tokens: float = 0.0, unavailable: str = ""
+) -> Attack:
+    """`tokens`: read beside the questions themselves, at all points together."""
+    num_points = len(dataclasses.astuple(settings)[0])
     return Attack(
-        name, "prompt", title, "prompt", settings, Cost(tokens), len(values), run, holds=holds, missing=missing
+        name=f"prompt-{name}",
+        family="prompt",
+        title=title,
+        attacker_access="prompt",
+        settings=settings,
+        cost=Cost(scorings=num_points, answers=1, tokens=tokens),
+        num_steps=num_points,
+        run=run,
+        attacker_knowledge="answered questions" if isinstance(settings, FewShot) else "",
+        unavailable=unavailable,
     )
 
 
-def lacking(case: Case, other: bool) -> str:
+def lacking(inputs: AttackInputs, other: bool) -> str:
     """Why there are too few answered examples, or nothing."""
-    if other and not any(case.retained.values()):
+    if other and not any(inputs.retained.values()):
         return "needs another set of questions: --questions NAME=FILE"
-    fewest = min((len(pool) for pool in pools_of(case, other).values()), default=0)
+    fewest = min((len(pool) for pool in pools_of(inputs, other).values()), default=0)
     return "" if fewest >= max(SHOTS) else f"needs {max(SHOTS)} questions to show as examples, there are {fewest}"
 
 
-def example_tokens(case: Case) -> float:
-    """Tokens of one example before each measured question, for estimates."""
-    known = [q for halves in case.forgotten.values() for q in halves.train]
-    characters = sum(len(templates.stem(q)) + 30 + sum(map(len, q.choices)) for q in known) / max(1, len(known))
-    return case.num_tested * characters / CHARS_PER_TOKEN
-
-
-def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
+def run(lm: LM, inputs: AttackInputs, attack: Attack, advance: Advance) -> list[Result]:
     """A prompt costs its author nothing: neither time nor tokens are counted. The model speaks under the best variant."""
-    variants, points = variants_of(lm, case, attack), []
+    variants, points = variants_of(lm, inputs, attack), []
     for budget, change in variants:
-        points.append((Point(budget=budget), scoring.sit(lm, case, general=False, change=change)))
+        points.append((Point(budget=budget), scoring.score_sets(lm, inputs, general=False, change=change)))
         advance(1)
     advance(attack.num_steps - len(points))
-    spoken = scoring.language(lm, case, attack, change=variants[scoring.strongest(case, points)][1])
-    return [*scoring.results(case, attack, points, 0.0), spoken]
+    spoken = scoring.language(lm, inputs, attack, change=variants[scoring.strongest(inputs, points)][1])
+    return [*scoring.results(inputs, attack, points, 0.0), spoken]

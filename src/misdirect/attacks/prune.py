@@ -18,15 +18,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from misdirect.attacks import weights
-from misdirect.attacks.interface import Advance, Attack, Case, Cost
+from misdirect.attacks.interface import Advance, Attack, AttackInputs
 from misdirect.attacks.scoring import Point
 from misdirect.config import AuditConfig
 from misdirect.data.batches import tokenise
@@ -38,18 +39,25 @@ from misdirect.model.load import LM
 from misdirect.model.score import forward
 from misdirect.runs import Result
 
-SHARES = {
-    "prune-magnitude": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
-    "prune-wanda": (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
-    "prune-forget": (0.003, 0.01, 0.03, 0.1),
-}
-TITLES = {
-    "prune-magnitude": "The smallest weights pruned",
-    "prune-wanda": "The weights that retained text uses least pruned",
-    "prune-forget": "Weights that forgotten text uses and retained text does not pruned",
-}
 NUM_TEXTS, MAX_TOKENS = 48, 128  # read for the norms
 Norms = Mapping[str, Tensor]  # matrix -> the norm of each of its inputs, (I)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of a rule that goes by the weights alone."""
+
+    shares: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """Of a rule that goes by what the model reads, too."""
+
+    shares: tuple[float, ...]
+    texts: int
+    max_tokens: int
+    seed: int
 
 
 def lowest(scores: Float[Tensor, "R N"], share: float) -> Bool[Tensor, "R N"]:
@@ -121,54 +129,68 @@ def input_norms(lm: LM, samples: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     return norms
 
 
-def samples_of(lm: LM, case: Case, texts: Sequence[str], what: str) -> list[list[int]]:
+def samples_of(lm: LM, inputs: AttackInputs, texts: Sequence[str], what: str) -> list[list[int]]:
     """The beginnings of `NUM_TEXTS` texts, drawn with the seed."""
-    chosen = random.Random(f"prune:{what}:{case.seed}").sample(list(texts), min(NUM_TEXTS, len(texts)))
+    chosen = random.Random(f"prune:{what}:{inputs.seed}").sample(list(texts), min(NUM_TEXTS, len(texts)))
     return [sample for text in chosen for sample in tokenise(lm.tokenizer, [text], MAX_TOKENS)[:1]]
 
 
-RULES: Mapping[str, Callable[..., Tensor]] = {
-    "prune-magnitude": by_magnitude,
-    "prune-wanda": by_use,
-    "prune-forget": by_forget_use,
+class Kind(NamedTuple):
+    """One attack: its rule, the texts whose norms the rule goes by, the shares pruned."""
+
+    rule: Callable[..., Tensor]
+    reads: tuple[Literal["forget", "retain"], ...]
+    shares: tuple[float, ...]
+    title: str
+    attacker_knowledge: str
+
+
+MANY = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
+KINDS = {
+    "prune-magnitude": Kind(by_magnitude, (), MANY, "The smallest weights pruned", ""),
+    "prune-wanda": Kind(by_use, ("retain",), MANY, "The weights that retained text uses least pruned", "other text"),
+    "prune-forget": Kind(
+        by_forget_use,
+        ("forget", "retain"),
+        (0.003, 0.01, 0.03, 0.1),
+        "Weights that forgotten text uses and retained text does not pruned",
+        "text on the topic",
+    ),
 }
-READS: Mapping[str, tuple[str, ...]] = {  # the texts whose norms a rule goes by
-    "prune-magnitude": (),
-    "prune-wanda": ("retain",),
-    "prune-forget": ("forget", "retain"),
-}
 
 
-def attacks(case: Case, config: AuditConfig) -> list[Attack]:
-    missing = {
-        "prune-magnitude": "",
-        "prune-wanda": "" if case.retain_texts else "needs --retain text",
-        "prune-forget": "" if case.forget_texts and case.retain_texts else "needs --forget and --retain text",
-    }
-    return [attack_of(case, name, missing[name]) for name in SHARES]
+def attacks(inputs: AttackInputs, config: AuditConfig) -> list[Attack]:
+    return [attack_of(inputs, name, kind) for name, kind in KINDS.items()]
 
 
-def attack_of(case: Case, name: str, missing: str) -> Attack:
-    shares = SHARES[name]
-    reads = len(READS[name])
-    settings: dict[str, Any] = {"shares": list(shares)}
-    if reads:
-        settings |= {"texts": NUM_TEXTS, "max_tokens": MAX_TOKENS, "seed": case.seed}
-    plain = weights.cost(case, len(shares))
-    cost = Cost(plain.forward_tokens + reads * NUM_TEXTS * MAX_TOKENS, 0, plain.seconds, plain.memory)
-    holds = "text on the topic" if name == "prune-forget" else "other text" if reads else ""
+def attack_of(inputs: AttackInputs, name: str, kind: Kind) -> Attack:
+    read = TextSettings(kind.shares, NUM_TEXTS, MAX_TOKENS, inputs.seed)
+    texts = texts_of(inputs)
+    lacks = " and ".join(f"--{what}" for what in kind.reads)
     return Attack(
-        name, "prune", TITLES[name], "weights", settings, cost, len(shares) + 1, run, holds=holds, missing=missing
+        name=name,
+        family="prune",
+        title=kind.title,
+        attacker_access="weights",
+        settings=read if kind.reads else Settings(kind.shares),
+        cost=weights.cost(len(kind.shares), tokens=float(len(kind.reads) * NUM_TEXTS * MAX_TOKENS)),
+        num_steps=len(kind.shares) + 1,
+        run=run,
+        attacker_knowledge=kind.attacker_knowledge,
+        unavailable="" if all(texts[what] for what in kind.reads) else f"needs {lacks} text",
     )
 
 
-def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
-    texts = {"forget": case.forget_texts, "retain": case.retain_texts}
-    samples = {what: samples_of(lm, case, texts[what], what) for what in READS[attack.name]}
+def texts_of(inputs: AttackInputs) -> dict[str, Sequence[str]]:
+    return {"forget": inputs.forget_texts, "retain": inputs.retain_texts}
+
+
+def run(lm: LM, inputs: AttackInputs, attack: Attack, advance: Advance) -> list[Result]:
+    kind, texts = KINDS[attack.name], texts_of(inputs)
+    samples = {what: samples_of(lm, inputs, texts[what], what) for what in kind.reads}
     norms = {what: input_norms(lm, found) for what, found in samples.items()}
-    rule = RULES[attack.name]
     levels: list[tuple[Point, Rewrite]] = [
-        (Point(budget=share), partial(rule, share=share, **norms)) for share in attack.settings["shares"]
+        (Point(budget=share), partial(kind.rule, share=share, **norms)) for share in attack.settings.shares
     ]
     tokens = sum(len(sample) for found in samples.values() for sample in found)
-    return weights.run_levels(lm, case, attack, advance, levels, tokens)
+    return weights.run_levels(lm, inputs, attack, advance, levels, tokens)

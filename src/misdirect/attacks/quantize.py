@@ -18,15 +18,15 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from misdirect.attacks import weights
-from misdirect.attacks.interface import Advance, Attack, Case
+from misdirect.attacks.interface import Advance, Attack, AttackInputs
 from misdirect.attacks.scoring import Point
 from misdirect.config import AuditConfig
 from misdirect.model import interventions
@@ -34,13 +34,29 @@ from misdirect.model.interventions import Matrix
 from misdirect.model.load import LM
 from misdirect.runs import Result
 
-# (bits, group, symmetric); None: one group an output row. The strongest first: fewer bits move weights further.
-SETTINGS = {
-    "quantise-int4": (4, 64, False),
-    "quantise-int8": (8, None, True),
-    "quantise-int3": (3, 64, False),
-}
 NF4_BLOCK = 64  # bitsandbytes' default
+
+
+@dataclass(frozen=True)
+class RoundToNearest:
+    bits: int
+    group: int | None  # None: one group an output row
+    symmetric: bool
+
+
+@dataclass(frozen=True)
+class NF4:
+    bits: int = 4
+    levels: str = "nf4"
+    block: int = NF4_BLOCK
+
+
+# The strongest first: fewer bits move weights further.
+ROUNDED = {
+    "quantise-int4": RoundToNearest(4, 64, symmetric=False),
+    "quantise-int8": RoundToNearest(8, None, symmetric=True),
+    "quantise-int3": RoundToNearest(3, 64, symmetric=False),
+}
 
 
 def round_to_nearest(
@@ -80,34 +96,39 @@ def has_bitsandbytes() -> bool:
     return importlib.util.find_spec("bitsandbytes") is not None
 
 
-def attacks(case: Case, config: AuditConfig) -> list[Attack]:
-    cost = weights.cost(case, 1)
+def attacks(inputs: AttackInputs, config: AuditConfig) -> list[Attack]:
     made = []
-    for name, (bits, group, symmetric) in SETTINGS.items():
-        how = f"{'symmetric' if symmetric else 'asymmetric'}, {f'groups of {group}' if group else 'a scale a row'}"
-        settings: dict[str, Any] = {"bits": bits, "group": group, "symmetric": symmetric}
-        title = f"Weights rounded to {bits} bits ({how})"
-        made.append(Attack(name, "quantise", title, "weights", settings, cost, 2, run))
-    missing = "" if has_bitsandbytes() else "needs bitsandbytes: pip install 'misdirect[quant]'"
-    settings = {"bits": 4, "levels": "nf4", "block": NF4_BLOCK}
-    title = "Weights rounded to NF4 (bitsandbytes)"
-    made.append(Attack("quantise-nf4", "quantise", title, "weights", settings, cost, 2, run, missing=missing))
-    return made
+    for name, settings in ROUNDED.items():
+        how = "symmetric" if settings.symmetric else "asymmetric"
+        groups = f"groups of {settings.group}" if settings.group else "a scale a row"
+        made.append(attack_of(name, f"Weights rounded to {settings.bits} bits ({how}, {groups})", settings))
+    unavailable = "" if has_bitsandbytes() else "needs bitsandbytes: pip install 'misdirect[quant]'"
+    return [*made, attack_of("quantise-nf4", "Weights rounded to NF4 (bitsandbytes)", NF4(), unavailable)]
 
 
-def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
-    return weights.run_levels(
-        lm, case, attack, advance, [(Point(budget=float(attack.settings["bits"])), rewrite_of(attack))]
+def attack_of(name: str, title: str, settings: RoundToNearest | NF4, unavailable: str = "") -> Attack:
+    return Attack(
+        name=name,
+        family="quantise",
+        title=title,
+        attacker_access="weights",
+        settings=settings,
+        cost=weights.cost(1),
+        num_steps=2,
+        run=run,
+        unavailable=unavailable,
     )
 
 
-def rewrite_of(attack: Attack) -> interventions.Rewrite:
-    settings = attack.settings
-    if settings.get("levels") == "nf4":
-        return lambda matrix, weight: to_nf4(weight)
-    how = partial(round_to_nearest, bits=settings["bits"], group=settings["group"], symmetric=settings["symmetric"])
+def run(lm: LM, inputs: AttackInputs, attack: Attack, advance: Advance) -> list[Result]:
+    levels = [(Point(budget=float(attack.settings.bits)), rewrite_of(attack.settings))]
+    return weights.run_levels(lm, inputs, attack, advance, levels)
+
+
+def rewrite_of(settings: RoundToNearest | NF4) -> interventions.Rewrite:
+    change = to_nf4 if isinstance(settings, NF4) else partial(round_to_nearest, **asdict(settings))
 
     def rewrite(matrix: Matrix, weight: Tensor) -> Tensor:
-        return how(weight)
+        return change(weight)
 
     return rewrite

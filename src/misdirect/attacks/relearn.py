@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from misdirect.attacks import finetune
 from misdirect.attacks.finetune import Method
-from misdirect.attacks.interface import Advance, Attack, Case, Cost, Shape
-from misdirect.attacks.scoring import LANGUAGE_TOKENS, Point, language, results, sit, sitting_tokens
+from misdirect.attacks.interface import Advance, Attack, AttackInputs, Cost
+from misdirect.attacks.scoring import Point, language, results, score_sets
 from misdirect.config import AuditConfig
 from misdirect.data.fact_splits import clean, clean_facts, gives_away, stated, taboo
 from misdirect.model.load import LM
@@ -32,8 +33,23 @@ TITLES = {
     "benign": "benign text",
     "retain": "the retain text",
 }
-HOLDS = {"facts": "answered questions", "forget": "the forget corpus", "benign": "", "retain": "the retain text"}
+KNOWLEDGE = {"facts": "answered questions", "forget": "the forget corpus", "benign": "", "retain": "the retain text"}
 FLAGS = {"facts": "--questions", "forget": "--forget", "benign": "--text", "retain": "--retain"}
+
+
+@dataclass(frozen=True)
+class Settings:
+    attack: str
+    text: str
+    method: Method
+    lr: float
+    steps: int
+    batch_size: int
+    max_tokens: int
+    seed: int
+    texts: int
+    trained_on_sha256: str
+    texts_that_state_a_tested_fact: int
 
 
 class Text(NamedTuple):
@@ -46,16 +62,16 @@ class Text(NamedTuple):
     left_out: int = 0
 
 
-def first(case: Case, config: AuditConfig) -> list[Attack]:
+def first(inputs: AttackInputs, config: AuditConfig) -> list[Attack]:
     """What comes before everything else: full finetuning on other facts, at the first two learning rates."""
-    text = text_of(case, "facts")
-    return [relearn(case, config, text, "full", lr) for lr in config.learning_rates[:2]]
+    text = text_of(inputs, "facts")
+    return [relearn(inputs, config, text, "full", lr) for lr in config.learning_rates[:2]]
 
 
-def rest(case: Case, config: AuditConfig) -> list[Attack]:
+def rest(inputs: AttackInputs, config: AuditConfig) -> list[Attack]:
     """LoRA, other texts, further rates, and the first rate for `LONG` updates where the steps are the default's."""
     rates = config.learning_rates
-    facts, *others = (text_of(case, name) for name in TITLES)
+    facts, *others = (text_of(inputs, name) for name in TITLES)
     for text in others:
         if text.left_out and text.num_texts:
             note(f"{FLAGS[text.name]}: {text.left_out} texts state a tested fact, and relearning leaves them out; "
@@ -67,62 +83,56 @@ def rest(case: Case, config: AuditConfig) -> list[Attack]:
     later += [(facts, "lora", LORA_LR * lr) for lr in rates[1:2]]
     later += [(text, "lora", LORA_LR * rates[0]) for text in others]
     longer = dataclasses.replace(config, steps=LONG)
-    long = [relearn(case, longer, facts, "full", rates[0])] if config.steps == AuditConfig.steps else []
-    soon = [*(relearn(case, config, *one) for one in plan), *long]
-    return [*soon, *(dataclasses.replace(relearn(case, config, *one), late=True) for one in later)]
+    long = [relearn(inputs, longer, facts, "full", rates[0])] if config.steps == AuditConfig.steps else []
+    soon = [*(relearn(inputs, config, *one) for one in plan), *long]
+    return [*soon, *(dataclasses.replace(relearn(inputs, config, *one), low_priority=True) for one in later)]
 
 
-def text_of(case: Case, name: str) -> Text:
-    texts, stating = texts_of(case, name), 0  # but for the forget corpus they are clean
+def text_of(inputs: AttackInputs, name: str) -> Text:
+    texts, stating = texts_of(inputs, name), 0  # but for the forget corpus they are clean
     if name == "forget":
-        measured = taboo(q for halves in case.forgotten.values() for q in halves.test)
+        measured = taboo(q for halves in inputs.forgotten.values() for q in halves.test)
         stating = sum(gives_away(t, measured) for t in texts)
-    given = {"benign": case.benign_texts, "retain": case.retain_texts}.get(name, ())
+    given = {"benign": inputs.benign_texts, "retain": inputs.retain_texts}.get(name, ())
     if name == "facts":
-        given = [stated(q) for halves in case.forgotten.values() for q in halves.train]
+        given = [stated(q) for halves in inputs.forgotten.values() for q in halves.train]
     return Text(name, len(texts), fingerprint(texts), stating, len(set(given) - set(texts)))
 
 
-def relearn(case: Case, config: AuditConfig, text: Text, method: Method, lr: float) -> Attack:
-    settings = {
-        "attack": "relearn",
-        "text": text.name,
-        "method": method,
-        "lr": lr,
-        "steps": config.steps,
-        "batch_size": config.batch_size,
-        "max_tokens": config.max_tokens,
-        "seed": config.seed,
-        "texts": text.num_texts,
-        "trained_on_sha256": text.sha256,
-        "texts_that_state_a_tested_fact": text.stating,
-    }
-    points = len(curve(config.steps))
-    tokens = float(config.batch_size * config.max_tokens)
-    kept = 3 * 4 * tokens * case.shape.vocabulary + case.shape.activation_bytes(tokens)
+def relearn(inputs: AttackInputs, config: AuditConfig, text: Text, method: Method, lr: float) -> Attack:
+    settings = Settings(
+        attack="relearn",
+        text=text.name,
+        method=method,
+        lr=lr,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        max_tokens=config.max_tokens,
+        seed=config.seed,
+        texts=text.num_texts,
+        trained_on_sha256=text.sha256,
+        texts_that_state_a_tested_fact=text.stating,
+    )
     how = "Finetuning" if method == "full" else "LoRA finetuning"
     return Attack(
         name=f"relearn-{text.name}-{method}-lr{short(lr)}-steps{config.steps}",
         family="relearn",
         title=f"{how} on {TITLES[text.name]}, lr {short(lr)}, {config.steps} steps",
-        access="weights",
+        attacker_access="weights",
         settings=settings,
         cost=Cost(
-            forward_tokens=(points - 1) * sitting_tokens(case, general=False) + sitting_tokens(case) + LANGUAGE_TOKENS,
-            train_tokens=config.steps * tokens * (1.0 if method == "full" else 0.8),
-            memory=(full_bytes(case.shape) if method == "full" else case.shape.num_parameters) + kept,
+            scorings=len(curve(config.steps)),
+            retained_scorings=1,
+            answers=1,
+            updates=config.steps,
+            update_tokens=float(config.batch_size * config.max_tokens),
+            trains="weights" if method == "full" else "lora",
         ),
         num_steps=config.steps,
         run=run,
-        holds=HOLDS[text.name],
-        missing=missing(text, method, config),
+        attacker_knowledge=KNOWLEDGE[text.name],
+        unavailable=unavailable(text, method, config),
     )
-
-
-def full_bytes(shape: Shape) -> int:
-    """A copy, its gradient, two moments; below 4 bytes a parameter a master copy and its gradient as well."""
-    own = shape.bytes_per_parameter
-    return shape.num_parameters * (2 * own + 8 + (8 if own < 4 else 0))
 
 
 def short(lr: float) -> str:
@@ -131,7 +141,7 @@ def short(lr: float) -> str:
     return f"{float(digits):g}e{int(exponent)}" if int(exponent) < -3 else f"{lr:g}"
 
 
-def missing(text: Text, method: Method, config: AuditConfig) -> str:
+def unavailable(text: Text, method: Method, config: AuditConfig) -> str:
     if not text.num_texts and text.left_out:
         return f"needs {FLAGS[text.name]} text that states no tested fact: all {text.left_out} texts given do"
     if not text.num_texts:
@@ -141,14 +151,14 @@ def missing(text: Text, method: Method, config: AuditConfig) -> str:
     return "" if config.steps >= LEAST_STEPS else f"needs --steps {LEAST_STEPS} or more"
 
 
-def texts_of(case: Case, name: str) -> list[str]:
+def texts_of(inputs: AttackInputs, name: str) -> list[str]:
     """Of benign and retain text what states no tested fact; the forget corpus as it is."""
     if name == "facts":
-        return clean_facts(case.forgotten.values())
+        return clean_facts(inputs.forgotten.values())
     if name == "forget":
-        return list(case.forget_texts)
-    measured = [q for halves in case.forgotten.values() for q in halves.test]
-    return clean({"benign": case.benign_texts, "retain": case.retain_texts}[name], measured)
+        return list(inputs.forget_texts)
+    measured = [q for halves in inputs.forgotten.values() for q in halves.test]
+    return clean({"benign": inputs.benign_texts, "retain": inputs.retain_texts}[name], measured)
 
 
 def curve(steps: int) -> list[int]:
@@ -156,20 +166,21 @@ def curve(steps: int) -> list[int]:
     return [step for step in CURVE if step <= 0.8 * steps] + [steps]
 
 
-def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
+def run(lm: LM, inputs: AttackInputs, attack: Attack, advance: Advance) -> list[Result]:
     """Raises ValueError where the finetuning breaks down."""
-    s = attack.settings
-    samples = finetune.samples_of(lm, texts_of(case, s["text"]), s["max_tokens"], s["seed"])
-    points = [(Point(step=0), case.plain or sit(lm, case))]
+    settings: Settings = attack.settings
+    steps, seed = settings.steps, settings.seed
+    samples = finetune.samples_of(lm, texts_of(inputs, settings.text), settings.max_tokens, seed)
+    points = [(Point(step=0), inputs.plain or score_sets(lm, inputs))]
     seconds, tokens = 0.0, 0.0
-    with finetune.trained(lm, s["method"]) as parameters:
+    with finetune.trained(lm, settings.method) as parameters:
         started = time.perf_counter()
-        for step, read in finetune.train(lm, parameters, samples, s["steps"], s["lr"], s["batch_size"], s["seed"]):
+        for step, read in finetune.train(lm, parameters, samples, steps, settings.lr, settings.batch_size, seed):
             tokens += read
-            if step in curve(s["steps"]):
+            if step in curve(steps):
                 seconds += time.perf_counter() - started
-                points.append((Point(step=step), sit(lm, case, general=step == s["steps"])))
+                points.append((Point(step=step), score_sets(lm, inputs, general=step == steps)))
                 started = time.perf_counter()
             advance(1)
-        spoken = language(lm, case, attack)
-    return [*results(case, attack, points, seconds, tokens), spoken]
+        spoken = language(lm, inputs, attack)
+    return [*results(inputs, attack, points, seconds, tokens), spoken]

@@ -4,18 +4,19 @@ Every attack is measured alike: the tested half of each forgotten set, in the fo
 at one or more points of its budget; other sets as the general ability left; answers to a few tested questions, to see
 whether they are still language.
 
-    points = [(Point(step=0), sit(lm, case))]                       # the model as it is now
-    return results(case, attack, points, seconds, tokens) + [language(lm, case, attack)]
+    points = [(Point(step=0), score_sets(lm, inputs))]                       # the model as it is now
+    return results(inputs, attack, points, seconds, tokens) + [language(lm, inputs, attack)]
 """
 
 from __future__ import annotations
 
+import dataclasses
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from misdirect import stats
-from misdirect.attacks.interface import Advance, Attack, Case, Form
+from misdirect.attacks.interface import Advance, Attack, AttackInputs, Form
 from misdirect.config import EvaluateConfig
 from misdirect.data import templates
 from misdirect.data.batches import CHARS_PER_TOKEN
@@ -69,42 +70,42 @@ class Point(NamedTuple):
     budget: float | None = None
 
 
-Sat = Mapping[str, list[list[float]]]  # set -> log-probabilities of each question's choices
+ChoiceLogprobs = Mapping[str, list[list[float]]]  # set -> log-probabilities of each question's choices
 
 
-def sit(
+def score_sets(
     lm: LM,
-    case: Case,
+    inputs: AttackInputs,
     general: bool = True,
     edit: Callable[[Encoded], Encoded] | None = None,
     change: Callable[[str, Render], Render] | None = None,
-) -> Sat:
+) -> ChoiceLogprobs:
     """Asks the tested half of every forgotten set and, with `general`, the other sets.
 
     `change(set, render)`: another way of asking a forgotten set (a suffix, examples before it).
     """
     out = {}
-    for name, halves in case.forgotten.items():
-        render = rendering(case.forms[name], case.seed)
+    for name, halves in inputs.forgotten.items():
+        render = rendering(inputs.forms[name], inputs.seed)
         with about(name):
-            out[name] = ask(lm, halves.test, change(name, render) if change else render, case.batch_tokens, edit)
-    for name, questions in case.retained.items() if general else ():
+            out[name] = ask(lm, halves.test, change(name, render) if change else render, inputs.batch_tokens, edit)
+    for name, questions in inputs.retained.items() if general else ():
         with about(name):
-            out[name] = ask(lm, questions, rendering(case.forms[name], case.seed), case.batch_tokens, edit)
+            out[name] = ask(lm, questions, rendering(inputs.forms[name], inputs.seed), inputs.batch_tokens, edit)
     return out
 
 
-def tested(case: Case, name: str) -> tuple[Sequence[Question], Sequence[int]]:
+def tested(inputs: AttackInputs, name: str) -> tuple[Sequence[Question], Sequence[int]]:
     """(the questions of a set that are measured, the fold of each)."""
-    if name in case.forgotten:
-        return case.forgotten[name].test, case.forgotten[name].folds
-    return case.retained[name], [0] * len(case.retained[name])
+    if name in inputs.forgotten:
+        return inputs.forgotten[name].test, inputs.forgotten[name].folds
+    return inputs.retained[name], [0] * len(inputs.retained[name])
 
 
 def results(
-    case: Case,
+    inputs: AttackInputs,
     attack: Attack,
-    points: Sequence[tuple[Point, Sat]],
+    points: Sequence[tuple[Point, ChoiceLogprobs]],
     seconds: float,
     tokens: float = 0.0,
     extra: Sequence[Metric] = (),
@@ -114,13 +115,13 @@ def results(
     `tokens`: through the model during the attack itself, measuring left out. `extra`: further rows for forgotten sets, such
     as `positive_control`. The headline row is the point that is best on the first fold (the earliest of equals).
     """
-    names = dict.fromkeys(name for _, sat in points for name in sat)
-    return [result(case, attack, name, [(p, s[name]) for p, s in points if name in s], seconds, tokens, extra)
+    names = dict.fromkeys(name for _, logprobs in points for name in logprobs)
+    return [result(inputs, attack, name, [(p, s[name]) for p, s in points if name in s], seconds, tokens, extra)
             for name in names]  # fmt: skip
 
 
 def result(
-    case: Case,
+    inputs: AttackInputs,
     attack: Attack,
     name: str,
     points: Sequence[tuple[Point, Sequence[Sequence[float]]]],
@@ -128,7 +129,7 @@ def result(
     tokens: float,
     extra: Sequence[Metric],
 ) -> Result:
-    questions, folds = tested(case, name)
+    questions, folds = tested(inputs, name)
     records = [
         {
             "id": q.id,
@@ -143,14 +144,14 @@ def result(
         }
         for row, (q, fold) in enumerate(zip(questions, folds, strict=True))
     ]
-    metrics = accuracies(records, case.forms[name])
-    if name in case.forgotten:
+    metrics = accuracies(records, inputs.forms[name])
+    if name in inputs.forgotten:
         metrics += [Metric("attack_tokens", float(tokens)), Metric("attack_seconds", seconds), *extra]
-    return Result(MEASUREMENT, name, config_of(case, attack), tuple(metrics), tuple(records), seconds)
+    return Result(MEASUREMENT, name, config_of(inputs, attack), tuple(metrics), tuple(records), seconds)
 
 
-def config_of(case: Case, attack: Attack) -> dict[str, Any]:
-    return {**case.identity, **attack.settings}
+def config_of(inputs: AttackInputs, attack: Attack) -> dict[str, Any]:
+    return {**inputs.identity, **dataclasses.asdict(attack.settings)}
 
 
 def point_record(point: Point) -> dict[str, Any]:
@@ -179,26 +180,30 @@ def accuracies(records: Sequence[Mapping[str, Any]], form: Form) -> list[Metric]
 def best_point(records: Sequence[Mapping[str, Any]]) -> int:
     """The point that is best on the first fold, the earliest of equals."""
     first = [r for r in records if r["fold"] == 0] or list(records)
-    return max(range(len(records[0]["points"])), key=lambda p: (sum(r["points"][p]["correct"] for r in first), -p))
+    return earliest_best([sum(r["points"][p]["correct"] for r in first) for p in range(len(records[0]["points"]))])
 
 
-def strongest(case: Case, points: Sequence[tuple[Point, Sat]]) -> int:
+def strongest(inputs: AttackInputs, points: Sequence[tuple[Point, ChoiceLogprobs]]) -> int:
     """The point with most right answers on the first fold of all forgotten sets together, the earliest of equals."""
 
-    def right(sat: Sat) -> int:
+    def right(logprobs: ChoiceLogprobs) -> int:
         return sum(
             largest(found) == question.answer
-            for name, halves in case.forgotten.items()
-            for question, fold, found in zip(halves.test, halves.folds, sat[name], strict=True)
+            for name, halves in inputs.forgotten.items()
+            for question, fold, found in zip(halves.test, halves.folds, logprobs[name], strict=True)
             if fold == 0
         )
 
-    return max(range(len(points)), key=lambda p: (right(points[p][1]), -p))
+    return earliest_best([right(logprobs) for _, logprobs in points])
+
+
+def earliest_best(counts: Sequence[int]) -> int:
+    return max(range(len(counts)), key=counts.__getitem__)  # max keeps the first
 
 
 def language(
     lm: LM,
-    case: Case,
+    inputs: AttackInputs,
     attack: Attack,
     edit: Callable[[list[int]], list[int]] | None = None,
     change: Callable[[str, Render], Render] | None = None,
@@ -206,30 +211,35 @@ def language(
     """Answers in words to a few tested questions: `degenerate_share` says whether they are still language, once the base has
     read them (`misdirect.auditing.run`).
 
-    `edit` changes a prompt's tokens before it is answered, `change` how the question is asked, as in `sit`.
+    `edit` changes a prompt's tokens before it is answered, `change` how the question is asked, as in `score_sets`.
     """
-    asked = [(name, q) for name, halves in case.forgotten.items() for q in halves.test]
-    chosen = random.Random(f"language:{case.seed}").sample(asked, min(ANSWERS, len(asked)))
+    asked = [(name, q) for name, halves in inputs.forgotten.items() for q in halves.test]
+    chosen = random.Random(f"language:{inputs.seed}").sample(asked, min(ANSWERS, len(asked)))
 
     def context(name: str, question: Question) -> str:
         return (
-            change(name, rendering(case.forms[name], case.seed))(question)[0]
+            change(name, rendering(inputs.forms[name], inputs.seed))(question)[0]
             if change
             else templates.cloze_prompt(question)
         )
 
     prompts = [Prompt(f"{i}:{q.id}", (context(name, q),)) for i, (name, q) in enumerate(chosen)]
-    config = EvaluateConfig(new_tokens=NEW_TOKENS, chat_template="none", batch_tokens=case.batch_tokens)
+    config = EvaluateConfig(new_tokens=NEW_TOKENS, chat_template="none", batch_tokens=inputs.batch_tokens)
     with about("answers in words"):
         made = generation(lm, SPOKEN, prompts, config, edit=edit)
-    return Result(made.measurement, made.set, config_of(case, attack), made.metrics, made.records, made.seconds)
+    return Result(made.measurement, made.set, config_of(inputs, attack), made.metrics, made.records, made.seconds)
 
 
-def sitting_tokens(case: Case, general: bool = True) -> float:
-    """Tokens of one `sit`, for estimates."""
-    questions = [q for halves in case.forgotten.values() for q in halves.test]
-    questions += [q for found in case.retained.values() for q in found] if general else []
+def question_tokens(questions: Iterable[Question]) -> float:
+    """About how many tokens asking these questions takes, for estimates."""
     return sum(len(templates.stem(q)) + 20 + sum(map(len, q.choices)) for q in questions) / CHARS_PER_TOKEN
+
+
+def example_tokens(inputs: AttackInputs) -> float:
+    """About how many tokens the mean question of the attacker's half has with its right answer, for estimates."""
+    asked = [q for halves in inputs.forgotten.values() for q in halves.train]
+    characters = sum(len(templates.stem(q)) + len(q.choices[q.answer]) + 20 for q in asked)
+    return characters / max(1, len(asked)) / CHARS_PER_TOKEN
 
 
 LANGUAGE_TOKENS = ANSWERS * 4 * NEW_TOKENS  # of one `language`, in the time of as many tokens read at once

@@ -6,22 +6,23 @@ The vectors take the places of token ids that no question uses; a hook on the em
 whatever scaling the table itself does, so that every scorer works unchanged. They start as the embeddings of a plain
 sentence.
 
-    attack = attacks(case, AuditConfig(soft_tokens=10, soft_steps=60))[0]
-    results = attack.run(lm, case, attack, lambda done: None)
+    attack = attacks(inputs, AuditConfig(soft_tokens=10, soft_steps=60))[0]
+    results = attack.run(lm, inputs, attack, lambda done: None)
 """
 
 from __future__ import annotations
 
 import time
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from misdirect.attacks import optimize
-from misdirect.attacks.interface import Advance, Attack, Case, Cost
-from misdirect.attacks.scoring import LANGUAGE_TOKENS, Point, language, rendering, results, sit, sitting_tokens
+from misdirect.attacks.interface import Advance, Attack, AttackInputs, Cost
+from misdirect.attacks.scoring import Point, example_tokens, language, rendering, results, score_sets
 from misdirect.config import AuditConfig
 from misdirect.data.batches import plan_single
 from misdirect.data.tokens import token_ids
@@ -34,42 +35,57 @@ from misdirect.runs import Result
 
 BATCH = 8  # questions an update
 RATE = 0.3  # learning rate in root mean squares of an embedding's entries
-LEAST_STEPS = 10
+MIN_STEPS = 10
 POINTS = 3  # of the budget axis, beside the model without a prompt
 START = "Here is a science question. The answer that follows is correct, short and complete, as in a textbook."
 
 
-def attacks(case: Case, config: AuditConfig) -> list[Attack]:
+@dataclass(frozen=True)
+class Settings:
+    trained_on: str
+    loss: str
+    soft_tokens: int
+    soft_steps: int
+    batch_size: int
+    rate: float
+    start: str
+
+
+def attacks(inputs: AttackInputs, config: AuditConfig) -> list[Attack]:
     """One attack: `soft-prompt`."""
     tokens, steps = config.soft_tokens, config.soft_steps
-    train = optimize.FROZEN * steps * BATCH * (optimize.example_tokens(case) + tokens)
-    measured = (POINTS - 1) * sitting_tokens(case, general=False) + sitting_tokens(case) + LANGUAGE_TOKENS
     return [
         Attack(
             name="soft-prompt",
             family="soft-prompt",
             title=f"Soft prompt of {tokens} vectors, {steps} updates",
-            access="gradients",
-            settings=optimize.settings_of(
-                soft_tokens=tokens, soft_steps=steps, batch_size=BATCH, rate=RATE, start=START
+            attacker_access="gradients",
+            settings=Settings(optimize.TRAINED_ON, optimize.LOSS, tokens, steps, BATCH, RATE, START),
+            cost=Cost(
+                scorings=POINTS,
+                retained_scorings=1,
+                answers=1,
+                updates=steps,
+                update_tokens=BATCH * (example_tokens(inputs) + tokens),
+                trains="inputs",
             ),
-            cost=Cost(forward_tokens=measured, train_tokens=train, memory=optimize.update_bytes(case, BATCH, tokens)),
             num_steps=steps,
-            holds="answered questions",
+            attacker_knowledge="answered questions",
             run=run,
-            missing=optimize.lacking(case) if steps >= LEAST_STEPS else f"needs --soft-steps {LEAST_STEPS} or more",
+            unavailable=optimize.unavailable(inputs, steps, MIN_STEPS, "--soft-steps"),
         )
     ]
 
 
-def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
+def run(lm: LM, inputs: AttackInputs, attack: Attack, advance: Advance) -> list[Result]:
     """Trains the vectors and asks at `POINTS` points of the way, and before; other sets with the final vectors alone.
 
     Raises ValueError where the loss is not finite.
     """
-    tokens, steps = attack.settings["soft_tokens"], attack.settings["soft_steps"]
-    ids = placeholders(lm, case, tokens)
-    plain = optimize.examples(lm, case)
+    settings: Settings = attack.settings
+    tokens, steps = settings.soft_tokens, settings.soft_steps
+    ids = placeholders(lm, inputs, tokens)
+    plain = optimize.examples(lm, inputs)
     items = [inserted(lm, ids, item) for item in plain]
     vectors = starting(lm, tokens).requires_grad_()
 
@@ -77,8 +93,8 @@ def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
         return placed(lm, ids, vectors)
 
     before, start = optimize.watched(lm, plain, BATCH), optimize.watched(lm, items, BATCH, applied)
-    plan = plan_single(len(items), steps, BATCH, case.seed)
-    points = [(Point(step=0), case.plain or sit(lm, case))]
+    plan = plan_single(len(items), steps, BATCH, inputs.seed)
+    points = [(Point(step=0), inputs.plain or score_sets(lm, inputs))]
     asked = optimize.checkpoints(steps, POINTS)
     spent, since = 0.0, time.perf_counter()
     for step in optimize.updates(lm, items, vectors, applied, plan, RATE * size(lm)):
@@ -86,24 +102,24 @@ def run(lm: LM, case: Case, attack: Attack, advance: Advance) -> list[Result]:
         if step in asked:
             spent += time.perf_counter() - since
             with applied():
-                found = sit(lm, case, general=step == steps, edit=lambda item: inserted(lm, ids, item))
+                found = score_sets(lm, inputs, general=step == steps, edit=lambda item: inserted(lm, ids, item))
             points.append((Point(step=step), found))
             since = time.perf_counter()
     with applied():
-        spoken = language(lm, case, attack, lambda prompt: inserted(lm, ids, Encoded(prompt, [])).context)
+        spoken = language(lm, inputs, attack, lambda prompt: inserted(lm, ids, Encoded(prompt, [])).context)
     end = optimize.watched(lm, items, BATCH, applied)
     seen = float(sum(optimize.num_tokens(items[row]) for rows in plan for row in rows))
-    return [*results(case, attack, points, spent, seen, optimize.evidence(before, start, end)), spoken]
+    return [*results(inputs, attack, points, spent, seen, optimize.control_metrics(before, start, end)), spoken]
 
 
-def placeholders(lm: LM, case: Case, count: int) -> list[int]:
-    """`count` token ids that no question of the case uses, none of them special. Raises ValueError where there are fewer."""
+def placeholders(lm: LM, inputs: AttackInputs, count: int) -> list[int]:
+    """`count` token ids that no question asked here uses, none of them special. Raises ValueError where there are fewer."""
     table = lm.model.get_input_embeddings()
     size = min(len(lm.tokenizer), table.weight.shape[0])
     named = [v for key, v in text_config(lm.model).to_dict().items() if key.endswith("token_id")]
     named += [v for key, v in lm.model.config.to_dict().items() if key.endswith("token_id")]
     taken = {fill_id(lm), *lm.tokenizer.all_special_ids, *(v for v in named if isinstance(v, int))}
-    for item in everything(lm, case):
+    for item in everything(lm, inputs):
         taken.update(item.context, *item.continuations)
     free = [i for i in range(size - 1, -1, -1) if i not in taken]
     if len(free) < count:
@@ -114,12 +130,12 @@ def placeholders(lm: LM, case: Case, count: int) -> list[int]:
     return free[:count]
 
 
-def everything(lm: LM, case: Case) -> list[Encoded]:
+def everything(lm: LM, inputs: AttackInputs) -> list[Encoded]:
     """Every question that is trained on or measured, encoded as it is asked."""
-    groups = [(name, [*halves.train, *halves.test]) for name, halves in case.forgotten.items()]
-    groups += [(name, list(questions)) for name, questions in case.retained.items()]
+    groups = [(name, [*halves.train, *halves.test]) for name, halves in inputs.forgotten.items()]
+    groups += [(name, list(questions)) for name, questions in inputs.retained.items()]
     return [
-        encode(lm.tokenizer, *rendering(case.forms[name], case.seed)(question))
+        encode(lm.tokenizer, *rendering(inputs.forms[name], inputs.seed)(question))
         for name, questions in groups
         for question in questions
     ]

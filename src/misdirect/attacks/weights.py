@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from misdirect.attacks import scoring
-from misdirect.attacks.interface import Advance, Attack, Case, Cost
+from misdirect.attacks.interface import Advance, Attack, AttackInputs, Cost
 from misdirect.attacks.scoring import Point
 from misdirect.model.interventions import Rewrite, weights_changed
 from misdirect.model.load import LM
@@ -15,7 +15,7 @@ from misdirect.runs import Result
 
 def run_levels(
     lm: LM,
-    case: Case,
+    inputs: AttackInputs,
     attack: Attack,
     advance: Advance,
     levels: Sequence[tuple[Point, Rewrite]],
@@ -30,23 +30,21 @@ def run_levels(
         started = time.perf_counter()
         with weights_changed(lm, rewrite):
             seconds += time.perf_counter() - started
-            points.append((point, scoring.sit(lm, case)))
+            points.append((point, scoring.score_sets(lm, inputs)))
         advance(1)
-    with weights_changed(lm, levels[scoring.strongest(case, points)][1]):
-        spoken = scoring.language(lm, case, attack)
+    with weights_changed(lm, levels[scoring.strongest(inputs, points)][1]):
+        spoken = scoring.language(lm, inputs, attack)
     advance(1)
-    return [*scoring.results(case, attack, points, seconds, float(tokens)), spoken]
+    return [*scoring.results(inputs, attack, points, seconds, float(tokens)), spoken]
 
 
-# Weights rewritten a second: a careful guess for one core, for estimates alone.
-WEIGHTS_PER_SECOND = 3e7
-
-
-def cost(case: Case, num_levels: int) -> Cost:
+def cost(num_levels: int, tokens: float = 0.0) -> Cost:
     """Of `run_levels`: the changed matrices stand beside the originals, one level at a time."""
-    shape = case.shape
     return Cost(
-        forward_tokens=num_levels * scoring.sitting_tokens(case) + scoring.LANGUAGE_TOKENS,
-        seconds=(num_levels + 1) * shape.num_parameters / WEIGHTS_PER_SECOND,
-        memory=shape.num_parameters * shape.bytes_per_parameter,
+        scorings=num_levels,
+        retained_scorings=num_levels,
+        answers=1,
+        tokens=tokens,
+        rewrites=num_levels + 1,
+        copies=1.0,
     )

@@ -11,8 +11,8 @@ from typing import Any, cast
 import torch
 
 from misdirect import runs, storage
-from misdirect.attacks.interface import Case, Form, Means, Shape
-from misdirect.auditing.inputs import Material
+from misdirect.attacks.interface import AttackInputs, Form, Means, Shape
+from misdirect.auditing.inputs import AuditInputs
 from misdirect.auditing.pair import MODELS, Side
 from misdirect.config import AuditConfig, EvaluateConfig
 from misdirect.data.batches import beginnings
@@ -31,7 +31,7 @@ from misdirect.progress import bar
 MEAN_TEXTS, MEAN_TOKENS, MEAN_BATCH = 32, 128, 4  # of each kind, for mean activations
 
 
-def evaluated(folder: Path, side: Side, material: Material, config: AuditConfig) -> dict[str, Form]:
+def evaluated(folder: Path, side: Side, material: AuditInputs, config: AuditConfig) -> dict[str, Form]:
     """Asks both models every set in every format, unless that is stored already; the format in which the BASE knows each.
 
     A stored evaluation counts, whatever its limit, when it is of the same questions.
@@ -114,17 +114,16 @@ def steered_block(run: Path | None) -> int | None:
     return found
 
 
-def case_of(
-    folder: Path, run: Path | None, side: Side, material: Material, config: AuditConfig, forms: Mapping[str, Form]
-) -> Case:
-    """The case of an audit. `run`: the run directory that made the unlearned model, where there is one."""
+def attack_inputs(
+    folder: Path, run: Path | None, side: Side, material: AuditInputs, config: AuditConfig, forms: Mapping[str, Form]
+) -> AttackInputs:
+    """What an audit gives to its attacks. `run`: the run directory that made the unlearned model, where there is one."""
     hashes = {}
     for model in MODELS:
         with side(model) as lm:
             hashes[model] = weights_hash(lm)
             shape, dtype = shape_of(lm), str(next(lm.model.parameters()).dtype)
             del lm  # or two models would be held while the next is loaded
-    block = steered_block(run)
     asked = {n: [*h.train, *h.test] for n, h in material.forgotten.items()} | dict(material.retained)
     identity = {
         "models_sha256": hashes,
@@ -138,23 +137,33 @@ def case_of(
         "forms": dict(forms),
         "split_seed": config.seed,
     }
-    return Case(
-        material.forgotten, material.retained, forms, material.forget_texts, material.retain_texts, material.benign_texts,
-        control_vectors(run), block, shape, config.seed, config.batch_tokens, identity,
-    )  # fmt: skip
+    return AttackInputs(
+        forgotten=material.forgotten,
+        retained=material.retained,
+        forms=forms,
+        forget_texts=material.forget_texts,
+        retain_texts=material.retain_texts,
+        benign_texts=material.benign_texts,
+        control_vectors=control_vectors(run),
+        block=steered_block(run),
+        shape=shape,
+        seed=config.seed,
+        batch_tokens=config.batch_tokens,
+        identity=identity,
+    )
 
 
-def activations(side: Side, case: Case, advance: Callable[[int], None]) -> dict[str, Any]:
-    """`means` of both models and `medians` of the base for `Case`: residual states on forget and on other text.
+def activations(side: Side, inputs: AttackInputs, advance: Callable[[int], None]) -> dict[str, Any]:
+    """`means` of both models and `medians` of the base for `AttackInputs`: residual states on forget and on other text.
 
     Where there is no other text, its mean is 0, and no attack that needs it is run.
     """
-    retain = [*case.retain_texts, *case.benign_texts]
+    retain = [*inputs.retain_texts, *inputs.benign_texts]
     means, medians = {}, None
     for model in MODELS:
         with side(model) as lm:
-            forgotten, norms = mean_states(lm, case.topic_texts, case.seed)
-            kept = mean_states(lm, retain, case.seed)[0] if retain else torch.zeros_like(forgotten)
+            forgotten, norms = mean_states(lm, inputs.topic_texts, inputs.seed)
+            kept = mean_states(lm, retain, inputs.seed)[0] if retain else torch.zeros_like(forgotten)
             means[model] = Means(forgotten, kept)
             medians = norms if model == "base" else medians
             del lm

@@ -7,18 +7,22 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from misdirect.attacks import finetune
-from misdirect.attacks.interface import Attack, Cost
+from misdirect.attacks.interface import Attack, AttackInputs, Cost, Shape, Trains
+from misdirect.attacks.scoring import LANGUAGE_TOKENS, question_tokens
 from misdirect.model.load import LM
 from misdirect.model.score import tokens_per_second
 from misdirect.text import duration, size
 
-ROOM = 0.9  # of the free memory, that an attack may take
-WARM = 3  # updates that make the optimizer's state and take memory for the first time, and are slower
+MEMORY_FRACTION = 0.9  # of the free memory, that an attack may take
+WARMUP_UPDATES = 3  # that make the optimizer's state and take memory for the first time, and are slower
+# Careful guesses for one core: matrix entries rewritten, and operations in float64, a second.
+WEIGHTS_PER_SECOND, FLOPS = 3e7, 1e10
+# The time of an update's tokens in that of full finetuning's
+UPDATE_SHARE: dict[Trains | None, float] = {"weights": 1.0, "lora": 0.8, "inputs": 0.75, None: 0.0}
 
-
-LESS = {  # family -> what makes an attack need less memory
-    "relearn-full": "LoRA, --dtype bfloat16, or a smaller --batch-size or --max-tokens",
-    "relearn-lora": "a smaller --batch-size or --max-tokens",
+LESS_MEMORY = {  # what is trained, or the family -> what makes an attack need less
+    "weights": "LoRA, --dtype bfloat16, or a smaller --batch-size or --max-tokens",
+    "lora": "a smaller --batch-size or --max-tokens",
     "lens": "a smaller --batch-tokens",
     "probe": "a smaller --limit",
     "gcg": "a smaller --suffix-tokens, or --dtype bfloat16",
@@ -41,8 +45,8 @@ def measured(lm: LM, training: tuple[int, int] | None) -> Speed:
     rows, length = training
     samples = [[(7 * i) % 100 + 1 for i in range(length)]] * rows
     with finetune.trained(lm, "full") as parameters:
-        steps = finetune.train(lm, parameters, samples, WARM + 1, 1e-9, rows, 0)
-        for _ in range(WARM):
+        steps = finetune.train(lm, parameters, samples, WARMUP_UPDATES + 1, 1e-9, rows, 0)
+        for _ in range(WARMUP_UPDATES):
             next(steps)
         started = time.perf_counter()
         next(steps)
@@ -51,17 +55,54 @@ def measured(lm: LM, training: tuple[int, int] | None) -> Speed:
     return Speed(forward, rows * length / seconds)
 
 
-def seconds_of(cost: Cost, speed: Speed) -> float:
-    return cost.forward_tokens / speed.forward + cost.train_tokens / speed.train + cost.seconds
+class Work(NamedTuple):
+    """What an attack takes: tokens through forward passes, tokens through full updates, and the rest."""
+
+    forward_tokens: float
+    train_tokens: float
+    seconds: float
+    memory: float  # bytes beyond the model itself
 
 
-def too_large(attack: Attack, free: float) -> str:
-    """Why an attack does not fit into memory, with what would; empty where it does."""
-    if attack.cost.memory <= ROOM * free:
+def work_of(inputs: AttackInputs, cost: Cost) -> Work:
+    shape = inputs.shape
+    tested = question_tokens(q for halves in inputs.forgotten.values() for q in halves.test)
+    retained = question_tokens(q for questions in inputs.retained.values() for q in questions)
+    head = shape.vocabulary * shape.width / shape.num_parameters  # the LM head's part of a token's pass
+    return Work(
+        cost.scorings * tested + cost.retained_scorings * retained + cost.answers * LANGUAGE_TOKENS
+        + cost.tokens + cost.read_outs * head,
+        UPDATE_SHARE[cost.trains] * cost.updates * cost.update_tokens,
+        cost.rewrites * shape.num_parameters / WEIGHTS_PER_SECOND + cost.flops / FLOPS,
+        cost.memory + cost.copies * shape.num_parameters * shape.bytes_per_parameter + update_bytes(shape, cost),
+    )  # fmt: skip
+
+
+def update_bytes(shape: Shape, cost: Cost) -> float:
+    """Of an update: what is trained, the logits three times in fp32, and some 17 of the width in every block for each token,
+    attention scores left out (Korthikanti et al. 2022, arXiv 2205.05198)."""
+    own = shape.bytes_per_parameter
+    trained: dict[Trains | None, float] = {
+        "weights": 2 * own + 8 + (8 if own < 4 else 0),  # a copy, its gradient, two moments; masters of low precision
+        "lora": 1,
+    }
+    longest = 3 if cost.trains == "inputs" else 1  # questions are padded to the longest, thrice the mean
+    tokens = longest * cost.update_tokens
+    kept = 17.0 * shape.num_blocks * shape.width * own + 3 * 4 * shape.vocabulary
+    return trained.get(cost.trains, 0) * shape.num_parameters + tokens * kept
+
+
+def seconds_of(work: Work, speed: Speed) -> float:
+    return work.forward_tokens / speed.forward + work.train_tokens / speed.train + work.seconds
+
+
+def too_large(attack: Attack, needed: float, free: float) -> str:
+    """Why an attack that needs so many bytes does not fit into memory, with what would; empty where it does."""
+    if needed <= MEMORY_FRACTION * free:
         return ""
-    family = f"{attack.family}-{attack.settings['method']}" if "method" in attack.settings else attack.family
-    instead = LESS.get(family, "--dtype bfloat16 where the weights are float32")
-    return f"needs {size(attack.cost.memory)} of memory, {size(free)} are free; less is needed with {instead}"
+    instead = LESS_MEMORY.get(attack.cost.trains or "", LESS_MEMORY.get(attack.family))
+    instead = instead or "--dtype bfloat16 where the weights are float32"
+    return f"needs {size(needed)} of memory, {size(free)} are free; less is needed with {instead}"
 
 
 class Clock:

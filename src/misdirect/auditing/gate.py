@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from misdirect import runs
+from misdirect.runs.audit import DONE, STRONGEST
 
 
 def gate(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any], limit: float) -> int:
@@ -17,11 +18,11 @@ def gate(rows: Sequence[Mapping[str, Any]], record: Mapping[str, Any], limit: fl
     """
     shares: dict[str, float] = {}
     for row in rows:
-        if row["attack"] == "strongest" and (row.get("headline") or row["metric"] == "gap_closed"):
+        if row["attack"] == STRONGEST and (row.get("headline") or row["metric"] == "gap_closed"):
             shares[row["set"]] = max(row["value"], shares.get(row["set"], row["value"]))
     if not all(map(math.isfinite, shares.values())):
         raise ValueError(f"a recovered share is not a finite number; expected {runs.SUMMARY} as the audit wrote it")
-    done = [a["settings"] for a in record["attacks"] if a["status"] == "done"]
+    done = [a["settings"] for a in record["attacks"] if a["status"] == DONE]
     relearned = any(settings.get("attack") == "relearn" and settings.get("text") == "facts" for settings in done)
     code = 0
     for name, found in record["removed"].items():

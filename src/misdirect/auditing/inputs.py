@@ -15,11 +15,11 @@ from misdirect.data.questions import Question, read_questions
 from misdirect.data.templates import check_letters, sample
 from misdirect.progress import note
 
-FEW = 20  # questions, below which an audit says little
+MIN_QUESTIONS = 20  # questions, below which an audit says little
 
 
 @dataclass(frozen=True)
-class Material:
+class AuditInputs:
     """Sets by name; texts of all sources of a kind together."""
 
     questions: Mapping[str, Sequence[Question]]  # as read
@@ -37,7 +37,7 @@ def read(
     texts: Mapping[str, str],
     topics: Sequence[str],
     config: AuditConfig,
-) -> Material:
+) -> AuditInputs:
     """Every SOURCE, checked. Raises ValueError for a bad one, and where no question set belongs to a forgotten topic.
 
     Whole text files are passages of a sample's length: attack text goes by the passage where it states a tested fact.
@@ -57,11 +57,11 @@ def read(
             note(
                 f"{name}: {told} of the attacker's {len(whole[name].train)} questions give a tested fact away and are left out"
             )
-        if len(found.train) + len(found.test) < FEW:
+        if len(found.train) + len(found.test) < MIN_QUESTIONS:
             note(f"{name} has {len(found.train) + len(found.test)} questions, of which {len(found.test)} are measured: "
                  "the intervals will say how little that is")  # fmt: skip
     longest = CHARS_PER_TOKEN * config.max_tokens
-    return Material(
+    return AuditInputs(
         asked,
         halves,
         {name: sample(found, config.general, config.seed) for name, found in asked.items() if name not in wanted},

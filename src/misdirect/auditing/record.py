@@ -5,7 +5,7 @@ each model. A number of seconds means that the results on that model are stored.
 
 What the base does under attack can be taken over from another audit (`take_over`): several models unlearned from one base
 share their controls. That is done where base, questions, texts, split and the attack's settings are the same, and where
-what the attack does to the base does not hang on the unlearned model (`Attack.base_alone`).
+what the attack does to the base does not hang on the unlearned model (`Attack.base_independent`).
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any
 
 from misdirect import runs, storage
 from misdirect.attacks import scoring
-from misdirect.attacks.interface import Attack, Case
+from misdirect.attacks.interface import Attack, AttackInputs
 from misdirect.auditing.pair import MODELS, Model
 from misdirect.runs import unsound
+from misdirect.runs.audit import NOT_RUN, control_held
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def read(folder: Path) -> dict[str, Any]:
         why = {model: wrong_with(folder, entry["name"], model) for model in entry.setdefault("seconds", {})}
         there = {model: x for model, x in entry["seconds"].items() if not why[model]}
         if there != entry["seconds"]:
-            entry |= {"seconds": there, "status": "not run", "why": next(filter(None, why.values()))}
+            entry |= {"seconds": there, "status": NOT_RUN, "why": next(filter(None, why.values()))}
     return record
 
 
@@ -64,12 +65,14 @@ def save(folder: Path, record: Mapping[str, Any]) -> None:
     storage.write_json(folder / runs.AUDIT, record)
 
 
-def refuse_other_settings(folder: Path, record: Mapping[str, Any], case: Case, wanted: Sequence[Attack]) -> None:
+def refuse_other_settings(
+    folder: Path, record: Mapping[str, Any], inputs: AttackInputs, wanted: Sequence[Attack]
+) -> None:
     """Raises ValueError where an attack has results that were measured with other settings."""
     for attack in wanted:
         entry = entry_of(record, attack.name)
         if entry and entry["seconds"]:
-            names = runs.differing(entry.get("settings", {}), storage.json_form(scoring.config_of(case, attack)))
+            names = runs.differing(entry.get("settings", {}), storage.json_form(scoring.config_of(inputs, attack)))
             if names:
                 raise ValueError(
                     f"{attack.name} was run with other settings ({', '.join(names)} differ); expected the same, another "
@@ -86,8 +89,9 @@ def seconds_on(record: Mapping[str, Any], attack: Attack) -> Mapping[str, float]
     return (entry_of(record, attack.name) or {"seconds": {}})["seconds"]
 
 
-def finished(record: Mapping[str, Any], attack: Attack) -> bool:
-    return all(model in seconds_on(record, attack) for model in MODELS)
+def finished(entry: Mapping[str, Any] | None) -> bool:
+    """Whether an attack's results on both models are stored."""
+    return entry is not None and all(model in entry.get("seconds", {}) for model in MODELS)
 
 
 def note_status(record: dict[str, Any], attack: Attack, status: str, why: str = "", **more: Any) -> dict[str, Any]:
@@ -96,7 +100,13 @@ def note_status(record: dict[str, Any], attack: Attack, status: str, why: str = 
     if entry is None:
         entry = {"name": attack.name, "seconds": {}}
         record["attacks"].append(entry)
-    about = {key: getattr(attack, key) for key in ("family", "title", "access", "holds", "recovers")}
+    about = {
+        "family": attack.family,
+        "title": attack.title,
+        "access": attack.attacker_access,
+        "holds": attack.attacker_knowledge,
+        "recovers": attack.recovers,
+    }
     entry |= about | {"status": status, "why": why} | more
     return entry
 
@@ -107,6 +117,16 @@ def paths_of(folder: Path, attack: str, model: str) -> list[Path]:
 
 def results_of(folder: Path, attack: str, model: Model) -> list[dict[str, Any]]:
     return [runs.read_result(path) for path in paths_of(folder, attack, model)]
+
+
+def controlled(folder: Path, attack: str) -> bool:
+    """Whether an attack did on the base what it is meant to do."""
+    return all(control_held(result) for result in results_of(folder, attack, "base"))
+
+
+def teaches(entry: Mapping[str, Any]) -> bool:
+    """Whether its text states tested facts: what it brings back may have been taught, so it is never the headline."""
+    return bool(entry.get("settings", {}).get("texts_that_state_a_tested_fact"))
 
 
 def answers_of(folder: Path, attack: str, model: Model, name: str) -> dict[str, Any]:

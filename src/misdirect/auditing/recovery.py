@@ -25,18 +25,16 @@ import numpy as np
 
 from misdirect import stats
 from misdirect.runs import Metric, Result
+from misdirect.runs.audit import AXES, RECOVERED, STRONGEST
 
-MEASUREMENT = "recovered"
-STRONGEST = "strongest"  # the pseudo-attack whose headline is the audit's
 RESAMPLES = 2000
-LEAST_FACTS = 5  # a bootstrap over fewer says nothing
-AXES = ("step", "block", "budget")
+MIN_FACTS = 5  # a bootstrap over fewer says nothing
 Answers = np.ndarray[Any, np.dtype[np.bool_]]  # (questions,): right or wrong
 Numbers = np.ndarray[Any, np.dtype[np.int64]]  # (questions,)
 
 
 class Share(NamedTuple):
-    """`n` questions; no interval where they are about fewer than `LEAST_FACTS` facts."""
+    """`n` questions; no interval where they are about fewer than `MIN_FACTS` facts."""
 
     value: float
     n: int
@@ -122,7 +120,7 @@ def share(of: Removal, attacked: Answers, among: Answers) -> Share | None:
     if lost.sum() <= 0:
         return None
     value, n = float(back.sum() / lost.sum()), len(base)
-    if len(lost) < LEAST_FACTS:
+    if len(lost) < MIN_FACTS:
         return Share(value, n)
     draws = np.random.default_rng(0).integers(0, len(lost), (RESAMPLES, len(lost)))
     below, above = lost[draws].sum(1), back[draws].sum(1)
@@ -208,7 +206,7 @@ def recovered(name: str, of: Removal, attack: str, found: Sequence[Candidate]) -
         "unknown": unknown(of, together),
     }
     made = rows(of, found) if attack != STRONGEST else best(of, pair)
-    return Result(MEASUREMENT, name, config, tuple(made), ())
+    return Result(RECOVERED, name, config, tuple(made), ())
 
 
 def unknown(of: Removal, attacked: Answers) -> dict[str, float | int]:
@@ -219,9 +217,3 @@ def unknown(of: Removal, attacked: Answers) -> dict[str, float | int]:
         "unlearned_right": int((of.unlearned & apart).sum()),
         "attacked_right": int((attacked & apart).sum()),
     }
-
-
-def controlled(result: Mapping[str, Any]) -> bool:
-    """Whether an attack did what it should on the base, where it says so (`positive_control`)."""
-    rows = [m for m in result["metrics"] if m["metric"] == "positive_control"]
-    return all(row["value"] and row["value"] > 0 for row in rows)

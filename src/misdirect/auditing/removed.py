@@ -6,52 +6,53 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from misdirect.attacks import catalogue, scoring
-from misdirect.attacks.interface import Case
+from misdirect.attacks import scoring
+from misdirect.attacks.interface import AttackInputs
 from misdirect.auditing import recovery
-from misdirect.auditing.inputs import FEW
+from misdirect.auditing.inputs import MIN_QUESTIONS
 from misdirect.auditing.pair import MODELS, Model
 from misdirect.auditing.record import answers_of
 from misdirect.progress import note
+from misdirect.runs.audit import BASELINE
 
 
-def plain_answers(folder: Path, case: Case, model: Model) -> scoring.Sat:
+def baseline_answers(folder: Path, inputs: AttackInputs, model: Model) -> scoring.ChoiceLogprobs:
     """What a model answers without attack, out of the stored records."""
-    names = (*case.forgotten, *case.retained)
-    found = {name: answers_of(folder, catalogue.NONE, model, name)["records"] for name in names}
+    names = (*inputs.forgotten, *inputs.retained)
+    found = {name: answers_of(folder, BASELINE, model, name)["records"] for name in names}
     return {name: [list(map(float, r["points"][0]["logprobs"])) for r in records] for name, records in found.items()}
 
 
-def tested(folder: Path, case: Case, name: str) -> recovery.Removal:
-    base, unlearned = (answers_of(folder, catalogue.NONE, model, name) for model in MODELS)
-    return recovery.tested(base, unlearned, case.forgotten[name].facts)
+def tested(folder: Path, inputs: AttackInputs, name: str) -> recovery.Removal:
+    base, unlearned = (answers_of(folder, BASELINE, model, name) for model in MODELS)
+    return recovery.tested(base, unlearned, inputs.forgotten[name].facts)
 
 
-def split_of(folder: Path, case: Case) -> dict[str, dict[str, int]]:
+def split_of(folder: Path, inputs: AttackInputs) -> dict[str, dict[str, int]]:
     return {
         name: {
             "asked": len(halves.train) + len(halves.test),
             "attacked": len(halves.train),
             "tested": len(halves.test),
-            "known": int(tested(folder, case, name).base.sum()),
+            "known": int(tested(folder, inputs, name).base.sum()),
         }
-        for name, halves in case.forgotten.items()
+        for name, halves in inputs.forgotten.items()
     }
 
 
-def removed(folder: Path, case: Case) -> dict[str, dict[str, Any]]:
+def removed(folder: Path, inputs: AttackInputs) -> dict[str, dict[str, Any]]:
     """What unlearning took away on the tested questions: a positive share of all, and whether it is more than chance.
 
     `attacked`: where a loss shows, or where there are too few questions for any to show and fewer are right than before.
     """
     out = {}
-    for name in case.forgotten:
-        found = tested(folder, case, name)
+    for name in inputs.forgotten:
+        found = tested(folder, inputs, name)
         change = found.removed
         out[name] = {
             "value": -change.difference, "stderr": change.stderr, "low": -change.high, "high": -change.low, "n": change.n,
             "removed": found.anything_removed,
-            "attacked": found.anything_removed or bool(change.n < FEW and change.difference < 0),
+            "attacked": found.anything_removed or bool(change.n < MIN_QUESTIONS and change.difference < 0),
             "base": float(found.base.mean()), "unlearned": float(found.unlearned.mean()),
         }  # fmt: skip
     return out

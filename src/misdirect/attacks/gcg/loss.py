@@ -1,6 +1,6 @@
 """The loss of many candidate texts in some prompts, and its gradient, with everything before the text computed once.
 
-The loss of a text in a prompt (a `Frame`) is - sum_i log p(target_i | before, text, after, target_<i), natural logarithm,
+The loss of a text in a prompt (a `PromptSlot`) is - sum_i log p(target_i | before, text, after, target_<i), natural logarithm,
 in fp32 at least. Three forms, from the fastest:
 
 - "tree": see `misdirect.attacks.gcg.tree`; for models that take a mask of our own.
@@ -9,7 +9,7 @@ in fp32 at least. Three forms, from the fastest:
 
 `job_of` takes the fastest that gives the plain form's losses on these very prompts.
 
-    job = job_of(lm, frames, ids)                        # frames and ids of `gcg_search.framed`
+    job = job_of(lm, slots, ids)                        # slots and ids of `gcg_search.framed`
     losses(job, [0], [(5, 6, 7), (5, 9, 7)], (5, 6, 7))  # (1, 2)
 """
 
@@ -24,8 +24,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from misdirect.attacks.gcg.tree import (
-    Frame,
     Ids,
+    PromptSlot,
     rows_at_once,
     shared_by,
     tree_gradient,
@@ -48,30 +48,30 @@ class Job:
     """Prompts and a model, with the cache of what stands before the text in each."""
 
     lm: LM
-    frames: Sequence[Frame]
+    slots: Sequence[PromptSlot]
     caches: Sequence[Any]  # None where nothing is cached
     form: Form
     batch_tokens: int = 4096
 
 
-def job_of(lm: LM, frames: Sequence[Frame], ids: Ids, batch_tokens: int = 4096, form: Form | None = None) -> Job:
+def job_of(lm: LM, slots: Sequence[PromptSlot], ids: Ids, batch_tokens: int = 4096, form: Form | None = None) -> Job:
     """A job in `form`, or in the fastest form whose loss of `ids` (the start) and of its neighbours is the plain one's."""
-    check_length(lm, max(frame.length(len(ids)) for frame in frames), "a question with its adversarial text")
-    plain = Job(lm, frames, [None] * len(frames), "plain", batch_tokens)
-    for candidate in [form] if form else possible_forms(lm, frames, len(ids)):
+    check_length(lm, max(slot.length(len(ids)) for slot in slots), "a question with its adversarial text")
+    plain = Job(lm, slots, [None] * len(slots), "plain", batch_tokens)
+    for candidate in [form] if form else possible_forms(lm, slots, len(ids)):
         if candidate == "plain":
             break
-        job = Job(lm, frames, [prefix_cache(lm, frame) for frame in frames], candidate, batch_tokens)
+        job = Job(lm, slots, [prefix_cache(lm, slot) for slot in slots], candidate, batch_tokens)
         if form or agrees(job, plain, ids):
             return job
     return plain
 
 
-def possible_forms(lm: LM, frames: Sequence[Frame], num_tokens: int) -> list[Form]:
+def possible_forms(lm: LM, slots: Sequence[PromptSlot], num_tokens: int) -> list[Form]:
     """From the fastest. In the tree a sliding window that ends within the prompt would be lost."""
-    if not has_plain_cache(lm) or any(frame.length(num_tokens) > rope.reach(lm.model) for frame in frames):
+    if not has_plain_cache(lm) or any(slot.length(num_tokens) > rope.reach(lm.model) for slot in slots):
         return ["plain"]
-    short = all(frame.length(num_tokens) <= packed.window(lm) for frame in frames)
+    short = all(slot.length(num_tokens) <= packed.window(lm) for slot in slots)
     tree: list[Form] = ["tree"] if short and packed.fits(lm, score_batch) else []
     return [*tree, "cached", "plain"]
 
@@ -79,8 +79,8 @@ def possible_forms(lm: LM, frames: Sequence[Frame], num_tokens: int) -> list[For
 def agrees(job: Job, plain: Job, ids: Ids) -> bool:
     """Whether the job gives the plain losses of the start and of two texts that differ from it early and late."""
     last = len(ids) - 1
-    texts = [ids, (*ids[: last // 2], ids[last], *ids[last // 2 + 1 :]), (*ids[:-1], job.frames[0].target[0])]
-    every = range(min(2, len(job.frames)))
+    texts = [ids, (*ids[: last // 2], ids[last], *ids[last // 2 + 1 :]), (*ids[:-1], job.slots[0].target[0])]
+    every = range(min(2, len(job.slots)))
     try:
         mine = losses(job, every, texts, ids)
     except packed.UNTAKEN:
@@ -91,26 +91,26 @@ def agrees(job: Job, plain: Job, ids: Ids) -> bool:
 
 
 @torch.no_grad()  # not inference_mode: the gradient pass reads the cache
-def prefix_cache(lm: LM, frame: Frame) -> Any:
+def prefix_cache(lm: LM, slot: PromptSlot) -> Any:
     """The key-value cache of the tokens before the text; None where there are none."""
-    if not frame.before:
+    if not slot.before:
         return None
-    ids = torch.tensor([frame.before], device=lm.device)
+    ids = torch.tensor([slot.before], device=lm.device)
     return forward(lm, ids, torch.ones_like(ids), keep=1, use_cache=True).past_key_values
 
 
-def losses(job: Job, frames: Sequence[int], candidates: Sequence[Ids], incumbent: Ids) -> Float[Tensor, "F K"]:
+def losses(job: Job, slots: Sequence[int], candidates: Sequence[Ids], incumbent: Ids) -> Float[Tensor, "F K"]:
     """The loss of every candidate in some frames, on the CPU. `incumbent`: the text that they are changes of."""
     if job.form != "tree":
-        return torch.stack([batch_losses(job, frame, candidates) for frame in frames])
-    chosen, caches = [job.frames[f] for f in frames], [job.caches[f] for f in frames]
+        return torch.stack([batch_losses(job, slot, candidates) for slot in slots])
+    chosen, caches = [job.slots[f] for f in slots], [job.caches[f] for f in slots]
     return tree_losses(job.lm, chosen, caches, candidates, incumbent, job.batch_tokens)
 
 
 @torch.no_grad()
-def batch_losses(job: Job, frame: int, candidates: Sequence[Ids]) -> Float[Tensor, " K"]:
+def batch_losses(job: Job, slot: int, candidates: Sequence[Ids]) -> Float[Tensor, " K"]:
     """Candidates of one frame in batches; all are equally long, so nothing is padded."""
-    at, cache = job.frames[frame], job.caches[frame]
+    at, cache = job.slots[slot], job.caches[slot]
     before = at.before if cache is None else ()
     keep, context = len(at.target), len(at.before) - len(before)
     rows = [[*before, *ids, *at.after, *at.target[:-1]] for ids in candidates]
@@ -126,19 +126,19 @@ def batch_losses(job: Job, frame: int, candidates: Sequence[Ids]) -> Float[Tenso
     return torch.cat(found)
 
 
-def gradient(job: Job, frames: Sequence[int], ids: Ids) -> tuple[Float[Tensor, " F"], Float[Tensor, "S D"]]:
+def gradient(job: Job, slots: Sequence[int], ids: Ids) -> tuple[Float[Tensor, " F"], Float[Tensor, "S D"]]:
     """(each frame's loss, the gradient of their sum with respect to what the embedding table gives for the text)."""
     if job.form == "tree":
-        chosen, caches = [job.frames[f] for f in frames], [job.caches[f] for f in frames]
+        chosen, caches = [job.slots[f] for f in slots], [job.caches[f] for f in slots]
         return tree_gradient(job.lm, chosen, caches, ids, job.batch_tokens)
-    pairs = [batch_gradient(job, frame, ids) for frame in frames]
+    pairs = [batch_gradient(job, slot, ids) for slot in slots]
     return torch.tensor([loss for loss, _ in pairs], dtype=torch.float64), torch.stack([g for _, g in pairs]).sum(0)
 
 
 @torch.enable_grad()
-def batch_gradient(job: Job, frame: int, ids: Ids) -> tuple[float, Float[Tensor, "S D"]]:
-    at, lm = job.frames[frame], job.lm
-    cache = shared_by(job.caches[frame], 1)
+def batch_gradient(job: Job, slot: int, ids: Ids) -> tuple[float, Float[Tensor, "S D"]]:
+    at, lm = job.slots[slot], job.lm
+    cache = shared_by(job.caches[slot], 1)
     before = at.before if cache is None else ()
     inputs = torch.tensor([[*before, *ids, *at.after, *at.target[:-1]]], device=lm.device)
     mask = inputs.new_ones(1, len(at.before) - len(before) + inputs.shape[1])

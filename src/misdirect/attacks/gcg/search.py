@@ -7,10 +7,10 @@ text never gets worse; the best swaps of several positions are also tried togeth
 tried again; with many prompts, swaps are tried on a few of them first. Only texts that can be typed count: those that the
 tokenizer turns into these very tokens, in every prompt.
 
-    frames, ids = framed(lm.tokenizer, [("Question: Which is a metal?", "\\nAnswer:", " Iron")], num_tokens=12)
-    job = job_of(lm, frames, ids)
+    slots, ids = prompt_slots(lm.tokenizer, [("Question: Which is a metal?", "\\nAnswer:", " Iron")], num_tokens=12)
+    job = job_of(lm, slots, ids)
     state = search(job, start(job, ids), until=50)
-    state.loss, text_of(lm.tokenizer, frames[0], state.ids)
+    state.loss, text_of(lm.tokenizer, slots[0], state.ids)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from misdirect.attacks.gcg.loss import Frame, Ids, Job, gradient, losses, slopes
+from misdirect.attacks.gcg.loss import Ids, Job, PromptSlot, gradient, losses, slopes
 from misdirect.data.tokens import token_ids
 from misdirect.model.load import LM
 from misdirect.model.score import encode, shared_length
@@ -41,7 +41,7 @@ UNITS = (
 )  # what a start text repeats: the first that keeps to its tokens
 
 
-class Place(NamedTuple):
+class PromptTemplate(NamedTuple):
     """A prompt around the adversarial text, and what the model is to say after it."""
 
     before: str
@@ -50,14 +50,14 @@ class Place(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How a step searches. `screened`: prompts that every swap is tried on; a quarter of the swaps then goes on to the
+class SearchSettings:
+    """How a step searches. `prefiltered`: prompts that every swap is tried on; a quarter of the swaps then goes on to the
     others (0: every swap on every prompt). `merged`: how many of the best swaps are tried together, at most."""
 
     candidates: int = 64
     top_k: int = 128
     merged: int = 6
-    screened: int = 0
+    prefiltered: int = 0
     ascii_only: bool = True
     seed: int = 0
 
@@ -79,13 +79,15 @@ class State:
         return State(data["step"], tuple(data["ids"]), data["loss"], tuple(data["log"]), tried)
 
 
-def framed(tokenizer: Any, places: Sequence[Place], num_tokens: int) -> tuple[list[Frame], Ids]:
+def prompt_slots(tokenizer: Any, templates: Sequence[PromptTemplate], num_tokens: int) -> tuple[list[PromptSlot], Ids]:
     """Frames with room for `num_tokens` tokens, and the ids of the start text.
 
     Raises ValueError where no start text keeps to its tokens in every prompt.
     """
     for unit in UNITS:
-        found = [frame_around(tokenizer, Place(*place), unit * num_tokens, num_tokens) for place in places]
+        found = [
+            slot_around(tokenizer, PromptTemplate(*template), unit * num_tokens, num_tokens) for template in templates
+        ]
         texts = {pair[1] for pair in found if pair is not None}
         if len(texts) == 1 and None not in found:
             return [pair[0] for pair in found if pair is not None], texts.pop()
@@ -94,41 +96,43 @@ def framed(tokenizer: Any, places: Sequence[Place], num_tokens: int) -> tuple[li
     )
 
 
-def frame_around(tokenizer: Any, place: Place, text: str, num_tokens: int) -> tuple[Frame, Ids] | None:
+def slot_around(tokenizer: Any, template: PromptTemplate, text: str, num_tokens: int) -> tuple[PromptSlot, Ids] | None:
     """(the frame, the text's ids), or None where the text's tokens merge with what is around it or are of another number."""
-    encoded = encode(tokenizer, place.before + text + place.after, [place.target])
+    encoded = encode(tokenizer, template.before + text + template.after, [template.target])
     whole = [*encoded.context, *encoded.continuations[0]]
-    alone = token_ids(tokenizer, [place.before])[0]
+    alone = token_ids(tokenizer, [template.before])[0]
     at = len(alone)
     end = len(whole) - len(encoded.continuations[0])
     if shared_length(alone, whole) < at or at + num_tokens > end:
         return None
     before, ids, rest = (tuple(x) for x in (whole[:at], whole[at : at + num_tokens], whole[at + num_tokens :]))
-    frame = Frame(before, rest[: end - at - num_tokens], tuple(whole[end:]), place.before, place.after + place.target)
-    return (frame, ids) if text_of(tokenizer, frame, ids) == text else None
+    slot = PromptSlot(
+        before, rest[: end - at - num_tokens], tuple(whole[end:]), template.before, template.after + template.target
+    )
+    return (slot, ids) if text_of(tokenizer, slot, ids) == text else None
 
 
-def text_of(tokenizer: Any, frame: Frame, ids: Ids) -> str:
+def text_of(tokenizer: Any, slot: PromptSlot, ids: Ids) -> str:
     """The adversarial text as it is typed."""
 
     def decoded(tokens: Ids) -> str:
         return str(tokenizer.decode(list(tokens), clean_up_tokenization_spaces=False))
 
-    start = decoded(frame.before)
-    whole = decoded((*frame.before, *ids))
+    start = decoded(slot.before)
+    whole = decoded((*slot.before, *ids))
     return whole[len(start) :] if whole.startswith(start) else decoded(ids)
 
 
-def typable(tokenizer: Any, frames: Sequence[Frame], candidates: Sequence[Ids]) -> list[bool]:
+def retokenizes(tokenizer: Any, slots: Sequence[PromptSlot], candidates: Sequence[Ids]) -> list[bool]:
     """Whether a candidate's text, typed into every prompt, gives its very tokens there."""
     good = [True] * len(candidates)
-    texts = [text_of(tokenizer, frames[0], ids) for ids in candidates]
-    for frame in frames:
+    texts = [text_of(tokenizer, slots[0], ids) for ids in candidates]
+    for slot in slots:
         rows = [i for i, fine in enumerate(good) if fine]
         if rows:
-            prompts = [frame.before_text + texts[i] + frame.rest_text for i in rows]
+            prompts = [slot.before_text + texts[i] + slot.rest_text for i in rows]
             for i, ids in zip(rows, token_ids(tokenizer, prompts), strict=True):
-                good[i] = tuple(ids) == (*frame.before, *candidates[i], *frame.after, *frame.target)
+                good[i] = tuple(ids) == (*slot.before, *candidates[i], *slot.after, *slot.target)
     return good
 
 
@@ -147,13 +151,13 @@ def allowed_tokens(lm: LM, ascii_only: bool = True) -> Bool[Tensor, " V"]:
 
 def start(job: Job, ids: Ids) -> State:
     """A search before its first step."""
-    loss = mean_losses(job, [ids], ids, range(len(job.frames)))[0].item()
+    loss = mean_losses(job, [ids], ids, range(len(job.slots)))[0].item()
     return State(0, ids, loss, (loss,))
 
 
-def mean_losses(job: Job, candidates: Sequence[Ids], incumbent: Ids, frames: Sequence[int]) -> Float[Tensor, " K"]:
+def mean_losses(job: Job, candidates: Sequence[Ids], incumbent: Ids, slots: Sequence[int]) -> Float[Tensor, " K"]:
     """The mean over some frames. Raises ValueError where one is not finite."""
-    found = losses(job, list(frames), candidates, incumbent).mean(0)
+    found = losses(job, list(slots), candidates, incumbent).mean(0)
     if not found.isfinite().all():
         raise ValueError(
             f"the loss of an adversarial text is {found[~found.isfinite()][0].item()}; expected a model with finite "
@@ -166,13 +170,13 @@ def search(
     job: Job,
     state: State,
     until: int,
-    settings: Settings | None = None,
+    settings: SearchSettings | None = None,
     save: Callable[[State], None] | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> State:
     """Goes on to step `until`; `save(state)` is called after every step. A search that is stopped and goes on from what
     was saved finds the same, bit for bit: every step draws from a generator of its own."""
-    settings = settings or Settings()
+    settings = settings or SearchSettings()
     allowed = allowed_tokens(job.lm, settings.ascii_only)
     slope: Tensor | None = None
     while state.step < until:
@@ -189,17 +193,17 @@ def search(
 
 def descent(job: Job, ids: Ids) -> Float[Tensor, "S V"]:
     """The gradient of the mean loss with respect to every position's one-hot vector, on the CPU."""
-    total = gradient(job, range(len(job.frames)), ids)[1]
-    return slopes(job.lm, total / len(job.frames)).cpu()
+    total = gradient(job, range(len(job.slots)), ids)[1]
+    return slopes(job.lm, total / len(job.slots)).cpu()
 
 
-def step(job: Job, state: State, settings: Settings, slope: Float[Tensor, "S V"]) -> State:
+def step(job: Job, state: State, settings: SearchSettings, slope: Float[Tensor, "S V"]) -> State:
     """One step; `slope` is infinite for tokens that may not be taken."""
     draw = torch.Generator().manual_seed(1_000_003 * settings.seed + state.step)
     swaps = draw_swaps(job, state, settings, slope, draw)
-    order = torch.randperm(len(job.frames), generator=draw).tolist()
+    order = torch.randperm(len(job.slots), generator=draw).tolist()
     single = [swapped(state.ids, [swap]) for swap in swaps]
-    rows, found = screened(job, single, state.ids, order, settings)
+    rows, found = prefilter(job, single, state.ids, order, settings)
     scored = sorted(zip(found, (swaps[row] for row in rows), strict=True))
     together = merges(job, state.ids, [swap for _, swap in scored], settings.merged)
     both = mean_losses(job, together, state.ids, range(len(order))).tolist() if together else []
@@ -207,11 +211,11 @@ def step(job: Job, state: State, settings: Settings, slope: Float[Tensor, "S V"]
     loss, ids = min(options, key=lambda option: option[0], default=(math.inf, state.ids))
     tried = (*state.tried, *swaps)
     if loss < state.loss:
-        return State(state.step + 1, ids, loss, (*state.log, loss), still_tried(state.ids, ids, tried))
+        return State(state.step + 1, ids, loss, (*state.log, loss), tabu_list(state.ids, ids, tried))
     return State(state.step + 1, state.ids, state.loss, (*state.log, state.loss), tried)
 
 
-def still_tried(old: Ids, new: Ids, tried: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+def tabu_list(old: Ids, new: Ids, tried: Sequence[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
     """The swaps that lead from the new ids to a text that was tried from the old ones, or to the old ones themselves."""
     moved = [position for position, (a, b) in enumerate(zip(old, new, strict=True)) if a != b]
     if len(moved) > 1:
@@ -227,7 +231,7 @@ def swapped(ids: Ids, swaps: Sequence[tuple[int, int]]) -> Ids:
 
 
 def draw_swaps(
-    job: Job, state: State, settings: Settings, slope: Float[Tensor, "S V"], draw: torch.Generator
+    job: Job, state: State, settings: SearchSettings, slope: Float[Tensor, "S V"], draw: torch.Generator
 ) -> list[tuple[int, int]]:
     """Swaps out of the `top_k` of steepest descent at each position that can be typed and were not tried from here."""
     k = min(settings.top_k, slope.shape[1])
@@ -239,18 +243,18 @@ def draw_swaps(
     kept: list[tuple[int, int]] = []
     for first in range(0, len(pool), settings.candidates):
         some = [pool[i] for i in order[first : first + settings.candidates]]
-        fine = typable(job.lm.tokenizer, job.frames, [swapped(state.ids, [swap]) for swap in some])
+        fine = retokenizes(job.lm.tokenizer, job.slots, [swapped(state.ids, [swap]) for swap in some])
         kept += [swap for swap, good in zip(some, fine, strict=True) if good]
         if len(kept) >= settings.candidates:
             break
     return kept[: settings.candidates]
 
 
-def screened(
-    job: Job, candidates: Sequence[Ids], incumbent: Ids, order: Sequence[int], settings: Settings
+def prefilter(
+    job: Job, candidates: Sequence[Ids], incumbent: Ids, order: Sequence[int], settings: SearchSettings
 ) -> tuple[list[int], list[float]]:
     """(rows of candidates that were tried on every prompt, their mean losses)."""
-    count, few = len(order), settings.screened
+    count, few = len(order), settings.prefiltered
     if not candidates or not 0 < few < count:
         return list(range(len(candidates))), (
             mean_losses(job, candidates, incumbent, range(count)).tolist() if candidates else []
@@ -268,5 +272,5 @@ def merges(job: Job, ids: Ids, swaps: Sequence[tuple[int, int]], most: int) -> l
         best.setdefault(swap[0], swap)
     chosen = list(best.values())[:most]
     together = [swapped(ids, chosen[:count]) for count in range(2, len(chosen) + 1)]
-    fine = typable(job.lm.tokenizer, job.frames, together) if together else []
+    fine = retokenizes(job.lm.tokenizer, job.slots, together) if together else []
     return [found for found, good in zip(together, fine, strict=True) if good]

@@ -1,12 +1,12 @@
 """Candidate texts in prompts as a tree: the prompts' beginnings out of a cache, each candidate from its first change on.
 
-A `Frame` is a prompt with room for S tokens: before + text + after + target. The cache holds the keys and values of every
+A `PromptSlot` is a prompt with room for S tokens: before + text + after + target. The cache holds the keys and values of every
 frame's `before`, one behind the other. Rows hold, for each frame, the unchanged tokens (the trunk) that its candidates
 share, then the candidates (the branches). A mask lets a token see its own frame's part of the cache, the trunk up to its
 branch's first change, and its own branch; its position counts from its own frame's first token. So no token is computed
 twice in a row, nothing of the cache is repeated for a candidate, and all frames and candidates run in the same passes.
 
-    tree_losses(lm, frames, caches, [(5, 6, 7), (5, 9, 7)], (5, 6, 7))      # (F, K)
+    tree_losses(lm, slots, caches, [(5, 6, 7), (5, 9, 7)], (5, 6, 7))      # (F, K)
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CACHED = 512  # tokens of the cache in a pass: frames beyond that go into a pass
 
 
 @dataclass(frozen=True)
-class Frame:
+class PromptSlot:
     """A prompt with room for S adversarial tokens, as text and as tokens. `target` is what the model is to say."""
 
     before: Ids
@@ -49,7 +49,7 @@ class Frame:
 class Branch(NamedTuple):
     """A candidate in a frame: its tokens from the first changed one on, with what follows the text."""
 
-    frame: int
+    slot: int
     number: int  # of the candidate
     first: int
     tokens: Ids
@@ -107,14 +107,14 @@ def rows_at_once(lm: LM, width: int, context: int, wanted: int, batch_tokens: in
     return max(1, min(batch_tokens // width, memory, packed.MAX_LOGITS // (wanted * vocabulary)))
 
 
-def branches(frames: Sequence[Frame], candidates: Sequence[Ids], incumbent: Ids) -> list[Branch]:
+def branches(slots: Sequence[PromptSlot], candidates: Sequence[Ids], incumbent: Ids) -> list[Branch]:
     """Every candidate in every frame, in a frame by the first changed position."""
     last = len(incumbent) - 1
     firsts = [next((p for p in range(last) if ids[p] != incumbent[p]), last) for ids in candidates]
     order = sorted(range(len(candidates)), key=firsts.__getitem__)
     return [
-        Branch(f, k, firsts[k], (*candidates[k][firsts[k] :], *frame.after, *frame.target[:-1]))
-        for f, frame in enumerate(frames)
+        Branch(f, k, firsts[k], (*candidates[k][firsts[k] :], *slot.after, *slot.target[:-1]))
+        for f, slot in enumerate(slots)
         for k in order
     ]
 
@@ -136,18 +136,18 @@ def pieces(row: Sequence[Branch], incumbent: Ids) -> Iterator[tuple[int, int, in
     """A row's parts, (frame, 0 for a trunk or a branch's number from 1, first place, tokens): trunks before branches."""
     seen: set[int] = set()
     for number, branch in enumerate(row, 1):
-        if branch.frame not in seen:
-            trunk = max(b.first for b in row if b.frame == branch.frame)
-            yield branch.frame, 0, 0, incumbent[:trunk]
-            seen.add(branch.frame)
-        yield branch.frame, number, branch.first, branch.tokens
+        if branch.slot not in seen:
+            trunk = max(b.first for b in row if b.slot == branch.slot)
+            yield branch.slot, 0, 0, incumbent[:trunk]
+            seen.add(branch.slot)
+        yield branch.slot, number, branch.first, branch.tokens
 
 
 def width_of(row: Sequence[Branch], incumbent: Ids) -> int:
     return sum(len(tokens) for *_, tokens in pieces(row, incumbent))
 
 
-def tree_rows(group: Sequence[Sequence[Branch]], frames: Sequence[Frame], incumbent: Ids, fill: int) -> Rows:
+def tree_rows(group: Sequence[Sequence[Branch]], slots: Sequence[PromptSlot], incumbent: Ids, fill: int) -> Rows:
     width = max(width_of(row, incumbent) for row in group)
     ids = torch.full((len(group), width), fill)
     position = torch.zeros_like(ids)
@@ -159,13 +159,13 @@ def tree_rows(group: Sequence[Sequence[Branch]], frames: Sequence[Frame], incumb
     begins: list[int] = []
     for r, row in enumerate(group):
         at = 0
-        for frame, number, first, tokens in pieces(row, incumbent):
-            end, from_position = at + len(tokens), len(frames[frame].before) + first
+        for slot, number, first, tokens in pieces(row, incumbent):
+            end, from_position = at + len(tokens), len(slots[slot].before) + first
             ids[r, at:end] = torch.tensor(tokens, dtype=torch.long)
             position[r, at:end] = torch.arange(from_position, from_position + len(tokens))
-            frame_of[r, at:end], branch_of[r, at:end], start[r, at:end] = frame, number, from_position
+            frame_of[r, at:end], branch_of[r, at:end], start[r, at:end] = slot, number, from_position
             if number:
-                target = frames[frame].target
+                target = slots[slot].target
                 wanted += range(r * width + end - len(target), r * width + end)
                 targets += target
                 owner += [len(begins)] * len(target)
@@ -179,33 +179,38 @@ def tree_rows(group: Sequence[Sequence[Branch]], frames: Sequence[Frame], incumb
     return Rows(ids, position, frame_of, same | trunk, *found)
 
 
-def parts_of(frames: Sequence[Frame]) -> Iterator[list[int]]:
+def parts_of(slots: Sequence[PromptSlot]) -> Iterator[list[int]]:
     """Frames whose cached tokens fit beside each other, by index."""
     group: list[int] = []
     used = 0
-    for index, frame in enumerate(frames):
-        if group and used + len(frame.before) > CACHED:
+    for index, slot in enumerate(slots):
+        if group and used + len(slot.before) > CACHED:
             yield group
             group, used = [], 0
         group.append(index)
-        used += len(frame.before)
+        used += len(slot.before)
     yield group
 
 
 def passes(
-    lm: LM, frames: Sequence[Frame], caches: Sequence[Any], found: Sequence[Branch], incumbent: Ids, batch_tokens: int
+    lm: LM,
+    slots: Sequence[PromptSlot],
+    caches: Sequence[Any],
+    found: Sequence[Branch],
+    incumbent: Ids,
+    batch_tokens: int,
 ) -> Iterator[Pass]:
-    for part in parts_of(frames):
-        rows = filled([branch for branch in found if branch.frame in part])
+    for part in parts_of(slots):
+        rows = filled([branch for branch in found if branch.slot in part])
         held = [(f, caches[f]) for f in part if caches[f] is not None]
-        cached = torch.tensor([f for f, _ in held for _ in frames[f].before], dtype=torch.long)
-        most = max(sum(len(frames[b.frame].target) for b in row) for row in rows)
+        cached = torch.tensor([f for f, _ in held for _ in slots[f].before], dtype=torch.long)
+        most = max(sum(len(slots[b.slot].target) for b in row) for row in rows)
         widest = max(width_of(row, incumbent) for row in rows)
         size = rows_at_once(lm, widest, len(cached), most, batch_tokens)
         for at in range(0, len(rows), size):
             group = rows[at : at + size]
             cache = joined([cache for _, cache in held], len(group)) if held else None
-            made = tree_rows(group, frames, incumbent, fill_id(lm))
+            made = tree_rows(group, slots, incumbent, fill_id(lm))
             yield Pass(made, [branch for row in group for branch in row], cache, cached)
 
 
@@ -236,31 +241,31 @@ def pass_losses(lm: LM, one: Pass) -> Float[Tensor, " K"]:
 @torch.no_grad()
 def tree_losses(
     lm: LM,
-    frames: Sequence[Frame],
+    slots: Sequence[PromptSlot],
     caches: Sequence[Any],
     candidates: Sequence[Ids],
     incumbent: Ids,
     batch_tokens: int = 4096,
 ) -> Float[Tensor, "F K"]:
     """The loss of every candidate in every frame, on the CPU. `caches`: of each frame's `before`."""
-    out = torch.empty(len(frames), len(candidates), dtype=torch.float64)
-    found = branches(frames, candidates, incumbent)
-    for one in passes(lm, frames, caches, found, incumbent, batch_tokens):
-        at = torch.tensor([(branch.frame, branch.number) for branch in one.branches]).T
+    out = torch.empty(len(slots), len(candidates), dtype=torch.float64)
+    found = branches(slots, candidates, incumbent)
+    for one in passes(lm, slots, caches, found, incumbent, batch_tokens):
+        at = torch.tensor([(branch.slot, branch.number) for branch in one.branches]).T
         out[at[0], at[1]] = pass_losses(lm, one).double().cpu()
     return out
 
 
 @torch.enable_grad()
 def tree_gradient(
-    lm: LM, frames: Sequence[Frame], caches: Sequence[Any], ids: Ids, batch_tokens: int = 4096
+    lm: LM, slots: Sequence[PromptSlot], caches: Sequence[Any], ids: Ids, batch_tokens: int = 4096
 ) -> tuple[Float[Tensor, " F"], Float[Tensor, "S D"]]:
     """(each frame's loss, the gradient of their sum with respect to the embeddings of the text's tokens)."""
-    found = [Branch(f, 0, 0, (*ids, *frame.after, *frame.target[:-1])) for f, frame in enumerate(frames)]
-    losses, total = torch.empty(len(frames), dtype=torch.float64), None
-    for one in passes(lm, frames, caches, found, ids, batch_tokens):
+    found = [Branch(f, 0, 0, (*ids, *slot.after, *slot.target[:-1])) for f, slot in enumerate(slots)]
+    losses, total = torch.empty(len(slots), dtype=torch.float64), None
+    for one in passes(lm, slots, caches, found, ids, batch_tokens):
         loss, slope = with_leaf(lm, one.rows.input_ids, lambda one=one: pass_losses(lm, one))  # type: ignore[misc]
-        losses[[branch.frame for branch in one.branches]] = loss.detach().double().cpu()
+        losses[[branch.slot for branch in one.branches]] = loss.detach().double().cpu()
         room = one.rows.begins[:, None] + torch.arange(len(ids))  # (K, S)
         summed = at_least_fp32(slope.flatten(0, 1)[room.to(slope.device)]).sum(0)
         total = summed if total is None else total + summed
