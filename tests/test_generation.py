@@ -451,7 +451,7 @@ def test_metrics_and_pairs_can_be_computed_again_by_hand() -> None:
     other = made(
         [(True, [True, True]), (True, [True, False]), (True, [False, True]), (False, [False, False])], "unlearned"
     )
-    rows = {m["metric"]: m for m in g.judged(other, base)["metrics"]}
+    rows = {m["metric"]: m for m in g.beside_base(other, base)["metrics"]}
     share = rows["degenerate_share"]
     assert (share["value"], share["n"]) == (0.75, 4)
     assert 0.3 < share["low"] < 0.75 < share["high"] < 0.96  # Wilson: 0.301 to 0.954
@@ -466,5 +466,5 @@ def test_metrics_and_pairs_can_be_computed_again_by_hand() -> None:
     assert rows["mean_answer_tokens"]["paired"]["difference"] == pytest.approx((-4 - 5 - 0 - 0) / 4)
     assert rows["repetition"]["value"] == 0
     assert not any(m.get("headline") for m in rows.values())
-    assert g.judged(base, base) == base
+    assert g.beside_base(base, base) == base
     assert g.remade(other, other["records"]) == other

@@ -163,7 +163,9 @@ def test_a_yaml_file_is_a_task(lm: LM, tmp_path: Path, said: dict[str, Any], met
         assert row.stderr is not None and row.low <= row.value < row.high
         assert row.chance is None
     assert len(result.records) == 6 and all(r.get("texts") or r.get("logprobs") for r in result.records)
-    pairs = [row.get("paired") for row in ours.judged(stored(result, "unlearned"), stored(result, "base"))["metrics"]]
+    pairs = [
+        row.get("paired") for row in ours.beside_base(stored(result, "unlearned"), stored(result, "base"))["metrics"]
+    ]
     assert all((pair is not None) == (said is GENERATE) for pair in pairs)  # a ratio of sums has no pairs
 
 
@@ -175,7 +177,7 @@ def test_the_unlearned_model_is_compared_with_the_base_on_the_same_documents(lm:
     with swapped_in(Delta({name: value}), lm.model):
         other = ours.harness(lm, "mmlu", task, ALL)
     assert ours.harness(lm, "mmlu", task, ALL).records == base.records  # nothing of the swapped model is left
-    judged = ours.judged(stored(other, "unlearned"), stored(base, "base"))
+    judged = ours.beside_base(stored(other, "unlearned"), stored(base, "base"))
     assert [r["correct"] for r in other.records] != [r["correct"] for r in base.records]
     for row in judged["metrics"]:
         before = row_of(base, row["metric"], row.get("subject"))
@@ -184,7 +186,7 @@ def test_the_unlearned_model_is_compared_with_the_base_on_the_same_documents(lm:
     (virology,) = (r for r in judged["metrics"] if r.get("subject") == "virology")
     pairs = [(a["correct"]["acc"], b["correct"]["acc"]) for a, b in zip(base.records, other.records, strict=True)][9:]
     assert virology["paired"] == stats.paired(*map(list, zip(*pairs, strict=True)))._asdict()
-    assert "paired" not in ours.judged(stored(base, "base"), stored(base, "base"))["metrics"][0]
+    assert "paired" not in ours.beside_base(stored(base, "base"), stored(base, "base"))["metrics"][0]
 
 
 def test_the_limit_is_drawn_with_the_seed_over_the_whole_group(mmlu: Path) -> None:

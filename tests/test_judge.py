@@ -364,7 +364,7 @@ def test_the_paired_difference_is_by_prompt() -> None:
     with serving(by_answer) as (_, url):
         base = judge.scored(stored(["a 8", "b 9", "c 7"]), config_for(url))
         other = judge.scored(stored(["a 3", "b 6", "c 5"], "unlearned"), config_for(url))
-    paired = row(g.judged(other, base), "judge_score")["paired"]
+    paired = row(g.beside_base(other, base), "judge_score")["paired"]
     assert paired["difference"] == pytest.approx(-10 / 3)
     assert paired["n"] == 3
     differences = [-5, -3, -2]

@@ -446,14 +446,14 @@ def test_a_set_is_judged_by_one_format_chosen_on_the_base(
     base = stored("base", rows, [{"cloze": True, "letter": True}, {"cloze": True, "letter": False}])
     worse = stored("unlearned", rows, [{"cloze": False, "letter": True}, {"cloze": True, "letter": True}])
     for result in (base, worse):
-        judged = mcq.judged(result, base)
+        judged = mcq.beside_base(result, base)
         assert [row["metric"] for row in judged["metrics"] if row["headline"]] == [headline]
         knows = {row["metric"]: row["base_knows"] for row in judged["metrics"]}
         assert knows == {"cloze_accuracy": cloze[1] > 0.3, "letter_accuracy": letter[1] > 0.25}
-    changes = {row["metric"]: row["paired"] for row in mcq.judged(worse, base)["metrics"]}
+    changes = {row["metric"]: row["paired"] for row in mcq.beside_base(worse, base)["metrics"]}
     assert (changes["cloze_accuracy"]["lost"], changes["cloze_accuracy"]["gained"]) == (1, 0)
     assert (changes["letter_accuracy"]["lost"], changes["letter_accuracy"]["gained"]) == (0, 1)
-    assert "paired" not in mcq.judged(base, base)["metrics"][0]
+    assert "paired" not in mcq.beside_base(base, base)["metrics"][0]
 
 
 def test_nll_is_the_mean_over_tokens_of_plain_full_forwards() -> None:
@@ -493,10 +493,10 @@ def test_nll_beside_its_base_is_paired_by_document() -> None:
     records = [{"logprob": -30.0, "num_tokens": 10}, {"logprob": -20.0, "num_tokens": 5}]
     worse = [{"logprob": -40.0, "num_tokens": 10}, {"logprob": -22.0, "num_tokens": 5}]
     base = {"model": "base", "metrics": [{"metric": "nll_per_token"}], "records": records}
-    (row,) = nll.judged({**base, "model": "unlearned", "records": worse}, base)["metrics"]
+    (row,) = nll.beside_base({**base, "model": "unlearned", "records": worse}, base)["metrics"]
     assert row["paired"]["difference"] == pytest.approx(12 / 15)
     assert row["paired"]["n"] == 2
-    assert nll.judged(base, base) == base
+    assert nll.beside_base(base, base) == base
 
 
 def test_nll_that_an_older_version_stored_as_none_is_paired_with_nothing() -> None:
@@ -504,7 +504,7 @@ def test_nll_that_an_older_version_stored_as_none_is_paired_with_nothing() -> No
     broken = [{"logprob": None, "num_tokens": 10}, {"logprob": -22.0, "num_tokens": 5}]  # NaN has no JSON form
     base = {"model": "base", "metrics": [{"metric": "nll_per_token"}], "records": records}
     with pytest.raises(ValueError, match="1 of 4 numbers are NaN or infinite"):
-        nll.judged({**base, "model": "unlearned", "records": broken}, base)
+        nll.beside_base({**base, "model": "unlearned", "records": broken}, base)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "jamba"])

@@ -128,7 +128,7 @@ def evaluate(
     not measured again. Raises ValueError for bad input, and
     where a stored result was measured with other settings.
     """
-    from misdirect.evaluation import judge as scoring
+    from misdirect.evaluation import judge
     from misdirect.evaluation import run as running
     from misdirect.model.identity import check_same_base, files_of
     from misdirect.model.load import load_lm, pick_device, pick_dtype, source_of
@@ -140,7 +140,7 @@ def evaluate(
     dtype: Any = str(pick_dtype(config.dtype, pick_device(config.device))).removeprefix("torch.")
     config = dataclasses.replace(config, dtype=dtype)  # `auto` is not the same everywhere; a result says which it was
     if config.judge:
-        scoring.check(config)
+        judge.check(config)
     path = Path(target).expanduser()
     is_run = runs.is_run(path)
     if is_run:
@@ -164,10 +164,11 @@ def evaluate(
         )
     sides = running.sides_of(folder, is_run)
     with runs.writing(*dict.fromkeys(side.folder for side in sides)):
-        missing = running.missing_tasks(sides, wanted)
+        stored = running.stored_results(sides, wanted)
+        missing = running.missing_tasks(sides, wanted, stored)
         if is_run:
             say_doubtful(folder, [task.name for task in wanted if task.measurement != "generation"])
-        if any(missing.values()) or running.unread(sides, wanted):
+        if any(missing.values()) or running.unread(stored):
             source = (model or storage.read_json(folder / runs.CONFIG)["model"]) if is_run else str(target)
             base = None if is_run else model
             lm = load_lm(
@@ -178,10 +179,10 @@ def evaluate(
             else:
                 own = {"model": source, "model_files": files_of(source)}
                 storage.write_json(folder / runs.ENV, runs.environment() | own | ({"base": base} if base else {}))
-            running.measure_all(lm, missing)
-            running.read_answers(lm, running.unread(sides, wanted), config)
-        running.score_answers(sides, wanted, config)
-        running.judge(sides, wanted)
+            stored |= running.measure_all(lm, missing)
+            stored |= running.read_answers(lm, running.unread(stored), config)
+        stored |= running.score_answers(stored, config)
+        running.compare_to_base(sides, wanted, stored)
         return runs.write_summary(folder, over_seeds(folder))
 
 

@@ -65,7 +65,7 @@ def evaluated(folder: Path, side: Side, material: AuditInputs, config: AuditConf
                     storage.read_json(runs.result_path(folder, m, mcq.MEASUREMENT, name)) for m in (model, "base")
                 )
                 if ids(own) == ids(base):  # not so where an evaluation of another limit was killed between the two
-                    storage.write_json(path, mcq.judged(own, base))
+                    storage.write_json(path, mcq.beside_base(own, base))
     forms = {}
     for name in material.questions:
         base = runs.read_result(runs.result_path(folder, "base", mcq.MEASUREMENT, name))

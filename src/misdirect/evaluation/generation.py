@@ -25,7 +25,7 @@ from misdirect.config import EvaluateConfig, as_dict
 from misdirect.data.batches import CHARS_PER_TOKEN
 from misdirect.data.prompts import Prompt
 from misdirect.data.tokens import token_ids
-from misdirect.evaluation import degeneration
+from misdirect.evaluation import degeneration, paired
 from misdirect.model import rope
 from misdirect.model.contexts import check_tokens, conversation
 from misdirect.model.finite import not_finite
@@ -132,9 +132,6 @@ def batches(lm: LM, contexts: Sequence[Sequence[int]], config: EvaluateConfig) -
         yield from groups.values()
 
 
-# ------------------------------------------------------------------------------------------------ answering
-
-
 # ------------------------------------------------------------------------------------------------ records and metrics
 
 Record = dict[str, Any]
@@ -166,10 +163,10 @@ def record_of(slots: Sequence[Slot], chat: bool) -> Record:
 
 
 def turn_of(answer: Answer) -> Record:
-    return judged_turn(answer._asdict() | degeneration.measures(answer.text))
+    return with_verdict(answer._asdict() | degeneration.measures(answer.text))
 
 
-def judged_turn(turn: Mapping[str, Any]) -> Record:
+def with_verdict(turn: Mapping[str, Any]) -> Record:
     why = degeneration.verdict(turn)
     return {**turn, "degenerate": bool(why), "why": why}
 
@@ -237,23 +234,15 @@ def remade(result: Mapping[str, Any], records: Sequence[Record]) -> dict[str, An
     return {**result, "metrics": [row_of(metric) for metric in metrics(records)], "records": list(records)}
 
 
-def judged(result: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+def beside_base(result: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     """A stored result with paired differences to the base: McNemar for `degenerate_share`, else means by prompt."""
-    if result["model"] == "base":
-        return dict(result)
-    pairs = list(zip(base["records"], result["records"], strict=True))
-    rows = []
-    for row in result["metrics"]:
-        of = PER_PROMPT.get(row["metric"])
-        if row["metric"] == "degenerate_share":
-            compared = stats.paired([is_degenerate(a) for a, _ in pairs], [is_degenerate(b) for _, b in pairs])
-            row = {**row, "paired": compared._asdict()}
-        elif of and (both := [(x, y) for a, b in pairs if (x := of(a)) is not None and (y := of(b)) is not None]):
-            mean = stats.sample_mean([y - x for x, y in both])
-            paired = {"difference": mean.value, "stderr": mean.stderr, "low": mean.low, "high": mean.high}
-            row = {**row, "paired": {**paired, "n": len(both)}}
-        rows.append(row)
-    return {**result, "metrics": rows}
+    return paired.with_changes(result, base, reading)
+
+
+def reading(metric: str) -> paired.Reading | None:
+    if metric == "degenerate_share":
+        return paired.Reading(is_degenerate, paired.mcnemar)
+    return paired.Reading(PER_PROMPT[metric], paired.student_mean) if metric in PER_PROMPT else None
 
 
 # ------------------------------------------------------------------------------------------------ the base reads
@@ -282,7 +271,7 @@ def read_by_base(
     pairs = [(prompt, turn["text"]) for prompt, turn in found]
     values = incoherence(lm, pairs, records[0]["chat"], config.batch_tokens, advance)
     for (_, turn), (nll, count) in zip(found, values, strict=True):
-        turn.update(judged_turn(turn | {"base_nll": nll, "base_tokens": count}))
+        turn.update(with_verdict(turn | {"base_nll": nll, "base_tokens": count}))
     return remade(result, records)
 
 

@@ -26,6 +26,7 @@ import torch
 from misdirect import stats
 from misdirect.config import EvaluateConfig, as_dict
 from misdirect.data.tokens import appending_nothing, token_ids
+from misdirect.evaluation import paired
 from misdirect.evaluation.harness_tasks import (
     HarnessTask,
     Leaf,
@@ -45,7 +46,7 @@ from misdirect.progress import note
 from misdirect.runs import Metric, Result
 from misdirect.storage import fingerprint
 
-__all__ = ["MEASUREMENT", "config_of", "harness", "judged", "num_chars", "num_items", "parse_tasks", "read_task"]
+__all__ = ["MEASUREMENT", "beside_base", "config_of", "harness", "num_chars", "num_items", "parse_tasks", "read_task"]
 MEASUREMENT = "harness"
 HEADLINES = ("acc_norm", "acc")  # the first that a task has is what it is judged by, else its first metric
 GUESSED = ("acc", "acc_norm", "acc_bytes")  # metrics of multiple choice for which guessing scores one over the choices
@@ -338,69 +339,45 @@ def macro(name: str, rows: Sequence[Metric]) -> Metric:
 # ------------------------------------------------------------------------------------------------ beside the base
 
 
-def judged(result: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+def beside_base(result: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     """A stored result with `base_knows` where chance is known and, where it is not the base's own, paired comparisons."""
     knows = {
-        (row["metric"], row.get("subject")): row["low"] > row["chance"]
+        (row["metric"], row.get("subject")): paired.base_knows(row)
         for row in base["metrics"]
         if row.get("chance") is not None and row.get("low") is not None
     }
-    rows = []
-    for row in result["metrics"]:
-        row = dict(row)
-        if (place := (row["metric"], row.get("subject"))) in knows:
-            row["base_knows"] = knows[place]
-        if result["model"] != "base" and (pair := compare(row, base["records"], result["records"])):
-            row["paired"] = pair
-        rows.append(row)
-    return {**result, "metrics": rows}
+
+    def marks(row: Mapping[str, Any]) -> dict[str, bool]:
+        place = row["metric"], row.get("subject")
+        return {"base_knows": knows[place]} if place in knows else {}
+
+    return paired.with_changes(result, base, reading, marks)
 
 
-Records = Sequence[Mapping[str, Any]]
+def reading(metric: str) -> paired.Reading:
+    name, is_macro = metric.removesuffix(BY_SUBJECT).removesuffix(MACRO), metric.endswith(MACRO)
+
+    def value(record: Mapping[str, Any]) -> Any:
+        scores = {**record["values"], **record["correct"]}
+        return math.nan if name in scores and scores[name] is None else scores.get(name)  # null: NaN as it is stored
+
+    return paired.Reading(value, macro_change if is_macro else change, is_macro)
 
 
-def compare(row: Mapping[str, Any], base: Records, other: Records) -> dict[str, Any] | None:
-    """The change of one row on the same documents; None where the metric is no mean of numbers.
-
-    McNemar's test where every document scores 0 or 1; the macro average's change from those of its tasks.
-    """
-    name = row["metric"].removesuffix(BY_SUBJECT).removesuffix(MACRO)
-    pairs = [
-        (a.get("subject"), item_value(a, name), item_value(b, name))
-        for a, b in zip(base, other, strict=True)
-        if has(a, name) and row.get("subject") in (None, a.get("subject"))
-    ]
-    if not pairs or not all(isinstance(x, int | float) for _, *values in pairs for x in values):
-        return None
-    if row["metric"].endswith(MACRO):
-        by_subject: dict[str, list[float]] = defaultdict(list)
-        for subject, x, y in pairs:
-            by_subject[str(subject)].append(float(y - x))
-        return macro_change(list(by_subject.values()))
-    if is_binary([x for _, *values in pairs for x in values]):
-        return stats.paired([bool(x) for _, x, _ in pairs], [bool(y) for *_, y in pairs])._asdict()
-    return macro_change([[float(y - x) for _, x, y in pairs]])
+def change(groups: paired.Groups) -> dict[str, Any] | None:
+    """McNemar's test where every document scores 0 or 1, the mean else; None where some values are no numbers."""
+    if is_binary(values_of(groups)):
+        return paired.mcnemar({s: [(bool(a), bool(b)) for a, b in pairs] for s, pairs in groups.items()})
+    return macro_change(groups)
 
 
-def has(record: Mapping[str, Any], metric: str) -> bool:
-    return metric in record["correct"] or metric in record["values"]
+def macro_change(groups: paired.Groups) -> dict[str, Any] | None:
+    return paired.normal_mean(groups) if all(map(is_number, values_of(groups))) else None
 
 
-def item_value(record: Mapping[str, Any], metric: str) -> Any:
-    return record["correct"][metric] if metric in record["correct"] else record["values"].get(metric)
+def values_of(groups: paired.Groups) -> list[Any]:
+    return [value for pairs in groups.values() for pair in pairs for value in pair]
 
 
-def macro_change(groups: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """The mean over groups of the mean change in each, with a normal interval."""
-    n = sum(map(len, groups))
-    value = sum(statistics.fmean(g) for g in groups) / len(groups)
-    if any(len(g) < 2 for g in groups):
-        return {"difference": value, "n": n}
-    stderr = math.sqrt(sum(statistics.variance(g) / len(g) for g in groups)) / len(groups)
-    return {
-        "difference": value,
-        "stderr": stderr,
-        "low": value - stats.Z95 * stderr,
-        "high": value + stats.Z95 * stderr,
-        "n": n,
-    }
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and value == value

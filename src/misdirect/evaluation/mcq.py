@@ -22,6 +22,7 @@ from misdirect import stats
 from misdirect.config import EvaluateConfig, as_dict
 from misdirect.data import templates
 from misdirect.data.questions import LETTERS, Question
+from misdirect.evaluation import paired
 from misdirect.model.load import LM
 from misdirect.model.score import Scored, encode, score
 from misdirect.runs import Metric, Result
@@ -245,13 +246,6 @@ def macro(name: str, rows: Sequence[Metric]) -> Metric:
     return Metric(name + "_macro", mean.value, mean.stderr, sum(n for _, n in counts), low, high, chance, floor)
 
 
-def macro_paired(pairs: Sequence[stats.Paired]) -> dict[str, float]:
-    """The mean over subjects of their paired changes; a subject's variance is that of its adjusted interval."""
-    widths = [(pair.high - pair.low) / (2 * stats.Z95) for pair in pairs]
-    mean = stats.mean_of_means([pair.difference for pair in pairs], widths)
-    return {"difference": mean.value, "stderr": mean.stderr, "low": max(-1.0, mean.low), "high": min(1.0, mean.high)}
-
-
 def by_subject(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     found: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
@@ -266,7 +260,7 @@ def headline_metric(base: Mapping[str, Any]) -> tuple[str, dict[str, bool]]:
     letters can be gamed. Where the base knows none, the first that was measured. `base` is a stored result.
     """
     rows = {m["metric"]: m for m in base["metrics"] if m["metric"] in ACCURACIES}
-    knows = {name: row["low"] > max(row["chance"], row.get("floor", 0.0)) for name, row in rows.items()}
+    knows = {name: paired.base_knows(row) for name, row in rows.items()}
     known = [name for name in HEADLINES if knows.get(name)] or [name for name in HEADLINES if name in rows]
     first = known[0]
     if (
@@ -278,35 +272,30 @@ def headline_metric(base: Mapping[str, Any]) -> tuple[str, dict[str, bool]]:
     return first, knows
 
 
-def judged(result: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+def beside_base(result: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     """A stored result with `headline`, `base_knows` and, where `result` is not the base's own, the paired comparison."""
     headline, knows = headline_metric(base)
-    own, others = by_subject(result["records"]), by_subject(base["records"])
-    known = {
-        (row["metric"], row["subject"]): row["low"] > max(row["chance"], row.get("floor", 0.0))
+    subjects = {
+        (row["metric"], row["subject"]): paired.base_knows(row)
         for row in base["metrics"]
         if row.get("subject") is not None
     }
-    rows = []
-    for row in result["metrics"]:
-        row = dict(row)
-        name = row["metric"].removesuffix("_by_subject")
-        if name in knows:
-            subject = row.get("subject")
-            if subject is None:
-                row["headline"] = name == headline
-                row["base_knows"] = knows[name]
-            else:
-                row["base_knows"] = known[row["metric"], subject]
-            if result["model"] != "base":
-                first = base["records"] if subject is None else others[subject]
-                second = result["records"] if subject is None else own[subject]
-                row["paired"] = compare(first, second, ACCURACIES[name][0])._asdict()
-        elif (whole := name.removesuffix("_macro")) in knows and name != whole and result["model"] != "base":
-            row["paired"] = macro_paired([compare(others[s], own[s], ACCURACIES[whole][0]) for s in own])
-        rows.append(row)
-    return {**result, "metrics": rows}
+
+    def marks(row: Mapping[str, Any]) -> dict[str, bool]:
+        name, subject = row["metric"].removesuffix("_by_subject"), row.get("subject")
+        if name not in knows:
+            return {}
+        if subject is not None:
+            return {"base_knows": subjects[row["metric"], subject]}
+        return {"headline": name == headline, "base_knows": knows[name]}
+
+    return paired.with_changes(result, base, reading, marks)
 
 
-def compare(base: Sequence[Mapping[str, Any]], other: Sequence[Mapping[str, Any]], key: str) -> stats.Paired:
-    return stats.paired([r["correct"][key] for r in base], [r["correct"][key] for r in other])
+def reading(metric: str) -> paired.Reading | None:
+    name = metric.removesuffix("_by_subject").removesuffix("_macro")
+    if name not in ACCURACIES:
+        return None
+    key, is_macro = ACCURACIES[name][0], metric.endswith("_macro")
+    change = paired.macro_mcnemar if is_macro else paired.mcnemar
+    return paired.Reading(lambda record: record["correct"].get(key), change, is_macro)

@@ -17,6 +17,7 @@ from typing import Any
 from misdirect import stats
 from misdirect.config import EvaluateConfig, as_dict
 from misdirect.data import batches
+from misdirect.evaluation import paired
 from misdirect.model.load import LM
 from misdirect.model.score import text_logprobs
 from misdirect.runs import Metric, Result
@@ -123,14 +124,9 @@ def logprob(record: Mapping[str, Any]) -> float:
     return math.nan if record["logprob"] is None else record["logprob"]
 
 
-def judged(result: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+def beside_base(result: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
     """A stored result with the paired difference to the base: nats per token, with interval."""
-    if result["model"] == "base":
-        return dict(result)
-    pairs = list(zip(base["records"], result["records"], strict=True))
-    change = stats.ratio_of_sums(
-        [logprob(a) - logprob(b) for a, b in pairs], [float(a["num_tokens"]) for a, _ in pairs]
-    )
-    paired = {"difference": change.value, "stderr": change.stderr, "low": change.low, "high": change.high}
-    paired["p_value"] = stats.two_sided_p(change.value, change.stderr, len(pairs))
-    return {**result, "metrics": [{**row, "paired": {**paired, "n": len(pairs)}} for row in result["metrics"]]}
+    return paired.with_changes(result, base, lambda metric: NLL_PER_TOKEN)
+
+
+NLL_PER_TOKEN = paired.Reading(lambda record: (-logprob(record), float(record["num_tokens"])), paired.ratio_of_sums)

@@ -18,8 +18,7 @@ from misdirect.data.corpora import read_documents
 from misdirect.data.prompts import read_prompts
 from misdirect.data.questions import read_questions
 from misdirect.data.splits import EXAMPLES as EXAMPLE_SPLITS
-from misdirect.evaluation import generation, mcq, nll
-from misdirect.evaluation import judge as scoring
+from misdirect.evaluation import generation, judge, mcq, nll
 from misdirect.model.delta import load_delta, swapped_in
 from misdirect.model.finite import about
 from misdirect.model.load import LM
@@ -43,7 +42,7 @@ class Task:
     num_items: int
     num_chars: int
     measure: Callable[[LM, Advance], runs.Result]
-    judged: Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]]
+    beside_base: Callable[[Mapping[str, Any], Mapping[str, Any]], Mapping[str, Any]]
 
 
 class Side(NamedTuple):
@@ -97,7 +96,7 @@ def examples_of(source: str) -> str | None:
 def task_of(
     module: Any, measure: Callable[..., runs.Result], name: str, items: Any, config: EvaluateConfig, *more: Any
 ) -> Task:
-    """A measurement module's task: each has `MEASUREMENT`, `config_of`, `num_items`, `num_chars` and `judged`."""
+    """A measurement module's task: each has `MEASUREMENT`, `config_of`, `num_items`, `num_chars` and `beside_base`."""
     return Task(
         module.MEASUREMENT,
         name,
@@ -105,7 +104,7 @@ def task_of(
         module.num_items(items, config, *more),
         module.num_chars(items, config, *more),
         lambda lm, step: measure(lm, name, items, config, step, *more),
-        module.judged,
+        module.beside_base,
     )
 
 
@@ -120,16 +119,31 @@ def harness_tasks(named: Sequence[str], config: EvaluateConfig) -> list[Task]:
     return [task_of(harness, harness.harness, task.name, task, config) for task in found]
 
 
-def missing_tasks(sides: Sequence[Side], tasks: Sequence[Task]) -> dict[Side, list[Task]]:
-    """What each side still lacks. Raises ValueError where a stored result was measured with other settings."""
-    return {
-        side: [t for t in tasks if runs.load_result(side.folder, side.model, t.measurement, t.name, t.config) is None]
+Stored = dict[Path, dict[str, Any]]  # the file of a result -> what it holds: read once, and handed on as it grows
+
+
+def path_of(side: Side, task: Task) -> Path:
+    return runs.result_path(side.folder, side.model, task.measurement, task.name)
+
+
+def stored_results(sides: Sequence[Side], tasks: Sequence[Task]) -> Stored:
+    """What is there already. Raises ValueError where it was measured with other settings."""
+    found = {
+        path_of(side, t): runs.load_result(side.folder, side.model, t.measurement, t.name, t.config)
         for side in sides
+        for t in tasks
     }
+    return {path: result for path, result in found.items() if result is not None}
 
 
-def measure_all(lm: LM, missing: Mapping[Side, Sequence[Task]]) -> None:
+def missing_tasks(sides: Sequence[Side], tasks: Sequence[Task], stored: Stored) -> dict[Side, list[Task]]:
+    """What each side still lacks."""
+    return {side: [task for task in tasks if path_of(side, task) not in stored] for side in sides}
+
+
+def measure_all(lm: LM, missing: Mapping[Side, Sequence[Task]]) -> Stored:
     """Makes and stores every missing measurement, one model after the other over one set of weights."""
+    made: Stored = {}
     tokens = sum(t.num_chars for tasks in missing.values() for t in tasks) / CHARS_PER_TOKEN
     speed = tokens_per_second(lm)
     if tokens / speed > ESTIMATE_FROM:
@@ -143,62 +157,60 @@ def measure_all(lm: LM, missing: Mapping[Side, Sequence[Task]]) -> None:
                 for task in tasks:
                     step = lambda k, text=f"{side.label}: {task.name}": advance(k, text)  # noqa: E731
                     with about(f"{side.label}, {task.name}"):
-                        made = task.measure(lm, step)
-                    runs.save_result(side.folder, side.model, made)
+                        result = task.measure(lm, step)
+                    made[path_of(side, task)] = runs.save_result(side.folder, side.model, result)
+    return made
 
 
-def answers(sides: Sequence[Side], tasks: Sequence[Task]) -> list[Path]:
-    """Where the stored answers to prompts are."""
-    asked = [task.name for task in tasks if task.measurement == generation.MEASUREMENT]
-    paths = [
-        runs.result_path(side.folder, side.model, generation.MEASUREMENT, name) for name in asked for side in sides
-    ]
-    return [path for path in paths if path.exists()]
+def answers(stored: Stored) -> Stored:
+    """The results that hold answers to prompts."""
+    return {path: result for path, result in stored.items() if result["measurement"] == generation.MEASUREMENT}
 
 
-def unread(sides: Sequence[Side], tasks: Sequence[Task]) -> dict[Path, dict[str, Any]]:
-    """Stored answers that the base has not read yet."""
-    return unread_at(answers(sides, tasks))
+def unread(stored: Stored) -> Stored:
+    """The answers that the base has not read yet."""
+    return {path: result for path, result in answers(stored).items() if generation.unread(result)}
 
 
-def unread_at(paths: Sequence[Path]) -> dict[Path, dict[str, Any]]:
-    return {path: stored for path in paths if generation.unread(stored := runs.read_result(path))}
+def unread_at(paths: Sequence[Path]) -> Stored:
+    return unread({path: runs.read_result(path) for path in paths})
 
 
-def read_answers(lm: LM, left: Mapping[Path, Mapping[str, Any]], config: EvaluateConfig) -> None:
+def read_answers(lm: LM, left: Stored, config: EvaluateConfig) -> Stored:
     """The base, `lm`, reads stored answers that it has not read yet: what it finds incomprehensible is no language."""
+    read: Stored = {}
     if not left:
-        return
+        return read
     with bar(
         "Reading the answers", sum(len(generation.turns(r)) for x in left.values() for r in x["records"])
     ) as advance:
         for path, stored in left.items():
             with about(f"base, the answers of {path.stem.partition('.')[2]}"):
-                read = generation.read_by_base(lm, stored, config, advance)
-            storage.write_json(path, read)
+                read[path] = generation.read_by_base(lm, stored, config, advance)
+            storage.write_json(path, read[path])
+    return read
 
 
-def score_answers(sides: Sequence[Side], tasks: Sequence[Task], config: EvaluateConfig) -> None:
+def score_answers(stored: Stored, config: EvaluateConfig) -> Stored:
     """The judge, where one is named, scores every answer that it has not scored yet."""
-    if config.judge is None:
-        return
-    left = {
-        path: stored for path in answers(sides, tasks) if scoring.unscored(stored := runs.read_result(path), config)
-    }
+    left = {path: num for path, result in answers(stored).items() if (num := judge.unscored(result, config))}
+    scored: Stored = {}
     if not left:
-        return
-    with bar("Judging the answers", sum(scoring.unscored(x, config) for x in left.values())) as advance:
-        for path, stored in left.items():
-            storage.write_json(path, scoring.scored(stored, config, advance))
+        return scored
+    with bar("Judging the answers", sum(left.values())) as advance:
+        for path in left:
+            scored[path] = judge.scored(stored[path], config, advance)
+            storage.write_json(path, scored[path])
+    return scored
 
 
-def judge(sides: Sequence[Side], tasks: Sequence[Task]) -> None:
+def compare_to_base(sides: Sequence[Side], tasks: Sequence[Task], stored: Stored) -> None:
     """Adds to every stored result what only shows beside the base: headline format, what the base knows, pairs."""
     for task in tasks:
-        base_path = runs.result_path(sides[0].folder, "base", task.measurement, task.name)
-        base = storage.read_json(base_path)
+        base_path = path_of(sides[0], task)
         for side in sides:
-            path = runs.result_path(side.folder, side.model, task.measurement, task.name)
+            path = path_of(side, task)
             with runs.as_damaged(path, base_path):
-                beside = task.judged(storage.read_json(path), base)
-            storage.write_json(path, beside)
+                beside = task.beside_base(stored[path], stored[base_path])
+            if beside != stored[path]:
+                storage.write_json(path, beside)

@@ -80,12 +80,12 @@ def attack_folder(run: Path, attack: str) -> Path:
     return run / "results" / "attacks" / attack
 
 
-def save_result(run: Path, model: str, result: Result, attack: str | None = None) -> None:
+def save_result(run: Path, model: str, result: Result, attack: str | None = None) -> dict[str, Any]:
+    """Returns what is stored, as it is read again."""
     metrics = [row_of(metric) for metric in result.metrics]
-    write_json(
-        result_path(run, model, result.measurement, result.set, attack),
-        asdict(result) | {"model": model, "attack": attack, "metrics": metrics},
-    )
+    stored = json_form(asdict(result) | {"model": model, "attack": attack, "metrics": metrics})
+    write_json(result_path(run, model, result.measurement, result.set, attack), stored)
+    return stored
 
 
 def row_of(metric: Metric) -> dict[str, Any]:
