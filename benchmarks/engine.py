@@ -17,6 +17,7 @@ import resource
 import subprocess
 import sys
 import time
+from functools import partial
 
 
 def peak_mib() -> float:
@@ -39,7 +40,10 @@ def one_model(batch: int, tokens: int, updates: int, folder: str) -> dict[str, f
     from misdirect.model.load import load_lm
     from misdirect.recipes import resolve
     from misdirect.unlearning import rmu
+    from misdirect.unlearning.arithmetic import CLEAN
+    from misdirect.unlearning.schedule import Samples
     from misdirect.unlearning.steering import control_vectors
+    from misdirect.unlearning.train import Prepared, initial_state, train
 
     before = peak_mib()
     lm = load_lm(folder, 7, "cpu", "float32")
@@ -47,11 +51,14 @@ def one_model(batch: int, tokens: int, updates: int, folder: str) -> dict[str, f
     config = UnlearnConfig(recipe="demo", steering="500", **sizes)
     (direction,) = control_vectors(1, 576, 0)
     ids = samples(batch, tokens, updates)
-    topic = rmu.ForgetTopic("a", ids, direction, 500 * direction, 500.0, 100.0, 100.0)
-    matrices = dict.fromkeys((5, 6, 7), "mlp.down_proj.weight")
-    job = rmu.Job(lm, resolve(config, 30), updates, [topic], [ids], [1.0], matrices)
+    trained = rmu.Trained(lm, dict.fromkeys((5, 6, 7), "mlp.down_proj.weight"))
+    targets = {"a": rmu.Target(direction, 500 * direction, 500.0, 100.0, 100.0)}
+    losses = partial(rmu.losses, trained, targets, CLEAN)
+    resolved = resolve(config, 30)
+    plan = CLEAN.updates(Samples({"a": ids}, {"r": ids}, [1.0]), resolved)
     times: list[float] = []
-    rmu.train(job, rmu.initial_state(job), lambda _, line: times.append(line["seconds"]))
+    job = Prepared(lm, resolved, plan, trained.names, losses, {})
+    train(job, initial_state(job), lambda _, line: times.append(line["seconds"]))
     return {"seconds": sorted(times[1:])[len(times[1:]) // 2], "mib": peak_mib() - before}
 
 

@@ -19,7 +19,7 @@ from misdirect.model.blocks import find_blocks, find_matrix
 from misdirect.model.delta import Delta, swapped_in
 from misdirect.model.load import LM, load_lm
 from misdirect.recipes import resolve
-from misdirect.unlearning.rmu import unlearn
+from misdirect.unlearning.methods import unlearn
 from tiny import LAYERS, WIDTH, texts, tiny_config, tiny_folder, tiny_model, tiny_tokenizer
 
 FIRST, LAST = 1, 3

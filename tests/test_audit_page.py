@@ -27,12 +27,12 @@ from audit_data import (
 )
 from misdirect import runs, storage
 from misdirect.cli.output import print_audit
-from misdirect.reporting import report
+from misdirect.reporting import report, write_figures
 from misdirect.reporting.card import card
 from misdirect.reporting.content import comparison
 from misdirect.reporting.content.audit import headlines, lines, share, tokens_of
 from misdirect.reporting.content.diagnostics import texts_table
-from misdirect.reporting.figures import catalogue, evaluation
+from misdirect.reporting.figures import catalogue
 from misdirect.reporting.load.audit import audit_of, results_of, without_answers
 from misdirect.reporting.load.run import Run, read_run
 from misdirect.reporting.page import fill, view
@@ -414,7 +414,7 @@ def test_a_single_point_is_no_curve(tmp_path: Path) -> None:
 
 
 def test_pictures_are_written_as_files(tmp_path: Path) -> None:
-    names = {path.name for path in evaluation(small_audit(tmp_path / "run", count=1))}
+    names = {path.name for path in write_figures(small_audit(tmp_path / "run", count=1))}
     assert {"recovered.svg", "recovered.png", "recovered.pdf", "relearning.svg"} <= names
 
 

@@ -18,7 +18,7 @@ from misdirect.cli import flags
 from misdirect.cli.main import main
 from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig
 from misdirect.model.delta import load_delta
-from misdirect.unlearning import rmu
+from misdirect.unlearning import run as running
 from tiny import texts, tiny_folder
 
 RUN_FILES = {
@@ -196,7 +196,7 @@ def test_again_nothing_is_computed_and_no_file_changes(
         raise AssertionError("computed again")
 
     before = state(finished)
-    monkeypatch.setattr(rmu, "train", never)
+    monkeypatch.setattr(running, "resume", never)
     assert main(unlearn_words(shelf, finished)) == 0
     assert "nothing to do" in capsys.readouterr().err
     monkeypatch.setattr("misdirect.model.load.load_lm", never)

@@ -20,12 +20,11 @@ from typing import Any
 
 import pytest
 
-from misdirect import runs
+from misdirect import runs, storage
 from misdirect.cli.main import main
 from misdirect.data.demo import fetch
 from misdirect.model import demo
 from misdirect.model.delta import load_tensors
-from misdirect.unlearning import run as running
 from tiny import fill_shelf
 
 Capture = pytest.CaptureFixture[str]
@@ -136,7 +135,7 @@ def test_a_disk_that_fills_up_under_a_run(
     small: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     """At every size there is one line or success; what was there stays; then there is space and the run goes on."""
-    monkeypatch.setattr(running, "require_room", lambda *_: None)  # another process takes the space later
+    monkeypatch.setattr(storage, "require_room", lambda *_: None)  # another process takes the space later
     draw = random.Random(0)
     outcomes = set()
     for index in range(SIZES):

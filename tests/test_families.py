@@ -29,7 +29,7 @@ from misdirect.model.blocks import find_matrix, residual_width
 from misdirect.model.delta import load_delta, save_delta, swapped_in
 from misdirect.model.load import LM, load_lm, whole_class
 from misdirect.recipes import resolve
-from misdirect.unlearning.rmu import unlearn
+from misdirect.unlearning.methods import unlearn
 from tiny import FAMILIES, LAYERS, NAMED, texts, tiny_config, tiny_folder, tiny_tokenizer
 
 FIRST, LAST = 1, 3

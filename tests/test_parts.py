@@ -17,8 +17,9 @@ from misdirect.model.blocks import find_blocks, find_matrix, residual_width
 from misdirect.model.delta import Delta, largest_change, load_delta, save_delta, swapped_in
 from misdirect.model.load import load_lm
 from misdirect.recipes import MIXTRAL_8X7B, resolve
-from misdirect.unlearning import rmu
-from tiny import INNER, LAYERS, WIDTH, texts, tiny_folder, tiny_model
+from misdirect.unlearning.methods import unlearn
+from misdirect.unlearning.train import initial_state
+from tiny import INNER, LAYERS, WIDTH, prepared, texts, tiny_folder, tiny_model
 
 UP = f"mlp.experts.gate_up_proj[0,{INNER}:{2 * INNER}]"  # expert 0's up projection
 
@@ -121,23 +122,21 @@ def test_the_published_mixtral_run_trains_that_matrix_alone(numerics: str, tmp_p
     config = resolve(asked, LAYERS)
     lm = load_lm(str(folder), 3)
     data = ({"a": texts(6, 9, seed=1)}, [("b", texts(6, 9, seed=2), 1.0)])
-    delta, log = rmu.unlearn(lm, *data, config)
+    delta, log = unlearn(lm, *data, config)
     names = [f"model.layers.{index}.{UP}" for index in (1, 2, 3)]
     assert sorted(delta.tensors) == names
     assert {tuple(value.shape) for value in delta.tensors.values()} == {(INNER, WIDTH)}
     assert len(log) == 3
 
     whole = resolve(dataclasses.replace(asked, matrix="mlp.experts.gate_up_proj"), LAYERS)
-    job = rmu.prepare(lm, *data, whole)
-    leaves = {n: v.requires_grad_() for n, v in rmu.initial_state(job).weights.items()}
-    topic, forget, retain = rmu.schedule(job)[0]
-    terms = rmu.losses(job, leaves, topic, rmu.batch_of(job, forget), rmu.batch_of(job, retain))
-    fused = torch.autograd.grad(terms.forget + topic.retain_weight * terms.retain, list(leaves.values()))
-
-    job = rmu.prepare(lm, *data, config)
-    leaves = {n: v.requires_grad_() for n, v in rmu.initial_state(job).weights.items()}
-    terms = rmu.losses(job, leaves, job.topics[0], rmu.batch_of(job, forget), rmu.batch_of(job, retain))
-    alone = torch.autograd.grad(terms.forget + topic.retain_weight * terms.retain, list(leaves.values()))
+    gradients = []
+    for settings in (whole, config):
+        job = prepared(lm, *data, settings)
+        leaves = {n: v.requires_grad_() for n, v in initial_state(job).weights.items()}
+        terms = job.losses(leaves, job.updates[0])
+        loss = terms.forget + terms.retain_weight * terms.retain
+        gradients.append(torch.autograd.grad(loss, list(leaves.values())))
+    fused, alone = gradients
     for part, gradient in zip(alone, fused, strict=True):
         assert part.abs().max() > 0
         assert torch.equal(part, gradient[0, INNER:])

@@ -20,7 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from misdirect.config import Topic, UnlearnConfig
 from misdirect.model.load import LM, load_lm
 from misdirect.recipes import resolve
-from misdirect.unlearning import rmu
+from misdirect.unlearning.arithmetic import PUBLISHED, tokenized
+from misdirect.unlearning.methods import unlearn
+from misdirect.unlearning.schedule import Samples
 from tiny import LAYERS, WIDTH, texts, tiny_folder, tiny_tokenizer
 
 BLOCK, NUM_BLOCKS, BATCH = 3, 3, 2
@@ -148,7 +150,7 @@ def test_the_matrices_are_those_of_two_models_bit_for_bit(family: str, dtype: st
     assert 768 in oracle.lengths
 
     lm = load_lm(str(folder), BLOCK, dtype=dtype)
-    delta, log = rmu.unlearn(lm, forget, [("wiki", retain, 1.0)], settings(lr, updates), own_topics(forget))
+    delta, log = unlearn(lm, forget, [("wiki", retain, 1.0)], settings(lr, updates), own_topics(forget))
     assert [(line["forget_loss"], line["retain_loss"]) for line in log] == oracle.losses
     assert [line["topic"] for line in log] == ["bio", "cyber"] * 3
     assert delta.tensors.keys() == oracle.matrices.keys()
@@ -164,7 +166,7 @@ def test_clean_numerics_give_something_else(tmp_path: Path) -> None:
     lm = load_lm(str(tiny_folder(tmp_path)), BLOCK)
     forget, retain = forget_and_retain()
     found = {
-        numerics: rmu.unlearn(
+        numerics: unlearn(
             lm, forget, [("wiki", retain, 1.0)], settings(5e-3, 6, numerics, max_tokens=512), own_topics(forget)
         )[0].tensors
         for numerics in ("clean", "published")
@@ -182,15 +184,15 @@ def test_bf16_weights_hardly_move_at_the_published_rate_and_fp32_masters_do(tmp_
     moved = {}
     for numerics in ("clean", "published"):
         config = settings(5e-5, 6, numerics, max_tokens=64)
-        found = rmu.unlearn(lm, forget, [("wiki", retain, 1.0)], config, own_topics(forget))[0].tensors
+        found = unlearn(lm, forget, [("wiki", retain, 1.0)], config, own_topics(forget))[0].tensors
         assert {value.dtype for value in found.values()} == {torch.float32 if numerics == "clean" else torch.bfloat16}
         moved[numerics] = min((value != start[name]).float().mean().item() for name, value in found.items())
     assert moved["published"] < 0.5
     assert moved["clean"] > 0.99
 
 
-def prepared(lm: LM, forget: dict[str, list[str]], retain: list[str], updates: int | None) -> rmu.Job:
-    return rmu.prepare(lm, forget, [("wiki", retain, 1.0)], settings(5e-3, updates), own_topics(forget))
+def samples_of(lm: LM, forget: dict[str, list[str]], retain: list[str]) -> Samples:
+    return tokenized(lm, forget, [("wiki", retain, 1.0)], settings(5e-3, None))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -198,21 +200,20 @@ def test_texts_are_cut_off_right_at_512_and_768_tokens(side: str, tmp_path: Path
     lm = load_lm(str(tiny_folder(tmp_path)), BLOCK)
     lm.tokenizer.truncation_side = side
     long = texts(4, 1000, seed=9, shortest=950)
-    job = prepared(lm, {"bio": long, "cyber": long}, long, None)
+    samples = samples_of(lm, {"bio": long, "cyber": long}, long)
     whole = [tiny_tokenizer()(text)["input_ids"] for text in long]
     assert min(map(len, whole)) > 768
-    assert job.topics[0].samples == [ids[:512] for ids in whole]
-    assert job.topics[1].samples == [ids[:768] for ids in whole]
-    assert job.retain == [[ids[:512] for ids in whole]]
+    assert samples.forget == {"bio": [ids[:512] for ids in whole], "cyber": [ids[:768] for ids in whole]}
+    assert samples.retain == {"wiki": [ids[:512] for ids in whole]}
     assert lm.tokenizer.truncation_side == side
 
 
 def test_every_topic_sees_the_same_retain_lines_in_file_order(tmp_path: Path) -> None:
     lm = load_lm(str(tiny_folder(tmp_path)), BLOCK)
     bio, cyber, retain = (texts(9, 12, seed=seed) for seed in (1, 2, 3))
-    plan = rmu.schedule(prepared(lm, {"bio": bio, "cyber": cyber}, retain, 5))
+    plan = PUBLISHED.updates(samples_of(lm, {"bio": bio, "cyber": cyber}, retain), settings(5e-3, 5))
     decoded = [
-        (topic.name, lm.tokenizer.batch_decode(forget), lm.tokenizer.batch_decode(kept)) for topic, forget, kept in plan
+        (topic, lm.tokenizer.batch_decode(forget), lm.tokenizer.batch_decode(kept)) for topic, forget, kept in plan
     ]
     assert decoded == [
         ("bio", bio[0:2], retain[0:2]),
@@ -229,8 +230,8 @@ def test_there_are_at_most_as_many_updates_as_the_shortest_corpus_has_batches(
 ) -> None:
     lm = load_lm(str(tiny_folder(tmp_path)), BLOCK)
     forget = {"bio": texts(7, 9, seed=1), "cyber": texts(12, 9, seed=2)}  # four batches, the last of one text; six
-    job = prepared(lm, forget, texts(11, 9, seed=3), asked)
-    assert job.updates == len(rmu.schedule(job)) == made
+    samples, config = samples_of(lm, forget, texts(11, 9, seed=3)), settings(5e-3, asked)
+    assert PUBLISHED.num_updates(samples, config) == len(PUBLISHED.updates(samples, config)) == made
 
 
 def test_dropout_is_on_for_the_updated_model_alone_and_comes_from_the_seed(tmp_path: Path) -> None:
@@ -242,7 +243,7 @@ def test_dropout_is_on_for_the_updated_model_alone_and_comes_from_the_seed(tmp_p
     for seed in (1, 2):
         torch.manual_seed(seed)
         state = torch.get_rng_state()
-        runs.append(rmu.unlearn(lm, forget, [("wiki", retain, 1.0)], settings(5e-3, 3), own_topics(forget)))
+        runs.append(unlearn(lm, forget, [("wiki", retain, 1.0)], settings(5e-3, 3), own_topics(forget)))
         assert torch.equal(torch.get_rng_state(), state)
         assert not lm.model.training
     assert all(torch.equal(value, runs[1][0].tensors[name]) for name, value in runs[0][0].tensors.items())

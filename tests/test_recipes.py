@@ -12,8 +12,9 @@ from misdirect.data import batches
 from misdirect.model.activations import states_after
 from misdirect.model.load import LM, load_lm
 from misdirect.recipes import RECIPES, resolve
-from misdirect.unlearning import rmu, steering
-from tiny import LAYERS, texts, tiny_folder
+from misdirect.unlearning import steering
+from misdirect.unlearning.arithmetic import tokenized
+from tiny import LAYERS, prepared, texts, tiny_folder
 
 # recipe -> l, trained blocks, c, alpha, batch, updates; the learning rate is 5e-5 everywhere
 PUBLISHED = {
@@ -74,9 +75,10 @@ def test_what_is_no_strength_is_refused(strength: str) -> None:
 @pytest.mark.parametrize("numerics", ["clean", "published"])
 def test_adaptive_rmu_steers_to_five_times_the_mean_norm(numerics: str, lm: LM, tmp_path: Path) -> None:
     asked = UnlearnConfig(recipe="adaptive-rmu", block=3, updates=2, max_tokens=24, numerics=numerics)  # type: ignore[arg-type]
-    job = rmu.prepare(lm, {"a": texts(9, 14, seed=1)}, [("b", texts(9, 14, seed=2), 1.0)], resolve(asked, LAYERS))
-    topic = job.topics[0]
-    samples = topic.samples[:4] if numerics == "published" else topic.samples
+    data = ({"a": texts(9, 14, seed=1)}, [("b", texts(9, 14, seed=2), 1.0)], resolve(asked, LAYERS))
+    topic = prepared(lm, *data).chosen["topics"]["a"]
+    samples = tokenized(lm, *data).forget["a"]
+    samples = samples[:4] if numerics == "published" else samples
     norms = []
     for ids in samples:
         width = max(map(len, samples)) if numerics == "published" else len(ids)
@@ -85,5 +87,5 @@ def test_adaptive_rmu_steers_to_five_times_the_mean_norm(numerics: str, lm: LM, 
         mask = torch.tensor([[0] * pad + [1] * len(ids)])
         states = states_after(lm.model, lm.blocks, 3, row, mask)
         norms.append(states[0].norm(dim=-1)[0 if numerics == "published" else 1 :])
-    assert topic.steering_coefficient == pytest.approx(5 * torch.cat(norms).mean().item(), rel=1e-4)
-    assert topic.steering_coefficient != pytest.approx(5 * topic.median_norm, rel=1e-3)
+    assert topic["steering_coefficient"] == pytest.approx(5 * torch.cat(norms).mean().item(), rel=1e-4)
+    assert topic["steering_coefficient"] != pytest.approx(5 * topic["median_norm"], rel=1e-3)

@@ -14,8 +14,7 @@ import pytest
 
 from misdirect import runs, storage
 from misdirect.config import kind_of
-from misdirect.reporting import report
-from misdirect.reporting.figures import evaluation
+from misdirect.reporting import report, write_figures
 from misdirect.reporting.load.run import read_run
 from misdirect.reporting.page import render
 from misdirect.reporting.wording import change, factor, flat, interval, is_share, listed, metric_label, p_value, value
@@ -210,7 +209,7 @@ def test_hostile_strings_stay_text(tmp_path: Path) -> None:
     assert "{{ 7 * 7 }}" in parsed.text
     assert "</pre></style><svg onload=alert(1)>" in parsed.text
     assert html.escape("<script src=http://evil.example/x.js>") in (tmp_path / "report.html").read_text("utf-8")
-    assert evaluation(tmp_path)
+    assert write_figures(tmp_path)
 
 
 def test_control_characters_and_lone_surrogates_are_left_out(run: Path) -> None:
@@ -225,7 +224,7 @@ def test_run_without_results_says_what_to_run(tmp_path: Path) -> None:
     text = assert_inert(report(tmp_path)).text
     assert "Nothing has been measured yet." in text
     assert "misdirect evaluate RUN --questions NAME=FILE" in text
-    assert evaluation(tmp_path) == []
+    assert write_figures(tmp_path) == []
 
 
 def test_unfinished_run_says_so(run: Path) -> None:
@@ -313,13 +312,13 @@ def test_no_folder_of_ours_is_an_error(tmp_path: Path) -> None:
 
 
 def test_figures_are_written_in_three_formats(run: Path) -> None:
-    paths = evaluation(run, run / "pictures")
+    paths = write_figures(run, run / "pictures")
     names = [f"{name}.{ending}" for name in ("accuracy", "collateral", "training") for ending in ("svg", "png", "pdf")]
     assert [path.relative_to(run / "pictures").as_posix() for path in paths] == names
     assert all(path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for path in paths if path.suffix == ".png")
     assert all(path.read_bytes()[:5] == b"%PDF-" for path in paths if path.suffix == ".pdf")
     first = [path.read_bytes() for path in paths]
-    code = "import sys; from pathlib import Path; from misdirect.reporting import figures; figures(Path(sys.argv[1]))"
+    code = "import sys; from pathlib import Path; from misdirect.reporting import write_figures; write_figures(Path(sys.argv[1]))"
     subprocess.run(
         [sys.executable, "-c", code, str(run)], check=True, capture_output=True
     )  # another process and second

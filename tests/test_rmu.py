@@ -24,11 +24,15 @@ from misdirect.data.batches import pad, plan_mixture, plan_single
 from misdirect.model.delta import load_delta, load_tensors
 from misdirect.model.load import LM, load_lm
 from misdirect.recipes import resolve
-from misdirect.unlearning import rmu, steering
 from misdirect.unlearning import run as running
-from misdirect.unlearning.loss import mean_cosine, published_distance, squared_distance
+from misdirect.unlearning import steering
+from misdirect.unlearning.arithmetic import CLEAN, PUBLISHED
+from misdirect.unlearning.loss import mean_cosine, squared_distance
+from misdirect.unlearning.methods import unlearn
 from misdirect.unlearning.optimizer import adamw_step, clip, learning_rate
-from tiny import LAYERS, texts, tiny_folder, tiny_model
+from misdirect.unlearning.published import distance
+from misdirect.unlearning.train import Divergence, Prepared, initial_state, train
+from tiny import LAYERS, prepared, texts, tiny_folder, tiny_model
 
 BLOCK = 3
 
@@ -80,12 +84,12 @@ def test_squared_distance_without_a_counted_token_is_zero() -> None:
     assert squared_distance(drawn(1, 2, 3), drawn(3), torch.zeros(1, 2, dtype=torch.bool)).item() == 0
 
 
-def test_the_published_distance_is_over_every_position() -> None:
+def test_the_distance_is_over_every_position() -> None:
     states, target = drawn(2, 4, 5), drawn(1, 1, 5, seed=1)
     everything = torch.ones(2, 4, dtype=torch.bool)
     expected = slow_loss(states, target.flatten(), everything)
-    assert published_distance(states, target).item() == pytest.approx(expected, rel=1e-6)
-    assert published_distance(states.bfloat16(), target.bfloat16()).dtype == torch.bfloat16
+    assert distance(states, target).item() == pytest.approx(expected, rel=1e-6)
+    assert distance(states.bfloat16(), target.bfloat16()).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("left", [False, True])
@@ -143,9 +147,10 @@ def test_the_relative_coefficient_is_a_multiple_of_the_median_norm_without_first
             states = full(**lm.tokenizer(line, return_tensors="pt"), output_hidden_states=True).hidden_states[BLOCK + 1]
         norms += states[0, 1:].norm(dim=-1).tolist()
     expected = sorted(norms)[(len(norms) - 1) // 2]
-    topic = rmu.prepare(lm, {"a": lines}, [("r", lines, 1.0)], settings(updates=1, steering="2.5x")).topics[0]
-    assert topic.median_norm == pytest.approx(expected, rel=1e-5)
-    assert topic.steering_coefficient == pytest.approx(2.5 * expected, rel=1e-5)
+    job = prepared(lm, {"a": lines}, [("r", lines, 1.0)], settings(updates=1, steering="2.5x"))
+    assert job.chosen["topics"]["a"]["median_norm"] == pytest.approx(expected, rel=1e-5)
+    assert job.chosen["topics"]["a"]["steering_coefficient"] == pytest.approx(2.5 * expected, rel=1e-5)
+    assert job.private["a"][1] == job.chosen["topics"]["a"]["steering_coefficient"]
     assert steering.coefficient("6.5", 3.0) == 6.5
 
 
@@ -172,9 +177,9 @@ def test_adamw_is_torchs(dtype: torch.dtype, tolerance: float) -> None:
 def test_the_published_optimizer_starts_more_slowly_where_gradients_are_small() -> None:
     """At the first step the root of the uncorrected second moment is |g| * sqrt(0.001): eps 1e-6 is 3e-5 of g, not 1e-8."""
     steps = {}
-    for published in (False, True):
+    for published, step in enumerate((CLEAN.adamw_step, PUBLISHED.adamw_step)):
         weight, gradient = torch.zeros(1, dtype=torch.float64), torch.full((1,), 1e-5, dtype=torch.float64)
-        adamw_step(weight, gradient, torch.zeros_like(weight), torch.zeros_like(weight), 1, 1.0, published)
+        step(weight, gradient, torch.zeros_like(weight), torch.zeros_like(weight), 1, 1.0)
         steps[published] = -weight.item()
     assert steps[False] == pytest.approx(1e-5 / (1e-5 + 1e-8))
     assert steps[True] == pytest.approx(1e-5 / (1e-5 + 1e-6 / math.sqrt(0.001)))
@@ -249,12 +254,11 @@ def test_a_mixture_is_within_one_sample_of_its_weights_at_every_moment(weights: 
 def test_the_run_takes_forget_and_retain_samples_by_that_plan(lm: LM) -> None:
     forget = {"a": texts(5, 9, seed=1), "b": texts(3, 9, seed=2)}
     retain = [("r", texts(6, 9, seed=3), 3.0), ("s", texts(6, 9, seed=4), 1.0)]
-    job = rmu.prepare(lm, forget, retain, settings(updates=30))
-    plan = rmu.schedule(job)
-    assert [topic.name for topic, _, _ in plan] == ["a", "b"] * 15
+    plan = prepared(lm, forget, retain, settings(updates=30)).updates
+    assert [topic for topic, _, _ in plan] == ["a", "b"] * 15
     decode = lm.tokenizer.batch_decode
     for name, lines in forget.items():
-        seen = [text for topic, batch, _ in plan if topic.name == name for text in decode(batch)]
+        seen = [text for topic, batch, _ in plan if topic == name for text in decode(batch)]
         assert sorted(seen[: len(lines)]) == sorted(lines)
         assert Counter(seen).keys() == set(lines)
         assert max(Counter(seen).values()) - min(Counter(seen).values()) <= 1
@@ -265,18 +269,16 @@ def test_the_run_takes_forget_and_retain_samples_by_that_plan(lm: LM) -> None:
 
 def test_epochs_are_passes_over_the_longest_topic(lm: LM) -> None:
     forget = {"a": texts(5, 9, seed=1), "b": texts(3, 9, seed=2)}
-    job = rmu.prepare(lm, forget, [("r", texts(4, 9), 1.0)], settings(epochs=2.0))
-    assert job.updates == 2 * 5  # 2 passes * 5 texts / batches of 2, for each of two topics
-    seen = [
-        text for topic, batch, _ in rmu.schedule(job) if topic.name == "a" for text in lm.tokenizer.batch_decode(batch)
-    ]
+    job = prepared(lm, forget, [("r", texts(4, 9), 1.0)], settings(epochs=2.0))
+    assert len(job.updates) == 2 * 5  # 2 passes * 5 texts / batches of 2, for each of two topics
+    seen = [text for topic, batch, _ in job.updates if topic == "a" for text in lm.tokenizer.batch_decode(batch)]
     assert set(Counter(seen).values()) == {2}
 
 
 # --- the loop ---
 
 
-def two_models(lm: LM, folder: Path, job: rmu.Job) -> tuple[dict[str, Tensor], list[tuple[float, float]]]:
+def two_models(lm: LM, folder: Path, job: Prepared) -> tuple[dict[str, Tensor], list[tuple[float, float]]]:
     """The clean loop, slowly: whole models, a frozen copy, torch's optimizer, a text at a time without padding."""
     updated = AutoModelForCausalLM.from_pretrained(folder).eval().requires_grad_(False)
     frozen = copy.deepcopy(updated)
@@ -289,13 +291,14 @@ def two_models(lm: LM, folder: Path, job: rmu.Job) -> tuple[dict[str, Tensor], l
         return out.hidden_states[BLOCK + 1][0, 1:]  # the first token does not count
 
     losses = []
-    for topic, forget, retain in rmu.schedule(job):
-        wanted = topic.steering_coefficient * topic.direction
+    for topic, forget, retain in job.updates:
+        direction, coefficient = job.private[topic]
+        wanted = coefficient * direction
         forget_loss = torch.cat([(states(updated, ids) - wanted).square().mean(-1) for ids in forget]).mean()
         kept = [(states(updated, ids) - states(frozen, ids)).square().mean(-1) for ids in retain]
         retain_loss = torch.cat(kept).mean()
         optimizer.zero_grad()
-        (forget_loss + topic.retain_weight * retain_loss).backward()
+        (forget_loss + job.chosen["topics"][topic]["retain_weight"] * retain_loss).backward()
         optimizer.step()
         losses.append((forget_loss.item(), retain_loss.item()))
     return {name: parameter.detach() for name, parameter in zip(names, parameters, strict=True)}, losses
@@ -306,13 +309,14 @@ def test_the_clean_loop_is_that_of_two_whole_models(lm: LM, folder: Path) -> Non
     forget = {"a": texts(5, 20, seed=1), "b": texts(5, 20, seed=2)}
     retain = [("r", texts(5, 20, seed=3), 2.0), ("s", texts(5, 20, seed=4), 1.0)]
     own = [Topic("a", "-", "4", 20.0), Topic("b", "-", "3x", 500.0)]
-    job = rmu.prepare(lm, forget, retain, settings(updates=8), own)
-    assert [topic.retain_weight for topic in job.topics] == [20.0, 500.0]
-    assert job.topics[0].steering_coefficient == 4.0
-    assert job.topics[1].steering_coefficient == pytest.approx(3 * job.topics[1].median_norm)
-    assert not torch.allclose(job.topics[0].direction, job.topics[1].direction, atol=0.01)
+    job = prepared(lm, forget, retain, settings(updates=8), own)
+    a, b = (job.chosen["topics"][name] for name in ("a", "b"))
+    assert [a["retain_weight"], b["retain_weight"]] == [20.0, 500.0]
+    assert a["steering_coefficient"] == 4.0
+    assert b["steering_coefficient"] == pytest.approx(3 * b["median_norm"])
+    assert not torch.allclose(job.private["a"][0], job.private["b"][0], atol=0.01)
     expected, losses = two_models(lm, folder, job)
-    delta, log = rmu.unlearn(lm, forget, retain, settings(updates=8), own)
+    delta, log = unlearn(lm, forget, retain, settings(updates=8), own)
     for line, (forget_loss, retain_loss) in zip(log, losses, strict=True):
         assert line["forget_loss"] == pytest.approx(forget_loss, rel=1e-4)
         assert line["retain_loss"] == pytest.approx(retain_loss, rel=1e-3, abs=1e-9)
@@ -329,7 +333,7 @@ def test_each_topics_own_alpha_is_used_in_its_own_updates(lm: LM) -> None:
 
     def norms(a: float | None, b: float | None) -> list[float]:
         own = [Topic("a", "-", None, a), Topic("b", "-", None, b)]
-        return [line["gradient_norm"] for line in rmu.unlearn(lm, forget, retain, settings(updates=3), own)[1]]
+        return [line["gradient_norm"] for line in unlearn(lm, forget, retain, settings(updates=3), own)[1]]
 
     plain = norms(None, None)
     assert norms(100.0, 100.0) == plain  # the run's own alpha
@@ -341,7 +345,7 @@ def test_each_topics_own_alpha_is_used_in_its_own_updates(lm: LM) -> None:
 
 
 def test_forget_text_turns_to_the_vector_and_retain_text_stays(lm: LM) -> None:
-    delta, log = rmu.unlearn(
+    delta, log = unlearn(
         lm, {"a": texts(24, 16, seed=1)}, [("r", texts(24, 16, seed=2), 1.0)],
         settings(updates=120, batch_size=4, lr=1e-2, steering="4x", alpha=1.0),
     )  # fmt: skip
@@ -353,7 +357,7 @@ def test_forget_text_turns_to_the_vector_and_retain_text_stays(lm: LM) -> None:
     assert retain[0] == 0
     assert mean(cosine, 0) < mean(cosine, 20) < mean(cosine, 60) < mean(cosine, 110)
     # the same words are forgotten and retained, so the two pull at each other: a large alpha holds the model in place
-    held = rmu.unlearn(
+    held = unlearn(
         lm, {"a": texts(24, 16, seed=1)}, [("r", texts(24, 16, seed=2), 1.0)],
         settings(updates=120, batch_size=4, lr=1e-2, steering="4x", alpha=1e4),
     )[1]  # fmt: skip
@@ -364,7 +368,7 @@ def test_forget_text_turns_to_the_vector_and_retain_text_stays(lm: LM) -> None:
 def test_the_seed_decides_everything(lm: LM) -> None:
     def run(seed: int) -> dict[str, Tensor]:
         forget, retain = {"a": texts(6, 12, seed=1)}, [("r", texts(6, 12, seed=2), 1.0)]
-        return dict(rmu.unlearn(lm, forget, retain, settings(updates=3, seed=seed))[0].tensors)
+        return dict(unlearn(lm, forget, retain, settings(updates=3, seed=seed))[0].tensors)
 
     one, again, other = run(5), run(5), run(6)
     assert all(torch.equal(value, again[name]) for name, value in one.items())
@@ -375,14 +379,14 @@ def test_the_seed_decides_everything(lm: LM) -> None:
 def test_missing_text_is_refused(lm: LM, what: str) -> None:
     some = texts(2, 9)
     with pytest.raises(ValueError, match=f"no {what} text was given"):
-        rmu.prepare(
+        prepared(
             lm,
             {"a": some} if what == "retain" else {},
             [("r", some, 1.0)] if what == "forget" else [],
             settings(updates=1),
         )
     with pytest.raises(ValueError, match="empty holds no text of two tokens or more"):
-        rmu.prepare(lm, {"empty": ["", "a"]}, [("r", some, 1.0)], settings(updates=1))
+        prepared(lm, {"empty": ["", "a"]}, [("r", some, 1.0)], settings(updates=1))
 
 
 # --- the run directory ---
@@ -483,7 +487,7 @@ def test_a_run_goes_on_from_its_last_checkpoint_whatever_the_log_says(folder: Pa
 
     cut = tmp_path / "cut"
     config = resolve(data.config, LAYERS)
-    job = rmu.prepare(
+    job = prepared(
         load_lm(str(folder), BLOCK),
         {n: texts(9, 20, seed=s) for n, s in (("a", 1), ("b", 2))},
         [("r", texts(9, 20, seed=3), 1.0), ("s", texts(9, 20, seed=4), 2.0)],
@@ -500,7 +504,7 @@ def test_a_run_goes_on_from_its_last_checkpoint_whatever_the_log_says(folder: Pa
 
     asked = storage.read_json(whole / runs.CONFIG)
     with pytest.raises(Killed):
-        running.execute(job, cut, asked, stop)
+        running.execute(job, cut, asked, advance=stop)
     assert int(load_tensors(cut / runs.CHECKPOINT)[1]["step"]) == 4
     assert len(runs.read_log(cut)) == 6
     with (cut / runs.LOG).open("a") as log:
@@ -510,7 +514,7 @@ def test_a_run_goes_on_from_its_last_checkpoint_whatever_the_log_says(folder: Pa
     expected, found = load_delta(whole / runs.DELTA).tensors, load_delta(cut / runs.DELTA).tensors
     assert all(torch.equal(value, found[name]) for name, value in expected.items())
     finished = snapshot(cut)
-    again = running.execute(job, cut, asked, lambda *_: pytest.fail("an update was made"))
+    again = running.execute(job, cut, asked, advance=lambda *_: pytest.fail("an update was made"))
     assert all(torch.equal(value, again.tensors[name]) for name, value in expected.items())
     assert snapshot(cut) == finished
 
@@ -559,16 +563,14 @@ def test_neither_an_infinite_loss_nor_an_infinite_gradient_changes_a_weight(
     lm: LM, steering: str, alpha: float
 ) -> None:
     config = settings(updates=1, steering=steering, alpha=alpha)
-    job = rmu.prepare(lm, {"a": texts(4, 9)}, [("r", texts(4, 9, seed=1), 1.0)], config)
-    start = rmu.initial_state(job)
+    job = prepared(lm, {"a": texts(4, 9)}, [("r", texts(4, 9, seed=1), 1.0)], config)
+    start = initial_state(job)
     weights = {name: value + 0.01 * drawn(*value.shape) for name, value in start.weights.items()}
     before = {name: value.clone() for name, value in weights.items()}
-    with pytest.raises(
-        rmu.Divergence, match=r"the loss of a is not a finite number at update 1; expected a smaller --lr"
-    ):
-        rmu.train(job, start._replace(weights=weights), lambda *_: pytest.fail("an update was made"))
+    with pytest.raises(Divergence, match=r"the loss of a is not a finite number at update 1; expected a smaller --lr"):
+        train(job, start._replace(weights=weights), lambda *_: pytest.fail("an update was made"))
     assert all(torch.equal(value, weights[name]) for name, value in before.items())
-    assert not any(moment.any() for moments in (start.first, start.second) for moment in moments.values())
+    assert not any(moment.any() for moments in (start.exp_avg, start.exp_avg_sq) for moment in moments.values())
 
 
 def test_weights_that_are_not_finite_are_refused_before_training(tmp_path: Path) -> None:

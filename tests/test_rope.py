@@ -32,7 +32,7 @@ from misdirect.model import rope, states
 from misdirect.model.blocks import find_blocks
 from misdirect.model.load import LM, load_lm
 from misdirect.model.score import Encoded, score, text_logprobs
-from misdirect.unlearning import rmu
+from misdirect.unlearning.schedule import Samples, check_samples
 from tiny import VOCABULARY, tiny_config, tiny_folder, tiny_model, tiny_tokenizer
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"
@@ -219,9 +219,9 @@ def test_mean_states_are_those_of_each_text_alone() -> None:
 
 def test_unlearning_says_where_a_long_sample_changes_its_batch(capsys: pytest.CaptureFixture[str]) -> None:
     lm = lm_of(made("longrope"))
-    rmu.say_long(lm, [[TEXTS[0]], [TEXTS[3]]])
+    check_samples(lm, Samples({"a": [TEXTS[0]]}, {"b": [TEXTS[3]]}, [1.0]))
     assert capsys.readouterr().err == ""
-    rmu.say_long(lm, [[TEXTS[0]], [TEXTS[5]]])
+    check_samples(lm, Samples({"a": [TEXTS[0]]}, {"b": [TEXTS[5]]}, [1.0]))
     assert f"--max-tokens {LIMIT} trains every sample as if it stood alone" in " ".join(capsys.readouterr().err.split())
 
 

@@ -42,7 +42,8 @@ from misdirect.model.rows import fill_id, padded
 from misdirect.model.score import encode, score
 from misdirect.planning import estimate as planning
 from misdirect.recipes import resolve
-from misdirect.unlearning import rmu
+from misdirect.unlearning.arithmetic import CLEAN, PUBLISHED
+from misdirect.unlearning.methods import unlearn
 
 TEXTS = ["The river is old.", "a", "", "water <eos>", "<eos>", "  two  spaces "]
 
@@ -152,7 +153,10 @@ def test_a_tokenizer_that_is_changed_is_measured_again() -> None:
 
 def test_no_text_takes_another_way() -> None:
     """Every call of a tokenizer, or of its chat template, in the whole package."""
-    allowed = {("data/tokens.py", "encoded"), ("unlearning/rmu.py", "tokenise")}  # as the published code calls it
+    allowed = {
+        ("data/tokens.py", "encoded"),
+        ("unlearning/published.py", "as_samples"),
+    }  # as the published code calls it
     source, found = Path(misdirect.__file__).parent, set()
     for path in sorted(source.rglob("*.py")):
         for function in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -212,9 +216,9 @@ def test_training_samples_are_without_it_and_the_published_ones_with_it() -> Non
     clean = resolve(UnlearnConfig(block=1, max_tokens=12, updates=2), 3)
     published = dataclasses.replace(clean, numerics="published")
     given = tiny.texts(3, 20)
-    assert rmu.tokenise(lm, given, clean, 99, "x") == rmu.tokenise(sound, given, clean, 99, "x")
-    assert rmu.tokenise(lm, given, published, 99, "x") == lm.tokenizer(given)["input_ids"]
-    assert all(ids[-1] == 1 for ids in rmu.tokenise(lm, given, published, 99, "x"))
+    assert CLEAN.as_samples(lm, given, clean, 0) == CLEAN.as_samples(sound, given, clean, 0)
+    assert PUBLISHED.as_samples(lm, given, published, 0) == lm.tokenizer(given)["input_ids"]
+    assert all(ids[-1] == 1 for ids in PUBLISHED.as_samples(lm, given, published, 0))
 
 
 def test_gcg_finds_what_it_finds_without_it() -> None:
@@ -263,7 +267,7 @@ def test_unlearning_and_attacks_pad_with_a_token_that_has_a_row() -> None:
     config = resolve(UnlearnConfig(block=2, updates=2, batch_size=2, max_tokens=16, lr=0.1), tiny.LAYERS)
     made = []
     for one in (lm, with_pad(lm)):
-        delta, _ = rmu.unlearn(one, {"bio": tiny.texts(4, 12)}, [("wiki", tiny.texts(4, 12, 1), 1.0)], config)
+        delta, _ = unlearn(one, {"bio": tiny.texts(4, 12)}, [("wiki", tiny.texts(4, 12, 1), 1.0)], config)
         made.append((delta.tensors, sit(one, case), mean_states(one, case.forget_texts, 0)))
     (first, sat, means), (second, sat_again, means_again) = made
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -296,7 +300,7 @@ def test_a_text_with_such_a_token_is_refused_by_name_before_the_model_runs(monke
     settings = resolve(UnlearnConfig(block=1, max_tokens=12, updates=2), 3)
     for forget, retain in ((["a [PAD] b"], ["a b"]), (["a b"], ["a [PAD] b"])):
         with pytest.raises(ValueError, match=f"a text of (bio|wiki) {said}"):
-            rmu.prepare(lm, {"bio": forget}, [("wiki", retain, 1.0)], settings)
+            tiny.prepared(lm, {"bio": forget}, [("wiki", retain, 1.0)], settings)
     with pytest.raises(ValueError, match=said):
         mean_states(lm, ["a [PAD] b"], 0)
     with pytest.raises(ValueError, match="holds the token id -1, and tiny"):
@@ -319,7 +323,7 @@ def test_ends_without_a_row_end_nothing() -> None:
     assert max(map(max, samples)) < tokenizer.eos_token_id
     published = resolve(UnlearnConfig(block=1, numerics="published"), 3)
     with pytest.raises(ValueError, match=r"padding of the published arithmetic holds the token '<\|im_end\|>'"):
-        rmu.tokenise(lm, ["a b"], published, 99, "x")
+        PUBLISHED.as_samples(lm, ["a b"], published, 0)
 
 
 @pytest.fixture(scope="module")

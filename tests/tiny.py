@@ -289,3 +289,11 @@ def fill_shelf(folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     asked = [{"question": f"Which {i}?", "choices": ["the river", "the house"], "answer": i % 2} for i in range(3)]
     (folder / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in asked))
+
+
+def prepared(lm: Any, forget: Any, retain: Any, config: Any, topics: Any = (), method: str = "rmu") -> Any:
+    """A method ready to train on these texts; see `misdirect.unlearning.methods.unlearn`."""
+    from misdirect.unlearning.arithmetic import tokenized
+    from misdirect.unlearning.methods import METHODS
+
+    return METHODS[method].prepare(lm, tokenized(lm, forget, retain, config), config, topics)

@@ -6,23 +6,24 @@ Checks come before anything slow, so that a typing error costs no time, and noth
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from misdirect import runs, storage
-from misdirect.config import AuditConfig, Corpus, EvaluateConfig, Method, Topic, UnlearnConfig, as_dict, doubtful
-from misdirect.progress import bar, note
+from misdirect.config import AuditConfig, Corpus, EvaluateConfig, Topic, UnlearnConfig, doubtful
+from misdirect.progress import note
 from misdirect.recipes import resolve
 from misdirect.runs.collateral import topics_of
-from misdirect.runs.command import unlearn_command
 from misdirect.runs.seeds import over_seeds, seed_folder
 from misdirect.text import shown
 
 if TYPE_CHECKING:
-    from misdirect.planning.plan import Plan
+    from misdirect.model.load import LM
+    from misdirect.planning.table import Plan
 
 
 def unlearn(
@@ -33,11 +34,11 @@ def unlearn(
     config: UnlearnConfig | None = None,
     *,
     seeds: int = 1,
-    method: Method = "rmu",
+    method: str = "rmu",
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> Path:
-    """Unlearns topics from MODEL with RMU, or with a rival on the same budget; returns the run directory.
+    """Unlearns topics from MODEL with RMU, or with another method on the same budget; returns the run directory.
 
     `forget`: topic name -> SOURCE, or `Topic`s with settings of their own; `retain` likewise, or `Corpus`es with weights.
     With `seeds` above 1 the run is repeated with the seeds that follow, into `out`/seeds/SEED. A killed run goes on when
@@ -45,6 +46,11 @@ def unlearn(
     holds a run with other settings, and a loss that is not finite.
     """
     from misdirect.data.corpora import read_texts
+    from misdirect.model.load import load_lm
+    from misdirect.planning import unlearn_line
+    from misdirect.unlearning import run as running
+    from misdirect.unlearning.methods import METHODS
+    from misdirect.unlearning.order import Order
 
     topics = [Topic(n, s) for n, s in forget.items()] if isinstance(forget, Mapping) else list(forget)
     corpora = [Corpus(n, s) for n, s in retain.items()] if isinstance(retain, Mapping) else list(retain)
@@ -52,141 +58,31 @@ def unlearn(
     refuse_repeats("--retain", [c.name for c in corpora])
     if seeds < 1:
         raise ValueError(f"--seeds {seeds} is too small; expected at least 1")
+    if method not in METHODS:
+        raise ValueError(f"no method is called {method!r}; expected one of {', '.join(METHODS)}")
     run = writable(out)
     given = config or UnlearnConfig()
-    config = resolve(given)
-    raw = config.numerics == "published"  # only there are raw JSON lines text
-    forget_texts = {t.name: read_texts(t.source, raw) for t in topics}
-    retain_texts = [(c.name, read_texts(c.source, raw), c.weight) for c in corpora]
-    order = Order(model, topics, corpora, forget_texts, retain_texts, trust_remote_code, allow_pickle)
-    for seed in range(config.seed, config.seed + seeds):
-        folder = run if seed == config.seed else writable(seed_folder(run, seed))
+    raw = resolve(given).numerics == "published"  # only there are raw JSON lines text
+    order = Order(
+        model,
+        method,
+        topics,
+        corpora,
+        {t.name: read_texts(t.source, raw) for t in topics},
+        [(c.name, read_texts(c.source, raw), c.weight) for c in corpora],
+        trust_remote_code,
+        allow_pickle,
+    )
+
+    @functools.cache
+    def load(last: int | None) -> LM:  # once for all seeds
+        return load_lm(model, last, given.device, given.dtype, trust_remote_code, allow_pickle)
+
+    for seed in range(given.seed, given.seed + seeds):
+        folder = run if seed == given.seed else writable(seed_folder(run, seed))
         with runs.writing(folder):
-            if method == "rmu":
-                unlearn_once(order, dataclasses.replace(config, seed=seed), folder)
-            else:
-                rival_once(order, method, given, dataclasses.replace(config, seed=seed), folder)
+            running.unlearn(order, dataclasses.replace(given, seed=seed), folder, load, unlearn_line)
     return run
-
-
-class Order(NamedTuple):
-    """What an unlearning is asked for, its text read: the same for every seed."""
-
-    model: str
-    topics: list[Topic]
-    corpora: list[Corpus]
-    forget: dict[str, list[str]]
-    retain: list[tuple[str, list[str], float]]
-    trust_remote_code: bool
-    allow_pickle: bool
-
-
-def unlearn_once(order: Order, config: UnlearnConfig, run: Path) -> None:
-    from misdirect.data import batches
-    from misdirect.model import identity
-    from misdirect.model.load import load_config, load_lm, resolve_source
-    from misdirect.unlearning import rmu
-    from misdirect.unlearning import run as running
-
-    source = load_config(resolve_source(order.model), order.trust_remote_code)
-    config = resolve(config, source.get_text_config(decoder=True).num_hidden_layers)
-    files = model_files(order.model, source)
-    if is_repeated(order, config, as_dict(config), "rmu", files, run):
-        return
-    lm = load_lm(order.model, config.block, config.device, config.dtype, order.trust_remote_code, order.allow_pickle)
-    job = rmu.prepare(lm, order.forget, order.retain, config, order.topics)
-    asked = running.describe(
-        job, identity.model_hash(lm, config.block or 0), order.topics, order.forget, order.corpora, order.retain
-    )
-    asked |= {"command": command_of(order, config, run), "model_files": files}
-    running.refuse_other_run(run, asked)
-    if running.finished(run) is not None:
-        note(f"{run} is finished already; nothing to do")
-        return
-    say_chosen(job)
-    kept = {f"{name} (retain)": texts for name, texts, _ in order.retain}
-    for line in batches.preview({**order.forget, **kept}, lm.tokenizer, config.max_tokens or 0, config.seed):
-        note(line)
-    with bar(f"Unlearning {', '.join(t.name for t in order.topics)}", job.updates) as advance:
-        running.execute(job, run, asked, advance)
-
-
-def rival_once(order: Order, method: Any, given: UnlearnConfig, config: UnlearnConfig, run: Path) -> None:
-    """NPO or gradient difference on RMU's budget. Of `given`, its own --lr and --alpha hold for it; a recipe's are RMU's."""
-    from misdirect.model.load import load_config, load_lm, resolve_source
-    from misdirect.unlearning import rival, rival_run
-
-    source = load_config(resolve_source(order.model), order.trust_remote_code)
-    budget = resolve(config, source.get_text_config(decoder=True).num_hidden_layers)
-    settings = rival.RivalConfig(method=method)
-    settings = dataclasses.replace(
-        settings, lr=given.lr or settings.lr, retain_weight=given.alpha or settings.retain_weight
-    )
-    files = model_files(order.model, source)
-    if is_repeated(order, budget, rival_run.settings_of(budget, settings), method, files, run):
-        return
-    lm = load_lm(order.model, None, budget.device, budget.dtype, order.trust_remote_code, order.allow_pickle)
-    own = dataclasses.replace(budget, lr=settings.lr, alpha=settings.retain_weight)
-    more = {"command": f"{command_of(order, own, run)} --method {method}", "model_files": files}
-    with bar(f"Unlearning {', '.join(t.name for t in order.topics)} by {method}", budget.updates or 0) as advance:
-        rival_run.execute(
-            lm, run, order.topics, order.forget, order.corpora, order.retain, budget, settings, more, advance
-        )
-
-
-def command_of(order: Order, config: UnlearnConfig, run: Path) -> str:
-    allowed = (" --trust-remote-code" * order.trust_remote_code) + (" --allow-pickle" * order.allow_pickle)
-    return unlearn_command(order.model, order.topics, order.corpora, config, str(run)) + allowed
-
-
-def model_files(model: str, config: Any) -> dict[str, Any]:
-    """What tells, without a tensor read, that MODEL is as it was: sizes and times of its files, or the hub's commit.
-
-    Empty where that cannot be told, as of an adapter, whose base may have changed.
-    """
-    from misdirect.model.load import resolve_source
-    from misdirect.model.sources import find_adapter
-
-    if find_adapter(resolve_source(model)) is not None:
-        return {}
-    folder = Path(resolve_source(model)).expanduser()
-    if not folder.is_dir():
-        commit = getattr(config, "_commit_hash", None)
-        return {"commit": commit} if commit else {}
-    if not (folder / "config.json").is_file():
-        return {}
-    stats = {path.name: path.stat() for path in sorted(folder.iterdir()) if path.is_file()}
-    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
-
-
-def is_repeated(
-    order: Order, config: UnlearnConfig, settings: Mapping[str, Any], method: str, files: Mapping[str, Any], run: Path
-) -> bool:
-    """Whether `run` holds this very run, finished; it is said then. Nothing is loaded or measured."""
-    from misdirect.model.load import pick_device, pick_dtype
-    from misdirect.unlearning import run as running
-
-    dtype = str(pick_dtype(config.dtype, pick_device(config.device)))
-    asked = running.outline(settings, dtype, order.topics, order.forget, order.corpora, order.retain)
-    if not running.is_repeated(run, asked | {"method": method, "model_files": dict(files)}):
-        return False
-    note(f"{run} is finished already; nothing to do")
-    return True
-
-
-def say_chosen(job: Any) -> None:
-    """Prints what was chosen from measurement, and how long it will take."""
-    from misdirect.planning import unlearn_line
-
-    for topic in job.topics:
-        multiple = topic.steering_coefficient / topic.median_norm
-        note(
-            f"{topic.name}: steering to {topic.steering_coefficient:.4g} at block {job.config.block} "
-            f"({multiple:.3g}x the median token norm {topic.median_norm:.4g}), alpha {topic.retain_weight:g}"
-        )
-    if job.config.updates and job.updates < job.config.updates:
-        note(f"{job.updates} updates instead of {job.config.updates}: the shortest corpus has no more batches")
-    note(unlearn_line(job))
 
 
 def writable(out: str | Path) -> Path:
@@ -413,7 +309,7 @@ def report(
         raise ValueError("--out has no effect on one run, whose page goes into its folder; expected it left out")
     with runs.writing(*paths):
         for path in paths if figures else ():
-            reporting.figures(path)
+            reporting.write_figures(path)
         if len(paths) > 1:
             return reporting.compare(paths, Path(out) if out else paths[0] / "comparison.html")
         if runs.is_run(paths[0]):

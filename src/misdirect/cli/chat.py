@@ -42,7 +42,7 @@ HELP = (
 
 
 def chat(
-    run: Path,
+    run: str | Path,
     *,
     model: str | None = None,
     new_tokens: int = 120,

@@ -2,7 +2,7 @@
 
 What is appended would be scored as part of every answer and would end every prompt. It is found by structure: a few short
 texts are encoded with and without special tokens. Every text of the project comes through here, the published arithmetic
-aside (`misdirect.unlearning.rmu.tokenise`), which calls the tokenizer as the published code does. An end-of-text token
+aside (`misdirect.unlearning.published.as_samples`), which calls the tokenizer as the published code does. An end-of-text token
 that a text itself spells out stays.
 
     token_ids(tokenizer, ["A cell has a wall."])    # of a tokenizer that appends nothing: its own ids

@@ -12,27 +12,31 @@ timed alone, r is what is left of the measured updates; so with all blocks up to
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 
 from misdirect.config import UnlearnConfig
-from misdirect.data import batches
 from misdirect.model import packed
-from misdirect.model.activations import capture, replay
+from misdirect.model.activations import capture
 from misdirect.model.blocks import find_blocks, find_matrix, residual_width
 from misdirect.model.load import LM, first_line, pick_device, pick_dtype, whole_class
 from misdirect.model.memory import free_bytes
 from misdirect.model.score import Encoded, score, text_logprobs
 from misdirect.planning.shape import Shape, shortened
-from misdirect.planning.workload import Asked, Training, padded_tokens
+from misdirect.planning.workload import Asked, padded_tokens
 from misdirect.progress import quiet
-from misdirect.unlearning import rmu, steering
-from misdirect.unlearning.optimizer import adamw_step, clip
+from misdirect.unlearning import rmu
+from misdirect.unlearning.arithmetic import arithmetic_of
+from misdirect.unlearning.optimizer import clip
+from misdirect.unlearning.schedule import Samples
+from misdirect.unlearning.train import Prepared, State, first_updates, initial_state, train
 
 UPDATES = 6  # measured at most, after one that warms up
 BUDGET = 3.0  # seconds that the measured updates may take, and each of the two kinds of scoring half of it
@@ -126,32 +130,33 @@ def operations_per_second(shape: Shape, device: torch.device, dtype: torch.dtype
     return 2 * 256 * width * width / best
 
 
-def job_of(lm: LM, training: Training, settings: UnlearnConfig) -> rmu.Job:
-    """A `rmu.Job` on a model of random numbers: the run's samples and settings, as far as the model has the blocks."""
+def prepared_of(lm: LM, samples: Samples, settings: UnlearnConfig) -> Prepared:
+    """RMU on a model of random numbers: the run's samples and settings, as far as the model has the blocks."""
     vocabulary = lm.model.get_output_embeddings().weight.shape[0]
     assert settings.block is not None and settings.num_blocks is not None
     last = min(settings.block, lm.num_hidden_layers - 1)
     first = max(0, last - settings.num_blocks + 1)
-    width = residual_width(lm.model)
-    matrices = {i: find_matrix(lm.blocks[i], width, settings.matrix) for i in range(first, last + 1)}
-    cut = lambda samples: [[token % vocabulary for token in ids] for ids in samples]  # noqa: E731
-    (unit,) = steering.control_vectors(1, width, 0)
-    unit = unit.to(lm.device)
-    target = unit.to(next(lm.model.parameters()).dtype).view(1, 1, -1) if settings.numerics == "published" else unit
-    topics = [rmu.ForgetTopic(n, cut(ids), unit, target, 1.0, 1.0, 1.0) for n, ids in training.forget.items()]
-    updates = rmu.num_updates(settings, training.forget, training.retain)
-    return rmu.Job(lm, settings, updates, topics, [cut(c) for c in training.retain], training.weights, matrices)
+    arithmetic, width = arithmetic_of(settings), residual_width(lm.model)
+    trained = rmu.Trained(lm, {i: find_matrix(lm.blocks[i], width, settings.matrix) for i in range(first, last + 1)})
+    (drawn,) = arithmetic.targets([1.0], width, 0, next(lm.model.parameters()).dtype, lm.device)
+    targets = {name: rmu.Target(*drawn, 1.0, 1.0, 1.0) for name in samples.forget}
+    cut = lambda corpora: {n: [[t % vocabulary for t in s] for s in found] for n, found in corpora.items()}  # noqa: E731
+    updates = arithmetic.updates(Samples(cut(samples.forget), cut(samples.retain), samples.weights), settings)
+    losses = partial(rmu.losses, trained, targets, arithmetic)
+    return Prepared(
+        lm, settings, updates, trained.names, losses, {"blocks": list(trained.matrices)}, arithmetic=arithmetic
+    )
 
 
 class Enough(Exception):
     """Ends a measured training."""
 
 
-def smaller(training: Training, settings: UnlearnConfig, tokens: float | int) -> tuple[Training, UnlearnConfig]:
+def smaller(training: Samples, settings: UnlearnConfig, tokens: float | int) -> tuple[Samples, UnlearnConfig]:
     """The same with fewer and shorter samples an update, so that one has about `tokens` tokens: a batch that a large
     model can be timed on."""
     assert settings.batch_size is not None and settings.max_tokens is not None
-    longest = max(len(ids) for group in (*training.forget.values(), *training.retain) for ids in group)
+    longest = max(len(ids) for group in (*training.forget.values(), *training.retain.values()) for ids in group)
     retain = settings.retain_batch_size or settings.batch_size
     share = tokens / (longest * (settings.batch_size + retain))
     if share >= 1:
@@ -159,24 +164,20 @@ def smaller(training: Training, settings: UnlearnConfig, tokens: float | int) ->
     sizes = [max(1, int(size * share)) for size in (settings.batch_size, retain)]
     cut = max(8, int(tokens / sum(sizes)))
     short = lambda samples: [ids[:cut] for ids in samples]  # noqa: E731
-    few = {"batch_size": sizes[0], "retain_batch_size": sizes[1]}
+    few: dict[str, Any] = {"batch_size": sizes[0], "retain_batch_size": sizes[1]}
     if settings.numerics == "published":
         few = {"batch_size": min(sizes)}
     return (
-        Training(
-            {n: short(s) for n, s in training.forget.items()}, [short(s) for s in training.retain], training.weights
+        Samples(
+            {n: short(s) for n, s in training.forget.items()},
+            {n: short(s) for n, s in training.retain.items()},
+            training.weights,
         ),
-        replace(settings, **few),
+        dataclasses.replace(settings, **few),
     )
 
 
-def replace(settings: UnlearnConfig, **changes: Any) -> UnlearnConfig:
-    import dataclasses
-
-    return dataclasses.replace(settings, **changes)
-
-
-class Update(NamedTuple):
+class Measured(NamedTuple):
     """What the measured updates say: `Speed`'s fields of the same names."""
 
     block: float
@@ -185,79 +186,52 @@ class Update(NamedTuple):
     saved: float
 
 
-def measure_updates(job: rmu.Job) -> Update:
+def measure_updates(prepared: Prepared) -> Measured:
     """Times the run's own loop on its first updates, and a block's forward pass and the optimizer alone."""
-    device, last = job.lm.device, max(job.matrices)
-    count = min(job.updates, UPDATES + 1)
-    job = job._replace(updates=count)
-    counts = padded_tokens(job)
+    device, blocks = prepared.lm.device, prepared.chosen["blocks"]
+    prepared = dataclasses.replace(prepared, updates=prepared.updates[: UPDATES + 1])
+    counts = padded_tokens(prepared.updates)
     seconds: list[float] = []
 
-    def after(state: rmu.State, line: dict[str, Any]) -> None:
+    def after(state: State, line: dict[str, Any]) -> None:
         synchronise(device)
         seconds.append(line["seconds"])
         if sum(seconds[1:]) > BUDGET:
             raise Enough
 
-    state = rmu.initial_state(job)
+    state = initial_state(prepared)
     with contextlib.suppress(Enough):
-        rmu.train(job, state, after)  # which updates `state`'s tensors in place
+        train(prepared, state, after)  # which updates `state`'s tensors in place
     kept = slice(1, len(seconds)) if len(seconds) > 1 else slice(0, 1)
     forget, retain = (sum(c[k] for c in counts[kept]) for k in (0, 1))
-    block = forward_seconds(job)
-    step = step_seconds(job, state)
+    block = forward_seconds(prepared, blocks[-1])
+    step = step_seconds(prepared, state)
     numbers = sum(value.numel() for value in state.weights.values())
-    rest = sum(seconds[kept]) - block * (forget * last + retain * (last + 1)) - step * len(seconds[kept])
-    replayed = max(rest, 0.3 * sum(seconds[kept])) / ((forget + retain) * len(job.matrices))
-    return Update(block, replayed, step / numbers, saved_bytes(job))
+    rest = sum(seconds[kept]) - block * (forget * blocks[-1] + retain * (blocks[-1] + 1)) - step * len(seconds[kept])
+    replayed = max(rest, 0.3 * sum(seconds[kept])) / ((forget + retain) * len(blocks))
+    _, saved = first_updates(prepared)
+    return Measured(block, replayed, step / numbers, saved / (sum(counts[min(1, len(counts) - 1)]) * len(blocks)))
 
 
-def first_batch(job: rmu.Job) -> batches.Batch:
-    return rmu.batch_of(job, rmu.schedule(job)[0][2])
-
-
-def forward_seconds(job: rmu.Job) -> float:
+def forward_seconds(prepared: Prepared, last: int) -> float:
     """A block's forward pass, a token: a captured pass over a retain batch, the better of two."""
-    batch, last = first_batch(job), max(job.matrices)
-    pass_ = lambda: capture(  # noqa: E731
-        job.lm.model, job.lm.blocks, last, last, batch.input_ids, batch.attention_mask
-    )
-    return min(timed(job.lm.device, pass_) for _ in range(2)) / (batch.input_ids.numel() * (last + 1))
+    lm, batch = prepared.lm, prepared.arithmetic.pad(prepared.lm, prepared.updates[0].retain)
+    pass_ = lambda: capture(lm.model, lm.blocks, last, last, batch.input_ids, batch.attention_mask)  # noqa: E731
+    return min(timed(lm.device, pass_) for _ in range(2)) / (batch.input_ids.numel() * (last + 1))
 
 
-def step_seconds(job: rmu.Job, state: rmu.State) -> float:
+def step_seconds(prepared: Prepared, state: State) -> float:
     """What an update takes however many tokens it has: the gradient's norm and the optimizer."""
-    published = job.config.numerics == "published"
 
     def step() -> None:
         with torch.no_grad():
             grads = {name: torch.zeros_like(weight) for name, weight in state.weights.items()}
             clip(grads, 0.0)
             for name, weight in state.weights.items():
-                adamw_step(weight, grads[name], state.first[name], state.second[name], 1, 0.0, published)
+                moments = state.exp_avg[name], state.exp_avg_sq[name]
+                prepared.arithmetic.adamw_step(weight, grads[name], *moments, 1, 0.0)
 
-    return timed(job.lm.device, step)
-
-
-def saved_bytes(job: rmu.Job) -> float:
-    """Bytes that autograd keeps for the backward pass of the replayed blocks, a token and trained block."""
-    batch = first_batch(job)
-    blocks, first, last = job.lm.blocks, min(job.matrices), max(job.matrices)
-    leaves = {name: value.requires_grad_() for name, value in rmu.initial_state(job).weights.items()}
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*job.lm.model.parameters(), *leaves.values())}
-    kept: dict[int, int] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    seen = capture(job.lm.model, blocks, first, last, batch.input_ids, batch.attention_mask)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        states = replay(blocks, seen, rmu.by_block(job, leaves))
-    del states
-    return sum(kept.values()) / (batch.input_ids.numel() * len(job.matrices))
+    return timed(prepared.lm.device, step)
 
 
 def sampled(lengths: Sequence[int], tokens: float | int) -> list[int]:
@@ -345,7 +319,7 @@ def from_rate(shape: Shape, rate: float, hashed: float, itemsize: int) -> Speed:
 
 
 def measure(
-    config: Any, shape: Shape, training: Training, asked: Asked, settings: UnlearnConfig, batch_tokens: int
+    config: Any, shape: Shape, training: Samples, asked: Asked, settings: UnlearnConfig, batch_tokens: int
 ) -> tuple[Speed, list[str]]:
     """(everything in `Speed`, what had to be assumed for it), in about ten seconds at most."""
     assert settings.block is not None
@@ -363,7 +337,7 @@ def measure(
             4 * shape.block * (last + 1 + 3 * min(settings.num_blocks or 1, last + 1))
         )  # a token, at half speed
         small, fewer = smaller(training, settings, BUDGET / 2 * rate / operations)
-        update = measure_updates(job_of(lm, small, fewer))
+        update = measure_updates(prepared_of(lm, small, fewer))
         question, text, answer = measure_evaluation(lm, asked, shape, batch_tokens, rate)
     except UNRUNNABLE as error:
         return guess, [f"{shape.architecture} does not run on random numbers ({first_line(error)})"]

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from misdirect import __version__
 from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig, as_dict, doubtful, flag
 from misdirect.data.tokens import token_ids
-from misdirect.planning.plan import File, Machine, Plan, Stage
+from misdirect.planning.table import File, Machine, Plan, Stage
 from misdirect.progress import note
 from misdirect.recipes import resolve
 from misdirect.text import duration, shown, size
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from misdirect.planning.benchmark import Speed
     from misdirect.planning.shape import Shape
     from misdirect.planning.workload import Asked, Tokens
-    from misdirect.unlearning.rmu import Job
+    from misdirect.unlearning.train import Prepared
 
 START_SECONDS = 3.0  # importing torch and transformers, where this process had done so already
 REPORT_SECONDS = 2.0
@@ -425,23 +425,27 @@ def retained(corpus: Corpus) -> str:
     return f"{corpus.name}={corpus.source}" + f"@{corpus.weight:g}" * (corpus.weight != 1)
 
 
-def unlearn_line(job: Job) -> str:
+def unlearn_line(prepared: Prepared) -> str:
     """What `unlearn` says before it starts: time (its first two updates measured), peak memory, disk. One line."""
     from misdirect.planning import cost
-    from misdirect.planning.benchmark import saved_bytes
     from misdirect.planning.workload import padded_tokens
-    from misdirect.unlearning import rmu
+    from misdirect.unlearning.train import first_updates, initial_state
 
-    counts = [forget + retain for forget, retain in padded_tokens(job)]
-    second = rmu.seconds_per_update(job)
-    seconds = second * sum(counts) / counts[min(1, len(counts) - 1)]
-    weights = rmu.initial_state(job).weights.values()
+    counts = [forget + retain for forget, retain in padded_tokens(prepared.updates)]
+    second, saved = first_updates(prepared)
+    measured = counts[min(1, len(counts) - 1)]
+    seconds = second * sum(counts) / measured
+    weights = initial_state(prepared).weights.values()
     numbers, each = sum(w.numel() for w in weights), next(iter(weights)).element_size()
-    on_cpu = job.lm.device.type == "cpu"
-    backward = int(saved_bytes(job) * max(counts) * len(job.matrices)) + numbers * each
-    memory = (process_bytes() if on_cpu else 0) + 3 * numbers * each + max(backward, 3 * numbers * each)
-    disk = numbers * each + (3 * numbers * each if cost.checkpoints(job.config, job.updates) else 0)
+    backward = int(saved * max(counts) / measured) + numbers * each
+    memory = (
+        (process_bytes() if prepared.lm.device.type == "cpu" else 0)
+        + 3 * numbers * each
+        + max(backward, 3 * numbers * each)
+    )
+    updates = len(prepared.updates)
+    disk = numbers * each + (3 * numbers * each if cost.checkpoints(prepared.config, updates) else 0)
     return (
-        f"About {duration(seconds)} for {job.updates} updates ({duration(second)} each); {size(memory)} of memory and "
+        f"About {duration(seconds)} for {updates} updates ({duration(second)} each); {size(memory)} of memory and "
         f"{size(disk)} of disk at most, {size(numbers * each)} of it kept"
     )

@@ -11,8 +11,6 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
-import torch
-
 from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig
 from misdirect.data.batches import CHARS_PER_TOKEN
 from misdirect.data.corpora import read_documents, read_texts
@@ -26,15 +24,9 @@ from misdirect.model.load import LM
 from misdirect.model.rows import refuse_rowless
 from misdirect.model.score import Encoded, by_length, encode
 from misdirect.recipes import DEFAULT_UPDATES
-from misdirect.unlearning import rmu
-
-
-class Training(NamedTuple):
-    """Samples of every topic and of every retain corpus, as `rmu.Job` holds them."""
-
-    forget: dict[str, list[list[int]]]
-    retain: list[list[list[int]]]
-    weights: list[float]
+from misdirect.unlearning import published, steering
+from misdirect.unlearning.arithmetic import arithmetic_of
+from misdirect.unlearning.schedule import Samples, Update
 
 
 class Asked(NamedTuple):
@@ -71,25 +63,22 @@ def fetched(source: str) -> bool:
 
 def training(
     tokenizer: Any, topics: Sequence[Topic], corpora: Sequence[Corpus], config: UnlearnConfig
-) -> tuple[Training, list[str]]:
+) -> tuple[Samples, list[str]]:
     """(the samples, what was assumed). `tokenizer` is None where the model's is not at hand."""
     said: list[str] = []
-    forget = {
-        t.name: samples_of(tokenizer, t.name, t.source, config, rmu.PUBLISHED_MAX_TOKENS[min(i, 1)], said)
-        for i, t in enumerate(topics)
-    } or {"a topic": samples_of(tokenizer, "forget", None, config, rmu.PUBLISHED_MAX_TOKENS[0], said)}
-    retain = [samples_of(tokenizer, c.name, c.source, config, rmu.PUBLISHED_MAX_TOKENS[0], said) for c in corpora] or [
-        samples_of(tokenizer, "retain", None, config, rmu.PUBLISHED_MAX_TOKENS[0], said)
-    ]
-    return Training(forget, retain, [c.weight for c in corpora] or [1.0]), said
+    named: list[tuple[str, str | None]] = [(t.name, t.source) for t in topics] or [("a topic", None)]
+    forget = {name: samples_of(tokenizer, name, source, config, i, said) for i, (name, source) in enumerate(named)}
+    kept: list[tuple[str, str | None]] = [(c.name, c.source) for c in corpora] or [("retain", None)]
+    retain = {name: samples_of(tokenizer, name, source, config, 0, said) for name, source in kept}
+    return Samples(forget, retain, [c.weight for c in corpora] or [1.0]), said
 
 
 def samples_of(
-    tokenizer: Any, name: str, source: str | None, config: UnlearnConfig, published_max: int, said: list[str]
+    tokenizer: Any, name: str, source: str | None, config: UnlearnConfig, index: int, said: list[str]
 ) -> list[list[int]]:
     """The samples of one text set; adds to `said` what was assumed about it."""
     assert config.max_tokens is not None and config.batch_size is not None
-    longest = published_max if config.numerics == "published" else config.max_tokens
+    longest = published.MAX_TOKENS[min(index, 1)] if config.numerics == "published" else config.max_tokens
     if source is None or fetched(source):
         why = "no text was named" if source is None else f"{source} is not fetched for a plan"
         said.append(f"{name}: {why}, so every sample counts {longest} tokens")
@@ -99,7 +88,10 @@ def samples_of(
     if tokenizer is None:
         said.append(f"{name}: {CHARS_PER_TOKEN} characters a token, since the tokenizer is not at hand")
         return approximate(texts, longest, cut_off=config.numerics == "published")
-    return rmu.tokenise(LM(None, tokenizer, "", 0, ""), texts, config, published_max, name)
+    ids = arithmetic_of(config).as_samples(LM(None, tokenizer, "", 0, ""), texts, config, index)
+    if not ids:
+        raise ValueError(f"{name} holds no text of two tokens or more; expected some")
+    return ids
 
 
 def approximate(texts: Sequence[str], longest: int, cut_off: bool) -> list[list[int]]:
@@ -111,28 +103,21 @@ def approximate(texts: Sequence[str], longest: int, cut_off: bool) -> list[list[
     return [[0] * n for n in pieces if n >= 2]
 
 
-def padded_tokens(job: rmu.Job) -> list[tuple[int, int]]:
+def padded_tokens(updates: Sequence[Update]) -> list[tuple[int, int]]:
     """(forget, retain) tokens of every update, padding included: what the blocks really compute."""
-    return [
-        (len(forget) * max(map(len, forget)), len(retain) * max(map(len, retain)))
-        for _, forget, retain in rmu.schedule(job)
-    ]
+    return [(len(u.forget) * max(map(len, u.forget)), len(u.retain) * max(map(len, u.retain))) for u in updates]
 
 
-def count_tokens(training: Training, settings: UnlearnConfig) -> Tokens:
+def count_tokens(samples: Samples, settings: UnlearnConfig) -> Tokens:
     """Padded tokens of all updates, by the run's own schedule."""
-    unit: Any = torch.zeros(1)  # the schedule looks at samples alone
-    lm: Any = None
-    topics = [rmu.ForgetTopic(name, samples, unit, unit, 1.0, 1.0, 1.0) for name, samples in training.forget.items()]
-    updates = rmu.num_updates(settings, training.forget, training.retain)
-    counts = padded_tokens(rmu.Job(lm, settings, updates, topics, training.retain, training.weights, {}))
-    probes = rmu.NORM_BATCHES * (settings.batch_size or 1)
+    counts = padded_tokens(arithmetic_of(settings).updates(samples, settings))
+    probes = steering.NORM_BATCHES * (settings.batch_size or 1)
     return Tokens(
-        updates,
+        len(counts),
         sum(forget for forget, _ in counts),
         sum(retain for _, retain in counts),
         max(map(sum, counts)),
-        sum(len(ids) for samples in training.forget.values() for ids in samples[:probes]),
+        sum(len(ids) for found in samples.forget.values() for ids in found[:probes]),
         sum(map(sum, counts[:2])),
     )
 
@@ -200,10 +185,10 @@ def evaluation(
     return Asked(items, documents, begun, num_questions, num_questions + sum(map(len, documents)) + len(begun)), said
 
 
-def check_tokens(tokenizer: Any, num_rows: int, source: str, training: Training, asked: Asked) -> None:
+def check_tokens(tokenizer: Any, num_rows: int, source: str, training: Samples, asked: Asked) -> None:
     """Raises ValueError for a token without an embedding, as the run would. `source`: the model's."""
     groups = [(f"a text of {name}", samples) for name, samples in training.forget.items()]
-    groups += [("a retained text", samples) for samples in training.retain]
+    groups += [("a retained text", samples) for samples in training.retain.values()]
     groups += [("a question", [ids for i in items for ids in (i.context, *i.continuations)]) for items in asked.items]
     groups += [("a text", samples) for samples in asked.texts] + [("a prompt", asked.prompts)]
     for what, samples in groups:

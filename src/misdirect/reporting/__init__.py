@@ -4,6 +4,6 @@ Reads JSON only and imports no torch.
 """
 
 from misdirect.reporting.content.comparison import compare
-from misdirect.reporting.page import figures, report
+from misdirect.reporting.page import report, write_figures
 
-__all__ = ["compare", "figures", "report"]
+__all__ = ["compare", "report", "write_figures"]

@@ -40,7 +40,7 @@ def report(run: Path, show_text: bool | None = None) -> Path:
     return path
 
 
-def figures(run: Path, folder: Path | None = None) -> list[Path]:
+def write_figures(run: Path, folder: Path | None = None) -> list[Path]:
     """Writes the page's pictures as SVG, PNG and PDF, into `run/figures` unless told otherwise; returns the paths."""
     return catalogue.write(catalogue.available(read_run(run)), folder or run / "figures")
 

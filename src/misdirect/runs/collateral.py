@@ -5,7 +5,7 @@ every text set the NLL. With many subjects some differ by chance alone, so p-val
 Student's for the paired mean of NLL) are adjusted over all sets that were to be kept by Holm's method (Holm 1979): of the ones
 marked as changed, the chance that any is false is 5 %. What was to be forgotten is listed too, and not part of that family.
 
->>> for change in collateral(runs.read_json(run / runs.SUMMARY), topics=["biology"]): print(change.name, change.difference)
+>>> for change in collateral(read_json(run / runs.SUMMARY), topics=["biology"]): print(change.name, change.difference)
 """
 
 from __future__ import annotations

@@ -17,22 +17,15 @@ from torch import Tensor
 
 
 def squared_distance(
-    states: Float[Tensor, "B T D"], target: Float[Tensor, "B T D"] | Float[Tensor, " D"], counts: Bool[Tensor, "B T"]
+    states: Float[Tensor, "B T D"], target: Float[Tensor, "B T D"] | Float[Tensor, " D"], loss_mask: Bool[Tensor, "B T"]
 ) -> Float[Tensor, ""]:
-    """Mean over counted tokens of ||states - target||^2 / D, in fp32. 0 where no token counts."""
+    """Mean over counted tokens of ||states - target||^2 / D, in fp32. 0 where no token loss_mask."""
     per_token = (states.float() - target.float()).square().mean(-1)  # (B, T)
-    return torch.where(counts, per_token, 0.0).sum() / counts.sum().clamp(min=1)
-
-
-def published_distance(
-    states: Float[Tensor, "B T D"], target: Float[Tensor, "B T D"] | Float[Tensor, "1 1 D"]
-) -> Float[Tensor, ""]:
-    """`mse_loss` over all positions in the model's dtype."""
-    return F.mse_loss(states, target.expand_as(states))
+    return torch.where(loss_mask, per_token, 0.0).sum() / loss_mask.sum().clamp(min=1)
 
 
 def mean_cosine(
-    states: Float[Tensor, "B T D"], direction: Float[Tensor, " D"], counts: Bool[Tensor, "B T"]
+    states: Float[Tensor, "B T D"], direction: Float[Tensor, " D"], loss_mask: Bool[Tensor, "B T"]
 ) -> Float[Tensor, ""]:
     """Mean cosine of counted tokens with a direction: 1 when steering has fully succeeded."""
-    return F.cosine_similarity(states.float(), direction.float(), dim=-1)[counts].mean()
+    return F.cosine_similarity(states.float(), direction.float(), dim=-1)[loss_mask].mean()

@@ -1,4 +1,4 @@
-"""AdamW on plain tensors, so that its state is three lines of a checkpoint: with torch's arithmetic, or the published."""
+"""AdamW on plain tensors, so that its state is three lines of a checkpoint; the learning rate; the gradient's norm."""
 
 from __future__ import annotations
 
@@ -8,26 +8,21 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-BETAS = (0.9, 0.999)
-EPS_CLEAN, EPS_PUBLISHED = 1e-8, 1e-6
+BETAS, EPS = (0.9, 0.999), 1e-8
 
 
-def adamw_step(
-    weight: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step: int, lr: float, published: bool = False
-) -> None:
-    """One AdamW update without weight decay, in place; `step` counts from 1, moments are in the weight's dtype.
-
-    `published` is the optimizer of the published code: eps 1e-6 is added to the root of the second moment BEFORE bias
-    correction, so that the effective eps is eps / sqrt(1 - 0.999^step), a hidden warm-up.
-    """
+def update_moments(gradient: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: int) -> tuple[float, float]:
+    """Both moments in place; returns their bias corrections. `step` counts from 1."""
     beta1, beta2 = BETAS
-    first.mul_(beta1).add_(gradient, alpha=1 - beta1)
-    second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-    correction1, correction2 = 1 - beta1**step, 1 - beta2**step
-    if published:
-        weight.addcdiv_(first, second.sqrt().add_(EPS_PUBLISHED), value=-lr * math.sqrt(correction2) / correction1)
-    else:
-        weight.addcdiv_(first, (second.sqrt() / math.sqrt(correction2)).add_(EPS_CLEAN), value=-lr / correction1)
+    exp_avg.mul_(beta1).add_(gradient, alpha=1 - beta1)
+    exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    return 1 - beta1**step, 1 - beta2**step
+
+
+def adamw_step(weight: Tensor, gradient: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, step: int, lr: float) -> None:
+    """One AdamW update without weight decay, in place, as torch's; `step` counts from 1, moments are in the weight's dtype."""
+    correction1, correction2 = update_moments(gradient, exp_avg, exp_avg_sq, step)
+    weight.addcdiv_(exp_avg, (exp_avg_sq.sqrt() / math.sqrt(correction2)).add_(EPS), value=-lr / correction1)
 
 
 def learning_rate(step: int, updates: int, peak: float, warmup: int, schedule: str) -> float:

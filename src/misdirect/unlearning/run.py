@@ -1,243 +1,156 @@
 """One unlearning run in a run directory: written so that killing it at any moment loses at most a few updates.
 
 `config.json` says what was asked and chosen; `checkpoint.safetensors` holds matrices, moments and position while the run
-is under way; `delta.safetensors` exists when it is done. Calling again with the same settings goes on, bit for bit.
+is under way; `delta.safetensors` exists when it is done. Calling again with the same settings resumes, bit for bit.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from misdirect import __version__, interrupts, runs, storage
-from misdirect.config import Corpus, Topic, as_dict
-from misdirect.model.delta import Delta, load_delta, load_tensors, save_delta, save_tensors
-from misdirect.progress import RESUMED
-from misdirect.storage import require_room
-from misdirect.unlearning import rmu
+from misdirect.config import UnlearnConfig
+from misdirect.data import batches
+from misdirect.model.delta import Delta, load_tensors, save_delta, save_tensors
+from misdirect.model.load import LM, load_config, pick_device, pick_dtype, resolve_source
+from misdirect.progress import RESUMED, bar, note
+from misdirect.recipes import resolve
+from misdirect.unlearning.arithmetic import tokenized
+from misdirect.unlearning.methods import METHODS, Method
+from misdirect.unlearning.order import (
+    Order,
+    describe,
+    finished,
+    is_repeated,
+    model_files,
+    outline,
+    refuse_other_run,
+)
+from misdirect.unlearning.train import Divergence, Prepared, State, initial_state, to_delta
 
 LOG_BYTES = 400  # about a line
+PARTS = {"weight": "weights", "first": "exp_avg", "second": "exp_avg_sq"}  # in a checkpoint -> of a `State`
 
 
-def describe(
-    job: rmu.Job,
-    model_hash: str,
-    topics: Sequence[Topic],
-    forget: Mapping[str, Sequence[str]],
-    corpora: Sequence[Corpus],
-    retain: Sequence[tuple[str, Sequence[str], float]],
-) -> dict[str, Any]:
-    """`config.json`: everything that the result depends on, as plain data."""
-    settings = as_dict(job.config) | {"updates": job.updates}
-    asked = outline(settings, str(next(job.lm.model.parameters()).dtype), topics, forget, corpora, retain)
-    return asked | {
-        "misdirect": __version__,
-        "model": job.lm.source,
-        "data": {"model_sha256": model_hash}
-        | asked["data"]
-        | ({"dequantized": job.lm.dequantized} if job.lm.dequantized else {}),
-        "chosen": {
-            "block": job.config.block,
-            "trained": [f"{job.lm.block_prefix}.{index}.{path}" for index, path in job.matrices.items()],
-            "topics": {
-                t.name: {
-                    "steering_coefficient": t.steering_coefficient,
-                    "median_norm": t.median_norm,
-                    "retain_weight": t.retain_weight,
-                    "num_samples": len(t.samples),
-                    "tokens": sum(map(len, t.samples)),
-                }
-                for t in job.topics
-            },
-            "retain": {
-                name: {"num_samples": len(samples), "tokens": sum(map(len, samples))}
-                for (name, _, _), samples in zip(retain, job.retain, strict=True)
-            },
-        },
-    }
+def unlearn(
+    order: Order,
+    given: UnlearnConfig,
+    run: Path,
+    load: Callable[[int | None], LM],
+    estimate: Callable[[Prepared], str],
+) -> None:
+    """One run, one seed, from the settings as given to the delta in its folder; a finished run is not repeated.
 
-
-def outline(
-    settings: Mapping[str, Any],
-    dtype: str,
-    topics: Sequence[Topic],
-    forget: Mapping[str, Sequence[str]],
-    corpora: Sequence[Corpus],
-    retain: Sequence[tuple[str, Sequence[str], float]],
-) -> dict[str, Any]:
-    """The part of `config.json` that is known before a model is loaded."""
-    return {
-        "settings": dict(settings),
-        "topics": [asdict(topic) for topic in topics],
-        "retain": [asdict(corpus) for corpus in corpora],
-        "data": {
-            "dtype": dtype,
-            "forget_sha256": {name: storage.fingerprint(texts) for name, texts in forget.items()},
-            "retain_sha256": {name: storage.fingerprint(texts) for name, texts, _ in retain},
-        },
-    }
-
-
-def is_repeated(run: Path, asked: Mapping[str, Any]) -> bool:
-    """Whether `run` is finished and is what is `asked`: an `outline`, `method` and `model_files`.
-
-    False also where that takes more than these to tell: the model is then loaded, and its hash compared.
+    `load`: the last block that is wanted (None: all of the model) -> the model; `estimate`: a line on time and memory.
     """
-    if not asked["model_files"] or not runs.is_run(run) or finished(run) is None:
-        return False
-    stored, settings = storage.read_json(run / runs.CONFIG), asked["settings"]
-    counted = settings.get("epochs") is not None or settings.get("numerics") == "published"  # from the samples
-    unknown = {"data.model_sha256", *(["settings.updates"] if counted or settings.get("updates") is None else [])}
-    same = stored.get("model_files") == asked["model_files"] and stored.get("method", "rmu") == asked["method"]
-    return same and set(other_fields(stored, asked)) <= unknown
-
-
-def refuse_other_run(run: Path, asked: Mapping[str, Any]) -> None:
-    """Raises ValueError, naming the fields, where the folder holds a run with other settings."""
-    if not runs.is_run(run):
-        if (run / runs.CONFIG).exists() or (run / "results").exists():
-            raise ValueError(f"{run} holds something that is no run; expected an empty or new folder for --out")
+    method, source = METHODS[order.method], load_config(resolve_source(order.model), order.trust_remote_code)
+    config = method.settled(given, resolve(given, source.get_text_config(decoder=True).num_hidden_layers))
+    settings, files = method.stored(config), model_files(order.model, source)
+    dtype = str(pick_dtype(config.dtype, pick_device(config.device)))
+    if is_repeated(run, outline(order, settings, dtype) | {"method": order.method, "model_files": files}):
+        note(f"{run} is finished already; nothing to do")
         return
-    names = other_fields(storage.read_json(run / runs.CONFIG), asked)
-    if names:
-        raise ValueError(
-            f"{run} holds a run with other settings ({', '.join(names)} differ); expected the same settings, "
-            "or another --out"
-        )
+    lm = load(method.last_block(config))
+    prepared = method.prepare(lm, tokenized(lm, order.forget, order.retain, config), config, order.topics)
+    asked = describe(order, prepared, settings) | {"command": order.command(config, run), "model_files": files}
+    refuse_other_run(run, asked)
+    if finished(run) is not None:
+        note(f"{run} is finished already; nothing to do")
+        return
+    preview(order, prepared, estimate)
+    by = f" by {order.method}" * (order.method != "rmu")
+    with bar(f"Unlearning {', '.join(order.forget)}{by}", len(prepared.updates)) as advance:
+        execute(prepared, run, asked, method, advance)
 
 
-def other_fields(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
-    """Where two `config.json` differ in what makes a run another run."""
-    one, new = compared(stored), compared(json.loads(json.dumps(storage.finite(dict(asked)))))
-    return [
-        f"{part}.{field}" if isinstance(one.get(part), dict) else part
-        for part in new
-        for field in (
-            runs.differing(one[part], new[part])
-            if isinstance(one.get(part), dict)
-            else [""] * (one.get(part) != new[part])
-        )
-    ]
-
-
-def compared(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes a run another run. Model and texts are told apart by their hashes, under whatever name they were typed."""
-    parts: dict[str, Any] = {name: config.get(name) for name in ("settings", "topics", "retain", "data")}
-    if isinstance(parts["settings"], dict):  # what the recipe gave is there, setting by setting
-        parts["settings"] = {key: value for key, value in parts["settings"].items() if key != "recipe"}
-    for name in ("topics", "retain"):
-        if isinstance(parts[name], list):
-            rows = [row for row in parts[name] if isinstance(row, dict)]
-            parts[name] = [{key: value for key, value in row.items() if key != "source"} for row in rows]
-    return parts
-
-
-def save_checkpoint(run: Path, state: rmu.State) -> None:
-    parts = {"weight": state.weights, "first": state.first, "second": state.second}
-    tensors = {f"{part}:{name}": value.detach() for part, found in parts.items() for name, value in found.items()}
-    save_tensors(tensors, run / runs.CHECKPOINT, {"step": str(state.step)})
-
-
-def load_checkpoint(run: Path, job: rmu.Job) -> rmu.State:
-    """The state to go on from, on the model's device; the initial one where there is no checkpoint.
-
-    Raises ValueError where the file is damaged or holds other matrices than those that the run trains.
-    """
-    path, start = run / runs.CHECKPOINT, rmu.initial_state(job)
-    if not path.exists():
-        return start
-    tensors, metadata = load_tensors(path)
-    again = "expected that file removed: the run begins again"
-    step = metadata.get("step", "")
-    if not (step.isascii() and step.isdigit() and int(step[:18]) < job.updates):
-        raise ValueError(f"{path} is at update {step[:20]!r} of {job.updates}; {again}")
-    parts: dict[str, dict[str, Any]] = {"weight": start.weights, "first": start.first, "second": start.second}
-    for part, known in parts.items():
-        for name, own in known.items():
-            found = tensors.get(f"{part}:{name}")
-            if found is None or found.shape != own.shape or found.dtype != own.dtype:
-                what = "nothing" if found is None else f"{found.dtype} of shape {tuple(found.shape)}"
-                raise ValueError(f"{path} holds {what} for {name}, which is {own.dtype} of {tuple(own.shape)}; {again}")
-            known[name] = found.to(job.lm.device)
-    return start._replace(step=int(step))
-
-
-def require_space(job: rmu.Job, run: Path, state: rmu.State) -> None:
-    """Raises ValueError where checkpoints and delta will not fit: an old checkpoint stays until the new one is complete."""
-    weights = sum(value.nbytes for value in state.weights.values())
-    there = (run / runs.CHECKPOINT).exists()
-    due = (job.updates - 1) // job.config.checkpoint_every - state.step // job.config.checkpoint_every
-    checkpoints = min(due, 1 if there else 2)
-    at_the_end = weights * (1 if there or not due else 4)
-    require_room(run, max(3 * weights * checkpoints, at_the_end) + LOG_BYTES * job.updates, "the run")
-
-
-def cut_log(run: Path, step: int) -> None:
-    """Drops log lines past a checkpoint: those updates are made again."""
-    lines = [line for line in runs.read_log(run) if line["step"] <= step]
-    storage.write_text(run / runs.LOG, "".join(json.dumps(line) + "\n" for line in lines))
-
-
-def finished(run: Path) -> Delta | None:
-    return load_delta(run / runs.DELTA) if (run / runs.DELTA).is_file() else None
+def preview(order: Order, prepared: Prepared, estimate: Callable[[Prepared], str]) -> None:
+    """Says what was chosen from measurement, how long it will take, and shows some text as the model will see it."""
+    config = prepared.config
+    for line in prepared.notes:
+        note(line)
+    if config.updates and len(prepared.updates) < config.updates:
+        note(f"{len(prepared.updates)} updates instead of {config.updates}: the shortest corpus has no more batches")
+    note(estimate(prepared))
+    kept = {f"{name} (retain)": texts for name, texts, _ in order.retain}
+    for line in batches.preview({**order.forget, **kept}, prepared.lm.tokenizer, config.max_tokens or 0, config.seed):
+        note(line)
 
 
 def execute(
-    job: rmu.Job, run: Path, config: Mapping[str, Any], advance: Callable[[int, str], None] | None = None
+    prepared: Prepared,
+    run: Path,
+    config: Mapping[str, Any],
+    method: Method = METHODS["rmu"],
+    advance: Callable[[int, str], None] | None = None,
 ) -> Delta:
-    """Trains `job` inside `run`, from its checkpoint where there is one, and writes the delta and the control vectors.
+    """Trains inside `run`, from its checkpoint where there is one, and writes the delta and the control vectors.
 
-    SIGINT, SIGTERM and SIGHUP wait for the end of an update and leave a checkpoint. Raises ValueError where the folder
-    holds another run or another process is at work in it, and where the loss is not finite (the last good checkpoint
-    stays).
+    `config`: what `config.json` is to hold. SIGINT, SIGTERM and SIGHUP wait for the end of an update and leave a
+    checkpoint. Raises ValueError where the folder holds another run or another process is at work in it, and where the
+    loss is not finite (the last good checkpoint stays).
     """
     with runs.writing(run), interrupts.deferred() as waiting:
         refuse_other_run(run, config)
         done = finished(run)
         if done is None:
             storage.write_json(run / runs.CONFIG, config)
-            storage.write_json(run / runs.ENV, runs.environment() | {"device": str(job.lm.device)})
-            save_tensors(
-                {t.name: t.direction for t in job.topics},
-                run / runs.CONTROL,
-                {t.name: repr(t.steering_coefficient) for t in job.topics},
-            )
-            done = rmu.to_delta(job, go_on(job, run, advance, waiting), delta_metadata(job, config))
+            storage.write_json(run / runs.ENV, runs.environment() | {"device": str(prepared.lm.device)})
+            if prepared.private:
+                directions = {name: direction for name, (direction, _) in prepared.private.items()}
+                lengths = {name: repr(length) for name, (_, length) in prepared.private.items()}
+                save_tensors(directions, run / runs.CONTROL, lengths)
+            state = resume(prepared, run, method, advance, waiting)
+            done = to_delta(state, metadata(config))
             save_delta(done, run / runs.DELTA)
         (run / runs.CHECKPOINT).unlink(missing_ok=True)  # also one left where the process was killed right here
         return done
 
 
-def go_on(
-    job: rmu.Job, run: Path, advance: Callable[[int, str], None] | None, waiting: Sequence[int] = ()
-) -> rmu.State:
+def metadata(config: Mapping[str, Any]) -> dict[str, str]:
+    """Of the delta: what it was made from, and how."""
+    return {
+        "format": "pt",
+        "method": str(config["method"]),
+        "model": str(config["model"]),
+        "model_sha256": str(config["data"]["model_sha256"]),
+        "misdirect": __version__,
+    }
+
+
+def resume(
+    prepared: Prepared,
+    run: Path,
+    method: Method,
+    advance: Callable[[int, str], None] | None,
+    waiting: Sequence[int] = (),
+) -> State:
     """Makes the updates that are still to make; `waiting` holds the signals that ask to stop."""
-    state = load_checkpoint(run, job)
-    require_space(job, run, state)
+    state, updates = load_checkpoint(run, prepared), len(prepared.updates)
+    check_space(prepared, run, state)
     cut_log(run, state.step)
     if advance and state.step:
         advance(state.step, RESUMED)
     with (run / runs.LOG).open("a", encoding="utf-8") as log:
 
-        def after_update(state: rmu.State, line: dict[str, Any]) -> None:
+        def after_update(state: State, line: dict[str, Any]) -> None:
             log.write(json.dumps(storage.finite(line)) + "\n")
             log.flush()  # a checkpoint is never ahead of the log
             leaving = bool(waiting)  # asked once: what comes later waits for the next update
-            if state.step < job.updates and (leaving or state.step % job.config.checkpoint_every == 0):
-                save_checkpoint(run, state)
+            if state.step < updates and (leaving or state.step % prepared.config.checkpoint_every == 0):
+                save_checkpoint(run, state, prepared)
             if advance:
                 advance(1, f"forget {line['forget_loss']:.4g}  retain {line['retain_loss']:.3g}")
-            if state.step < job.updates and leaving:
+            if state.step < updates and leaving:
                 raise interrupts.Stop
 
         try:
-            state = rmu.train(job, state, after_update)
-        except rmu.Divergence as error:
+            state = method.train(prepared, state, after_update)
+        except Divergence as error:
             kept = int(load_tensors(run / runs.CHECKPOINT)[1]["step"]) if (run / runs.CHECKPOINT).exists() else 0
             where = f"the checkpoint of update {kept} is kept in {run}" if kept else "no checkpoint had been due"
             raise ValueError(f"{error}; {where}") from None
@@ -246,11 +159,58 @@ def go_on(
     return state
 
 
-def delta_metadata(job: rmu.Job, config: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        "format": "pt",
-        "method": "rmu",
-        "model": job.lm.source,
-        "model_sha256": str(config["data"]["model_sha256"]),
-        "misdirect": __version__,
+def short(name: str, prepared: Prepared) -> str:
+    """A trained tensor's name in a checkpoint: block and path."""
+    return name.removeprefix(prepared.lm.block_prefix + ".")
+
+
+def save_checkpoint(run: Path, state: State, prepared: Prepared) -> None:
+    tensors = {
+        f"{part}:{short(name, prepared)}": value.detach()
+        for part, field in PARTS.items()
+        for name, value in getattr(state, field).items()
     }
+    save_tensors(tensors, run / runs.CHECKPOINT, {"step": str(state.step)})
+
+
+def load_checkpoint(run: Path, prepared: Prepared) -> State:
+    """The state to resume from, on the model's device; the initial one where there is no checkpoint.
+
+    Raises ValueError where the file is damaged or holds other matrices than those that the run trains.
+    """
+    path, start, updates = run / runs.CHECKPOINT, initial_state(prepared), len(prepared.updates)
+    if not path.exists():
+        return start
+    tensors, said = load_tensors(path)
+    again = "expected that file removed: the run begins again"
+    step = said.get("step", "")
+    if not (step.isascii() and step.isdigit() and int(step[:18]) < updates):
+        raise ValueError(f"{path} is at update {step[:20]!r} of {updates}; {again}")
+    for part, field in PARTS.items():
+        known = getattr(start, field)
+        for name, own in known.items():
+            place = short(name, prepared)
+            found = tensors.get(f"{part}:{place}")
+            if found is None or found.shape != own.shape or found.dtype != own.dtype:
+                what = "nothing" if found is None else f"{found.dtype} of shape {tuple(found.shape)}"
+                raise ValueError(
+                    f"{path} holds {what} for {place}, which is {own.dtype} of {tuple(own.shape)}; {again}"
+                )
+            known[name] = found.to(prepared.lm.device)
+    return start._replace(step=int(step))
+
+
+def check_space(prepared: Prepared, run: Path, state: State) -> None:
+    """Raises ValueError where checkpoints and delta will not fit: an old checkpoint stays until the new one is complete."""
+    weights, updates = sum(value.nbytes for value in state.weights.values()), len(prepared.updates)
+    every, there = prepared.config.checkpoint_every, (run / runs.CHECKPOINT).exists()
+    due = (updates - 1) // every - state.step // every
+    checkpoints = min(due, 1 if there else 2)
+    at_the_end = weights * (1 if there or not due else 4)
+    storage.require_room(run, max(3 * weights * checkpoints, at_the_end) + LOG_BYTES * updates, "the run")
+
+
+def cut_log(run: Path, step: int) -> None:
+    """Drops log lines past a checkpoint: those updates are made again."""
+    lines = [line for line in runs.read_log(run) if line["step"] <= step]
+    storage.write_text(run / runs.LOG, "".join(json.dumps(line) + "\n" for line in lines))

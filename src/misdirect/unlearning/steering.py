@@ -15,9 +15,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from misdirect.config import parse_steering
-from misdirect.data.batches import Batch
+from misdirect.data.batches import Batch, pad
 from misdirect.model.activations import states_after
 from misdirect.model.load import LM
+from misdirect.model.rows import fill_id
+
+NORM_BATCHES = 8  # forget batches over which token norms are measured
 
 
 def control_vectors(num_topics: int, width: int, seed: int) -> list[Float[Tensor, " D"]]:
@@ -27,21 +30,17 @@ def control_vectors(num_topics: int, width: int, seed: int) -> list[Float[Tensor
     return [v / torch.linalg.vector_norm(v) for v in drawn]
 
 
-def published_control_vectors(
+def targets(
     coefficients: Sequence[float], width: int, seed: int, dtype: torch.dtype, device: torch.device
-) -> list[Float[Tensor, "1 1 D"]]:
-    """c*u per topic as the published code makes it: drawn in the model's dtype on its device."""
-    generator = torch.Generator(device=device).manual_seed(seed)
-    out = []
-    for coefficient in coefficients:
-        drawn = torch.rand(1, 1, width, generator=generator, dtype=dtype, device=device)
-        out.append(drawn / torch.norm(drawn) * coefficient)
-    return out
+) -> list[tuple[Float[Tensor, " D"], Float[Tensor, " D"]]]:
+    """(u, c*u) a topic, in fp32 whatever the model's `dtype`."""
+    directions = [u.to(device) for u in control_vectors(len(coefficients), width, seed)]
+    return [(u, c * u) for c, u in zip(coefficients, directions, strict=True)]
 
 
-def token_norms(states: Float[Tensor, "B T D"], counts: Bool[Tensor, "B T"]) -> Float[Tensor, " N"]:
+def token_norms(states: Float[Tensor, "B T D"], loss_mask: Bool[Tensor, "B T"]) -> Float[Tensor, " N"]:
     """||h|| of every counted token."""
-    return torch.linalg.vector_norm(states.float(), dim=-1)[counts]
+    return torch.linalg.vector_norm(states.float(), dim=-1)[loss_mask]
 
 
 def median_norm(lm: LM, block: int, batches: Sequence[Batch]) -> float:
@@ -67,6 +66,16 @@ def mean_norm(lm: LM, block: int, batches: Sequence[Batch], every_position: bool
         for b in (batch.to(lm.device) for batch in batches)
     ]
     return torch.cat(norms).mean().item()
+
+
+def norm_batches(lm: LM, samples: Sequence[Sequence[int]], batch_size: int) -> list[Batch]:
+    """The first `NORM_BATCHES` batches of a topic, over which its norms are measured."""
+    some = samples[: NORM_BATCHES * batch_size]
+    return [pad(some[i : i + batch_size], fill_id(lm)) for i in range(0, len(some), batch_size)]
+
+
+def mean_norm_of(lm: LM, block: int, samples: Sequence[Sequence[int]], batch_size: int) -> float:
+    return mean_norm(lm, block, norm_batches(lm, samples, batch_size))
 
 
 def coefficient(steering: str, median: float, mean: float = math.nan) -> float:
