@@ -216,7 +216,7 @@ def test_a_cache_that_is_too_small_is_said_before_anything_is_fetched(
     monkeypatch.setenv("MISDIRECT_CACHE", str(small / "cache"))
     for make in (demo.model_folder, fetch.data_folder):
         with pytest.raises(
-            ValueError, match=r"cache has 1\.0\d MB of space and fetching .* takes \d+ MB; expected that"
+            ValueError, match=r"cache has 1\.0 MB of space and fetching .* takes \d+ MB; expected that"
         ):
             make()
     assert list((small / "cache").iterdir()) == []
