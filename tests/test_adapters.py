@@ -195,6 +195,8 @@ MISFITS: list[tuple[str, Callable[[Path], None] | dict[str, Any], str, str]] = [
     ("a prefix", {"peft_type": "PREFIX_TUNING"}, "", "a PREFIX_TUNING adapter, which cannot be merged"),
     ("no base", {"base_model_name_or_path": None}, "", "whose file names no base; .*--model BASE"),
     ("an author's folder", {"base_model_name_or_path": "C:\\models\\base"}, "", "which is not on this machine"),
+    ("drawn anew", {"init_lora_weights": "pissa_niter_4"}, "", "drawn anew at every load .*pissa_niter_4"),
+    ("no kind", {"peft_type": None}, "", "has no peft_type in its adapter_config.json"),
     ("no JSON", lambda f: (f / "adapter_config.json").write_text("{"), "", "is not JSON"),
     ("no mapping", lambda f: (f / "adapter_config.json").write_text("[]"), "", "expected a mapping"),
 ]
@@ -220,6 +222,16 @@ def test_a_pickle_that_was_allowed_is_read(shelf: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(
         logits(merged(tmp_path / "adapter", allow_pickle=True).model), expected, atol=1e-5, rtol=0
     )
+
+
+@pytest.mark.parametrize(
+    "lead", ["base_model.model._orig_mod.", "module.base_model.model.", "_orig_mod.base_model.model."]
+)
+def test_what_a_wrapper_puts_into_names_is_taken_off(shelf: Path, tmp_path: Path, lead: str) -> None:
+    expected = trained(shelf / "llama", tmp_path / "adapter", peft.LoraConfig(r=2, target_modules=PLACES))
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    save_file({name.replace("base_model.model.", lead): value for name, value in load_file(file).items()}, file)
+    torch.testing.assert_close(logits(merged(tmp_path / "adapter").model), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_config_beside_an_adapter_makes_no_model_of_it(shelf: Path, tmp_path: Path) -> None:

@@ -456,7 +456,7 @@ def test_questions_must_belong_to_the_topic() -> None:
         inputs.forgotten_names(["a", "b"], ["biology"])
 
 
-def test_a_run_is_audited_like_its_delta_and_its_export(here: Path) -> None:
+def test_a_run_is_audited_like_its_delta_and_its_export(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """RUN, BASE with RUN, and BASE with the delta file are the same pair, so they give the same numbers."""
     asked = ["--questions", "biology=biology.jsonl"]
     more = ["--only", "direction-ones", "--steps", "10"]
@@ -466,6 +466,13 @@ def test_a_run_is_audited_like_its_delta_and_its_export(here: Path) -> None:
     assert main(["audit", "knows", "run", "--out", "second", *asked, "--forget", "biology=bio.txt", *more]) == 0
     delta = ["audit", "knows", "run/delta.safetensors", "--out", "third"]
     assert main([*delta, *asked, "--forget", "biology=bio.txt", *more]) == 0
+    for target in ("run/delta.safetensors", "lone.safetensors"):  # on other weights the one is refused, the other said
+        Path("lone.safetensors").write_bytes(Path("run/delta.safetensors").read_bytes())
+        capsys.readouterr()
+        code = main(["audit", "forgot", target, "--out", "other", *asked, "--forget", "biology=bio.txt", *more])
+        said = " ".join(capsys.readouterr().err.split())
+        assert code == (2 if "run" in target else 0)
+        assert f"{'forgot has' if code else 'lone.safetensors was made from'} other weights than " in said
     results = [
         storage.read_json(Path(f) / "results/attacks/none/unlearned/mcq.biology.json")
         for f in ("run", "second", "third")

@@ -285,6 +285,22 @@ def test_one_models_results_are_not_taken_for_anothers(place: Path, capsys: Capt
     assert contents(place) == before
 
 
+def test_results_of_a_model_that_was_written_since_are_not_mixed_with_its_own(place: Path, capsys: Capture) -> None:
+    """Two sets on one page would be those of two models."""
+    assert main(evaluating().split()) == 0
+    (place / "llama" / "README.md").write_text("no number depends on this")
+    assert main(evaluating().split()) == 0
+    tiny_folder(place / "new", "llama", num_hidden_layers=4, rms_norm_eps=1e-3)
+    shutil.copyfile(place / "new/llama/config.json", place / "llama/config.json")
+    before = contents(place)
+    capsys.readouterr()
+    assert main(evaluating().split()) == 2
+    assert "out holds the results of llama as it was: config.json has been written since" in complaint(capsys)
+    assert contents(place) == before
+    shutil.rmtree(place / "llama")  # what is measured can still be read
+    assert main(evaluating().split()) == 0
+
+
 def test_a_result_measured_with_other_settings_is_not_used(place: Path, capsys: Capture) -> None:
     assert main(evaluating("run", more="--limit 2").split()) == 0
     before = contents(place)

@@ -515,3 +515,24 @@ def test_the_handed_cases(name: str, says: str, tmp_path: Path, capsys: pytest.C
     expected: Mapping[str, list[float]] = json.loads((CASES / "expected.json").read_text())["sound"]
     for item, values in expected.items():
         assert rows[item] == pytest.approx(values, abs=1e-3)
+
+
+def test_a_pickle_of_tensors_one_level_down_says_so(sound: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sound, tmp_path / "copy"))
+    torch.save({"state_dict": load_file(folder / "model.safetensors"), "step": 3}, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert "keeps its tensors under 'state_dict'; expected them at the top" in refused(folder, allow_pickle=True)
+
+
+def test_a_pointer_in_place_of_weights_says_what_fetches_them(sound: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(sound, tmp_path / "copy"))
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    assert "`git lfs pull`" in refused(folder)
+
+
+def test_a_model_that_reads_nothing_any_more_is_refused(sound: Path, tmp_path: Path) -> None:
+    """Its numbers are finite: a norm makes zero of a value whose square is infinite."""
+    name = "model.layers.1.mlp.down_proj.weight"
+    huge = changed(sound, tmp_path, lambda tensors: tensors | {name: tensors[name] * 1e30})
+    assert plainly(huge).isfinite().all()
+    assert "gives the same logits whatever it reads" in refused(huge)

@@ -22,7 +22,7 @@ from misdirect.auditing.gate import gate
 from misdirect.cli.main import main
 from misdirect.config import AuditConfig
 from misdirect.model import packed
-from misdirect.model.delta import Delta, save_delta
+from misdirect.model.delta import Delta, load_delta, save_delta
 from misdirect.model.finite import NotFinite
 from misdirect.model.load import LM
 from misdirect.model.score import Encoded, score, score_batch, score_plainly, text_logprobs
@@ -206,7 +206,7 @@ def test_the_gate_does_not_pass_a_model_of_which_some_answers_are_nan(
 def test_nor_one_whose_delta_has_huge_values(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_delta(Delta({DOWN: load_file("sound/model.safetensors")[DOWN] * 0 + 3e38}), Path("huge.safetensors"))
     assert audit("huge.safetensors") == 2
-    assert "the unlearned model: sound gives NaN or infinity for a line of text" in line_of(capsys)
+    assert "huge.safetensors holds values of model.layers.1.mlp.down_proj.weight that are not finite" in line_of(capsys)
 
 
 def test_a_gate_of_no_number_is_no_gate() -> None:
@@ -380,3 +380,10 @@ def test_the_given_case(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "for 24 of 24 questions" in line_of(capsys)
     assert not list((tmp_path / "x").rglob("mcq*"))
     assert runs.load_results(tmp_path / "x") == []
+
+
+def test_a_delta_too_large_to_compute_with_is_none(tmp_path: Path) -> None:
+    """Its squares are infinite in a norm, which then gives zero for every state: finite numbers of no model."""
+    save_delta(Delta({"model.layers.0.mlp.down_proj.weight": torch.full((2, 2), 1e30)}), tmp_path / "delta.safetensors")
+    with pytest.raises(ValueError, match="too large to compute with; expected a sound delta"):
+        load_delta(tmp_path / "delta.safetensors")

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaForCausalLM
+from transformers import BitsAndBytesConfig, LlamaForCausalLM
 
 from misdirect.attacks import finetune, optimize
 from misdirect.attacks.gcg import loss
@@ -330,3 +330,26 @@ def test_the_given_case(batch_tokens: str, tmp_path: Path) -> None:
     (expected,) = (values for key, values in wanted.items() if key.startswith("longrope"))
     records = json.loads((tmp_path / "results/base/nll.w.json").read_text())["records"]
     assert [r["logprob"] for r in records] == pytest.approx(expected, abs=1e-3)
+
+
+def test_eight_bits_with_outliers_are_those_of_each_text_alone(tmp_path: Path) -> None:
+    """LLM.int8() computes a column otherwise for a whole pass once one of its rows has a large value there."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is absent: pip install 'misdirect[quant]'")
+    model = tiny_model("llama", num_hidden_layers=2)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[[100, 101], 5] = 30.0  # two tokens that the shorter texts do not hold
+    model.save_pretrained(tmp_path / "full")
+    eight = LlamaForCausalLM.from_pretrained(
+        tmp_path / "full", quantization_config=BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=4.0)
+    )
+    eight.save_pretrained(tmp_path / "eight")
+    tiny_tokenizer().save_pretrained(tmp_path / "eight")
+    texts = [list(range(10, 20)), [*range(30, 38), 100, 101, 102], list(range(40, 52))]
+    lm = load_lm(str(tmp_path / "eight"), device="cpu", dtype="float32", dequantize=False)
+    expected = [alone(lm.model, text) for text in texts]
+    with torch.no_grad():
+        together = lm.model(torch.tensor([texts[0], texts[1][:10]])).logits[0].log_softmax(-1)
+    beside = [together[i, token].item() for i, token in enumerate(texts[0][1:])]
+    assert beside != pytest.approx(expected[0], abs=1e-4)  # the oracle would see the fault
+    for found, values in zip(text_logprobs(lm, texts), expected, strict=True):
+        assert found == pytest.approx(values, abs=1e-5)

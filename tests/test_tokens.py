@@ -33,7 +33,7 @@ from misdirect.config import EvaluateConfig, UnlearnConfig
 from misdirect.data import batches
 from misdirect.data.prompts import Prompt
 from misdirect.data.questions import Question
-from misdirect.data.tokens import appending_nothing, starting_ids, token_ids
+from misdirect.data.tokens import appending_nothing, starting_ids, steadied, token_ids
 from misdirect.evaluation.generation import generation, incoherence
 from misdirect.evaluation.mcq import mcq
 from misdirect.evaluation.nll import nll
@@ -370,3 +370,29 @@ def test_a_plan_says_which_tokens_have_no_embedding(chatty: Path, monkeypatch: p
     known = planning.local_tokenizer(str(chatty / "llama"), trust_remote_code=False)
     monkeypatch.setattr(planning, "local_tokenizer", lambda *_: None)
     assert known is not None and not md.plan(str(chatty / "llama")).problems
+
+
+def test_a_tokenizer_that_splits_by_chance_does_so_no_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """BPE dropout is for training; a value would be another at every call."""
+    folder = tiny.tiny_folder(tmp_path, "llama", num_hidden_layers=2)
+    path = folder / "tokenizer.json"
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps(stored | {"model": stored["model"] | {"dropout": 0.5}}))
+    assert len({tuple(AutoTokenizer.from_pretrained(folder)(TEXTS[0])["input_ids"]) for _ in range(9)}) > 1
+    found = load_lm(str(folder), device="cpu").tokenizer
+    assert all(token_ids(found, TEXTS) == token_ids(own_tokenizer(), TEXTS) for _ in range(9))
+    assert "splits texts by chance (dropout 0.5)" in capsys.readouterr().err
+
+
+def test_one_that_cannot_be_kept_from_it_is_refused() -> None:
+    class Sampling:
+        count = 0
+
+        def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
+            self.count += 1
+            return {"input_ids": [[self.count] for _ in texts]}
+
+    with pytest.raises(
+        ValueError, match=r"the tokenizer of here splits a text by chance, .* \(enable_sampling false\)"
+    ):
+        steadied(Sampling(), "here")

@@ -126,7 +126,7 @@ def evaluate(
     """
     from misdirect.evaluation import judge as scoring
     from misdirect.evaluation import run as running
-    from misdirect.model.identity import check_same_base
+    from misdirect.model.identity import check_same_base, files_of
     from misdirect.model.load import load_lm, pick_device, pick_dtype
     from misdirect.model.sources import takes_base
 
@@ -170,9 +170,8 @@ def evaluate(
             if is_run:
                 check_same_base(lm, folder)
             else:
-                storage.write_json(
-                    folder / runs.ENV, runs.environment() | {"model": source} | ({"base": base} if base else {})
-                )
+                own = {"model": source, "model_files": files_of(source)}
+                storage.write_json(folder / runs.ENV, runs.environment() | own | ({"base": base} if base else {}))
             running.measure_all(lm, missing)
             running.read_answers(lm, running.unread(sides, wanted), config)
         running.score_answers(sides, wanted, config)
@@ -193,6 +192,8 @@ def say_doubtful(run: Path, names: Sequence[str] = ()) -> None:
 
 def refuse_other_model(folder: Path, model: str, base: str | None = None) -> None:
     """Raises ValueError where the folder for a model's results holds a run, a model, or another model's results."""
+    from misdirect.model.identity import changed_files
+
     if (folder / runs.CONFIG).exists():
         what = "a run" if runs.is_run(folder) else "a model"
         raise ValueError(f"{folder} holds {what}; expected a folder of its own for --out")
@@ -200,6 +201,10 @@ def refuse_other_model(folder: Path, model: str, base: str | None = None) -> Non
     stored, named = env.get("model", model), env.get("base") if env else base
     if stored != model:
         raise ValueError(f"{folder} holds the results of {stored}, not of {model}; expected another --out")
+    if changed := changed_files(env.get("model_files"), model):
+        raise ValueError(
+            f"{folder} holds the results of {model} as it was: {changed[0]} has been written since; expected another --out"
+        )
     if named != base:
         on = [f"with --model {name}" if name else "without --model" for name in (named, base)]
         raise ValueError(f"{folder} holds the results of {model} {on[0]}, not {on[1]}; expected another --out")
@@ -231,7 +236,6 @@ def audit(
     """
     from misdirect.auditing import inputs, pair
     from misdirect.auditing import run as running
-    from misdirect.model.identity import check_same_base
     from misdirect.model.load import pick_device, pick_dtype
 
     config = config or AuditConfig()
@@ -252,10 +256,6 @@ def audit(
     loading = pair.Loading(config.device, config.dtype, trust_remote_code, allow_pickle)
     side = pair.opened(both["base"], both["unlearned"], loading)
     with runs.writing(folder):
-        if unlearned is None:  # a run is audited against the model that it was made from
-            with side("base") as lm:
-                check_same_base(lm, folder)
-                del lm
         other = None if controls is None else Path(controls).expanduser()
         record = running.execute(running.Job(folder, run, both, side, found, config, only, skip, other))
         runs.write_summary(folder, over_seeds(folder))

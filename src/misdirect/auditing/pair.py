@@ -21,9 +21,11 @@ from misdirect.data.tokens import token_ids
 from misdirect.model import sources
 from misdirect.model.delta import Delta, load_delta, swapped_in
 from misdirect.model.finite import about, not_finite
+from misdirect.model.identity import check_same_base, model_hash
 from misdirect.model.load import LM, load_lm
 from misdirect.model.rows import num_rows, padded
 from misdirect.model.score import forward
+from misdirect.progress import note
 
 Model = Literal["base", "unlearned"]
 MODELS: tuple[Model, Model] = ("base", "unlearned")
@@ -105,6 +107,7 @@ def opened(base: Checkpoint, unlearned: Checkpoint, loading: Loading) -> Side:
         lm = model_of(point)
         if point.delta is not None and point.delta not in deltas:
             deltas[point.delta] = load_delta(point.delta)
+            refuse_other_origin(lm, point.delta, deltas[point.delta])
         with swapped_in(deltas[point.delta], lm.model) if point.delta is not None else nullcontext():
             if model not in sound:
                 refuse_unsound(lm, model)
@@ -112,6 +115,23 @@ def opened(base: Checkpoint, unlearned: Checkpoint, loading: Loading) -> Side:
             yield lm
 
     return side
+
+
+def refuse_other_origin(lm: LM, path: Path, delta: Delta) -> None:
+    """Raises ValueError where a run's delta is to be put on other weights than it was made from. Of one that has left its
+    run the dtype is not known, in which it was made: there it is said."""
+    if runs.is_run(path.parent):
+        check_same_base(lm, path.parent)
+        return
+    made_from, method = (delta.metadata.get(key) for key in ("model_sha256", "method"))
+    inside = (name.removeprefix(f"{lm.block_prefix}.").partition(".")[0] for name in delta.tensors)
+    blocks = [int(index) for index in inside if index.isdecimal()] if method == "rmu" else [lm.num_hidden_layers - 1]
+    if made_from and blocks and model_hash(lm, max(blocks)) != made_from:
+        dtype = str(lm.model.dtype).removeprefix("torch.")
+        note(
+            f"{path} was made from other weights than {lm.source} has here, or in another dtype than {dtype}; where not by the "
+            "dtype, expected the model that it was made from"
+        )
 
 
 @torch.inference_mode()

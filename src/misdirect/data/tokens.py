@@ -85,6 +85,24 @@ def special_end(tokenizer: Any, found: Sequence[Sequence[int]]) -> tuple[int, ..
     return end if len({tuple(ids) for ids in found}) > 1 else ()
 
 
+def steadied(tokenizer: Any, source: str) -> float:
+    """Turns off what splits a text by chance (BPE dropout, Provilkov et al. 2020, arXiv 1910.13267); how strong it was.
+
+    Raises ValueError where a line's ids still differ from call to call.
+    """
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    was = float(getattr(model, "dropout", None) or 0.0)
+    if model is not None and was:
+        model.dropout = None
+    line = " ".join(PROBES * 4)
+    if len({tuple(encoded(tokenizer, [line], special=False)[0]) for _ in range(3)}) > 1:
+        raise ValueError(
+            f"the tokenizer of {source} splits a text by chance, so no value would be the same twice; expected one that does "
+            "not (enable_sampling false)"
+        )
+    return was
+
+
 def appending_nothing(tokenizer: Any) -> Any:
     """A copy that appends nothing, for code of others that calls it. Raises ValueError where that cannot be had."""
     made, found = copy.deepcopy(tokenizer), framing(tokenizer)

@@ -7,6 +7,7 @@ adapter of which any tensor finds no place: PEFT itself drops those without a wo
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import warnings
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from misdirect.model.checks import plain_tokens, small_pass
 from misdirect.model.delta import load_tensors, shown
 from misdirect.model.sources import ADAPTER_CONFIG, Adapter, lacks_tokenizer
+from misdirect.model.stored import WRAPPERS
 from misdirect.progress import note
 
 SAFETENSORS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
@@ -38,12 +40,20 @@ class Misfit(ValueError):
 def check_adapter(adapter: Adapter) -> None:
     """Raises ValueError for an adapter that cannot become part of the weights, and where the extra is missing."""
     kind, task = adapter.config.get("peft_type"), adapter.config.get("task_type")
+    if kind is None:
+        raise ValueError(f"{adapter.where} has no peft_type in its {ADAPTER_CONFIG}; expected the file that PEFT wrote")
     odd = next((name for name in UNMERGED if adapter.config.get(name)), None)
     if kind not in MERGED or odd:
         what = f"a {kind} adapter" + (f" with {odd}" if odd else "")
         raise ValueError(
             f"{adapter.where} is {shown(what)}, which cannot be merged into a model's weights; expected one of "
             f"{', '.join(MERGED)}, or a model into which it has been merged"
+        )
+    if str(adapter.config.get("init_lora_weights")).startswith("pissa_niter"):
+        raise ValueError(
+            f"{adapter.where} was begun from a decomposition of its base that is drawn anew at every load (init_lora_weights "
+            f"{adapter.config['init_lora_weights']}), so its numbers would be others each time; expected a model into which it "
+            "has been merged, or PEFT's path_initial_model_for_weight_conversion in saving it"
         )
     if task not in CAUSAL:
         raise ValueError(f"{adapter.where} is an adapter for the task {shown(str(task))}; expected CAUSAL_LM")
@@ -55,7 +65,7 @@ def adapter_tensors(adapter: Adapter, allow_pickle: bool) -> dict[str, Tensor]:
     """Raises ValueError where the file is missing or damaged, and for a pickle that was not allowed."""
     path = local_file(adapter, SAFETENSORS)
     if path is not None:
-        return load_tensors(path)[0]
+        return plain_names(load_tensors(path)[0])
     path = local_file(adapter, PICKLE)
     if path is None:
         raise ValueError(f"{adapter.where} is an adapter without weights; expected {SAFETENSORS}")
@@ -64,7 +74,15 @@ def adapter_tensors(adapter: Adapter, allow_pickle: bool) -> dict[str, Tensor]:
             f"{adapter.where} holds its adapter as a pickle ({PICKLE}), which can run code when loaded; expected "
             f"{SAFETENSORS}, or --allow-pickle if you trust its author"
         )
-    return dict(torch.load(path, map_location="cpu", weights_only=True))
+    return plain_names(torch.load(path, map_location="cpu", weights_only=True))
+
+
+def plain_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without what torch's wrappers (torch.compile, FSDP, DDP) put into a name: PEFT finds no place for such a tensor."""
+    plain = {functools.reduce(lambda name, w: name.replace(w, ""), WRAPPERS, n): n for n in tensors}
+    if plain and all(name.startswith("module.") for name in plain):
+        plain = {name.removeprefix("module."): n for name, n in plain.items()}
+    return {name: tensors[n] for name, n in plain.items()} if len(plain) == len(tensors) else dict(tensors)
 
 
 def local_file(adapter: Adapter, name: str) -> Path | None:

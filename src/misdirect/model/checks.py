@@ -202,6 +202,11 @@ def check_causal(source: str, model: nn.Module, last: int | None) -> None:
         states = small_pass(model, last)
     except Exception as error:  # whatever a class, a quantizer or a device raises; what follows would meet it too
         raise ValueError(f"{source} cannot run a pass over eight tokens: {shown(first_line(error))}") from None
+    if last is None and (states == states[:1, :1]).all():  # a norm made zero of what it cannot square
+        raise ValueError(
+            f"{source} gives the same logits whatever it reads, as a model does whose values overflow or are zero; expected "
+            "sound weights: fetch or unlearn it again"
+        )
     if states.dim() != 3:  # several streams, which unlearning refuses by name
         return
     if states.shape[:2] == (8, 4):  # XLNet puts tokens first

@@ -19,10 +19,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from misdirect.data.files import POINTERS
 from misdirect.model import parameters as parts
 from misdirect.storage import replacing
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+TOO_LARGE = (
+    1e18  # a norm squares: such a value becomes infinity there, every state zero, and every answer as likely as any
+)
 MAX_NAME = 1000  # the longest tensor names of transformers have about 120 characters
 
 
@@ -89,9 +93,10 @@ def load_delta(path: Path) -> Delta:
         if value.dtype not in FLOATS or value.numel() == 0:
             what = f"{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
             raise ValueError(f"{path} holds {shown(name)} as {what[:120]}; expected numbers of a floating point dtype")
-        if not torch.isfinite(value).all():
+        if not (value.abs() < TOO_LARGE).all():
             raise ValueError(
-                f"{path} holds values of {shown(name)} that are not finite numbers; expected a sound delta"
+                f"{path} holds values of {shown(name)} that are not finite numbers, or too large to compute with; expected "
+                "a sound delta"
             )
         parts.parse_index(name)
     return Delta(tensors, metadata)
@@ -133,13 +138,24 @@ def file_problem(path: Path) -> str | None:
         with Path(path).open("rb") as file:
             pairs = json.loads(file.read(int.from_bytes(file.read(8), "little")), object_pairs_hook=list)
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        return shown(str(error))
+        return pointer(path) or shown(str(error))
     names = [name for name, _ in pairs]
     odd = next((name for name in names if not name.isprintable() or not 0 < len(name) <= MAX_NAME), None)
     if odd is not None:
         return f"{shown(odd)} is no name of a tensor"
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     return None if twice is None else f"it holds {shown(twice)} twice"
+
+
+def pointer(path: Path) -> str:
+    """That a file only says where its bytes are, as a clone without them holds it, and what fetches them; or nothing."""
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(64)
+    except OSError:
+        return ""
+    command = next((command for start, command in POINTERS if head.startswith(start)), "")
+    return f"it is a pointer to the file, which `{command}` in the folder's clone brings" if command else ""
 
 
 def largest_change(delta: Delta, model: nn.Module) -> float:

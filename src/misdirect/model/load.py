@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from misdirect.data.tokens import steadied
 from misdirect.model import adapters, quantized, rope, sources
 from misdirect.model import blocks as structure
 from misdirect.model.checks import check_causal, check_complete
@@ -308,6 +309,10 @@ def load_tokenizer(source: str, where: str, base: str | None, trust_remote_code:
         ) from None
     if lacks and "cell" not in found.decode(found("a cell", verbose=False)["input_ids"]):  # some come up empty
         raise ValueError(sources.no_tokenizer(source))
+    if (dropout := steadied(found, source)) and tell:
+        note(
+            f"the tokenizer of {source} splits texts by chance (dropout {dropout:g}), as in training: that is turned off"
+        )
     return found
 
 

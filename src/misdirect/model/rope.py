@@ -64,7 +64,14 @@ def steady(module: nn.Module) -> int:
     found = kinds(module)
     if any("dynamic" in kind for kind, _ in found.values()):
         module.register_forward_pre_hook(first_tables)
-    return min((limit(module, *pair) for pair in found.values()), default=sys.maxsize)
+    return 0 if shares_outliers(module) else min((limit(module, *pair) for pair in found.values()), default=sys.maxsize)
+
+
+def shares_outliers(module: Any) -> bool:
+    """LLM.int8() (Dettmers et al. 2022, arXiv 2208.07339) computes a column in half precision for all rows of a pass once one
+    of them has a large value there."""
+    threshold = getattr(getattr(module, "state", None), "threshold", 0.0)
+    return type(module).__name__ == "Linear8bitLt" and bool(threshold)
 
 
 def first_tables(module: Any, _args: Any) -> None:

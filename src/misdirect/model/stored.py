@@ -163,9 +163,16 @@ def header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         return {n: (v["dtype"], tuple(v["shape"])) for n, v in content.items() if n != "__metadata__"}
     try:
         content = torch.load(file, map_location="meta", weights_only=True)
-        return {n: (dtype_name(v.dtype), tuple(v.shape)) for n, v in content.items() if isinstance(v, Tensor)}
+        found = {n: (dtype_name(v.dtype), tuple(v.shape)) for n, v in content.items() if isinstance(v, Tensor)}
     except Exception as error:  # whatever pickle raises for a file that is none
         raise ValueError(f"{file} is no checkpoint that can be read: {shown(first_line(error))}") from None
+    inner = next((key for key, value in content.items() if isinstance(value, dict)), None)
+    if not found and inner is not None:
+        raise ValueError(
+            f"{file} keeps its tensors under {shown(repr(inner))}; expected them at the top: "
+            f"torch.save(torch.load(file)[{shown(repr(inner))}], file)"
+        )
+    return found
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -181,12 +181,14 @@ def local_tokenizer(model: str, trust_remote_code: bool) -> Any:
     """The model's tokenizer where its files are on this machine, else None."""
     from transformers import AutoTokenizer
 
-    from misdirect.model.sources import adapter_base, lacks_tokenizer
+    from misdirect.model.sources import adapter_base, has_weights, lacks_tokenizer, no_tokenizer
     from misdirect.progress import quiet
 
     if is_absent_demo(model):
         return None
     model = (adapter_base(model) or model) if lacks_tokenizer(model) else model
+    if lacks_tokenizer(model) and has_weights(model):
+        note(no_tokenizer(model))
     where = str(demo_folder()) if model == "demo" else str(Path(model).expanduser()) if Path(model).exists() else model
     try:
         with quiet():

@@ -11,7 +11,7 @@ from typing import Any
 from misdirect import __version__, runs, storage
 from misdirect.config import Corpus, Topic, UnlearnConfig
 from misdirect.model.delta import Delta, load_delta
-from misdirect.model.identity import model_hash
+from misdirect.model.identity import files_of, model_hash
 from misdirect.model.load import resolve_source
 from misdirect.model.sources import find_adapter
 from misdirect.runs.command import unlearn_command
@@ -81,8 +81,7 @@ def model_files(model: str, config: Any) -> dict[str, Any]:
         return {"commit": commit} if commit else {}
     if not (folder / "config.json").is_file():
         return {}
-    stats = {path.name: path.stat() for path in sorted(folder.iterdir()) if path.is_file()}
-    return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}
+    return files_of(folder)
 
 
 def finished(run: Path) -> Delta | None:

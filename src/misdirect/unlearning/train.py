@@ -67,9 +67,10 @@ class State(NamedTuple):
 class Divergence(ValueError):
     """The loss or its gradient is not a number; `step` updates were made before."""
 
-    def __init__(self, step: int, topic: str) -> None:
+    def __init__(self, step: int, topic: str, dtype: torch.dtype) -> None:
         self.step = step
-        super().__init__(f"the loss of {topic} is not a finite number at update {step + 1}; expected a smaller --lr")
+        wanted = "--dtype float32, or a smaller --steering" if dtype == torch.float16 else "a smaller --lr"
+        super().__init__(f"the loss of {topic} is not a finite number at update {step + 1}; expected {wanted}")
 
 
 def initial_state(prepared: Prepared) -> State:
@@ -101,12 +102,12 @@ def train(prepared: Prepared, state: State, after_update: Callable[[State, dict[
             terms = prepared.losses(leaves, update)
             loss = terms.forget + terms.retain_weight * terms.retain
             if not torch.isfinite(loss):
-                raise Divergence(step, update.topic)
+                raise Divergence(step, update.topic, next(lm.model.parameters()).dtype)
             grads = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
 
             gradient_norm = clip(grads, config.clip)
             if not math.isfinite(gradient_norm):  # before any weight is spoilt
-                raise Divergence(step, update.topic)
+                raise Divergence(step, update.topic, next(lm.model.parameters()).dtype)
             lr = learning_rate(step, len(prepared.updates), config.lr, config.warmup, config.schedule)
             with torch.no_grad():
                 for name, weight in state.weights.items():
