@@ -215,9 +215,7 @@ def test_a_cache_that_is_too_small_is_said_before_anything_is_fetched(
 ) -> None:
     monkeypatch.setenv("MISDIRECT_CACHE", str(small / "cache"))
     for make in (demo.model_folder, fetch.data_folder):
-        with pytest.raises(
-            ValueError, match=r"cache has 1\.0 MB of space and fetching .* takes \d+ MB; expected that"
-        ):
+        with pytest.raises(ValueError, match=r"cache has 1\.0 MB of space and fetching .* takes \d+ MB; expected that"):
             make()
     assert list((small / "cache").iterdir()) == []
 

@@ -47,7 +47,7 @@ def unlearn(
     """
     from misdirect.data.corpora import read_texts
     from misdirect.model.load import load_lm
-    from misdirect.planning import unlearn_line
+    from misdirect.planning.stages import unlearn_line
     from misdirect.unlearning import run as running
     from misdirect.unlearning.methods import METHODS
     from misdirect.unlearning.order import Order
