@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import re
 import shlex
@@ -25,6 +26,8 @@ from misdirect.runs import Metric, Result
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+README = ROOT / "README.md"
+SOURCE = ROOT / "src" / "misdirect"
 COMMAND_LINE = DOCS / "command-line.md"
 PAGES = {path.stem: path for path in (ROOT / "README.md", *sorted(DOCS.glob("*.md")))}
 EXAMPLE = "audited-example"  # the page of an audit, as it was written
@@ -308,5 +311,53 @@ def test_the_python_page_documents_every_public_name(site: Path) -> None:
     assert "knob" not in page
 
 
+# ------------------------------------------------------------------------------------------------ the tree
+
+
+def first_sentence(module: Path) -> str:
+    """What a module says of itself in its first line."""
+    return (ast.get_docstring(ast.parse(module.read_text(encoding="utf-8"))) or "").splitlines()[0].rstrip(".")
+
+
+def listing(folder: Path, deep: bool, indent: str = "  ") -> list[str]:
+    """A line for each package and module of a folder, packages last; `deep`: what is inside packages too."""
+    lines = []
+    for path in sorted(folder.iterdir(), key=lambda p: (p.is_dir(), p.name)):
+        if path.suffix == ".py" and not path.name.startswith("__"):
+            lines.append(f"{indent}{path.name:{24 - len(indent)}} {first_sentence(path)}")
+        elif (path / "__init__.py").is_file():
+            lines.append(f"{indent}{path.name + '/':{24 - len(indent)}} {first_sentence(path / '__init__.py')}")
+            lines += listing(path, deep, indent + "  ") if deep else []
+    return lines
+
+
+def tree(deep: bool) -> str:
+    return "\n".join(["```text", "src/misdirect/", *listing(SOURCE, deep), "```"])
+
+
+def code_page() -> str:
+    return (
+        "# The code\n\n<!-- Written from the modules' first lines by: python tests/test_docs.py -->\n\n"
+        "A line a module, as it says of itself. A module imports from the rooms below its own alone, and no modules import each\n"
+        f"other in a circle: `tests/test_imports.py` holds both.\n\n{tree(deep=True)}\n"
+    )
+
+
+def with_tree(readme: str) -> str:
+    head, _, rest = readme.partition("## The code\n")
+    tail = rest[rest.index("```\n", rest.index("```text") + 3) + 4 :]
+    return f"{head}## The code\n\n{tree(deep=False)}\n{tail}"
+
+
+def test_the_trees_are_those_of_the_code() -> None:
+    """If this fails: python tests/test_docs.py"""
+    assert (DOCS / "code.md").read_text(encoding="utf-8") == code_page()
+    readme = README.read_text(encoding="utf-8")
+    assert readme == with_tree(readme)
+    assert max(map(len, tree(deep=True).splitlines())) <= 160
+
+
 if __name__ == "__main__":
     storage.write_text(COMMAND_LINE, command_line())
+    storage.write_text(DOCS / "code.md", code_page())
+    storage.write_text(README, with_tree(README.read_text(encoding="utf-8")))

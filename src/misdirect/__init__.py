@@ -16,6 +16,7 @@
 | `chat` | base and unlearned model of a run, side by side in the terminal |
 | `report` | a run directory -> one self-contained HTML page |
 | `demo` | unlearn, evaluate and report on the embedded model |
+| `LM.of(model, tokenizer)` | a model in memory, for every verb that takes one |
 | `UnlearnConfig`, `EvaluateConfig`, `AuditConfig`, `Topic`, `Corpus` | every setting |
 | `RECIPES` | published settings |
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from misdirect.api import audit, demo, evaluate, plan, report, unlearn
     from misdirect.cli.chat import chat
     from misdirect.config import AuditConfig, Corpus, EvaluateConfig, Topic, UnlearnConfig
+    from misdirect.model.load import LM as LM
     from misdirect.recipes import RECIPES
 
 __version__ = "0.1.0"
@@ -52,10 +54,15 @@ __all__ = [
 ]
 
 _CONFIGS = ("AuditConfig", "Corpus", "EvaluateConfig", "Topic", "UnlearnConfig")
-_HOME = {"chat": "misdirect.cli.chat", "RECIPES": "misdirect.recipes", **dict.fromkeys(_CONFIGS, "misdirect.config")}
+_HOME = {
+    "LM": "misdirect.model.load",
+    "chat": "misdirect.cli.chat",
+    "RECIPES": "misdirect.recipes",
+    **dict.fromkeys(_CONFIGS, "misdirect.config"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in __all__ and name != "LM":  # which imports torch, and so is not among the names that a star takes
         raise AttributeError(f"module 'misdirect' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME.get(name, "misdirect.api")), name)

@@ -1,4 +1,6 @@
-"""The verbs as Python calls. Each is: check the input, load, call, save; the command line only parses and prints.
+"""The verbs as Python calls: check the input, load, call, save.
+
+The command line only parses and prints.
 
 Checks come before anything slow, so that a typing error costs no time, and nothing that was computed is computed again.
 """
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def unlearn(
-    model: str,
+    model: str | LM,
     forget: Mapping[str, str] | Sequence[Topic],
     retain: Mapping[str, str] | Sequence[Corpus],
     out: str | Path,
@@ -42,11 +44,11 @@ def unlearn(
 
     `forget`: topic name -> SOURCE, or `Topic`s with settings of their own; `retain` likewise, or `Corpus`es with weights.
     With `seeds` above 1 the run is repeated with the seeds that follow, into `out`/seeds/SEED. A killed run goes on when
-    called again with the same settings; a finished one is not repeated. Raises ValueError for bad input, a folder that
+    called again with the same settings; a finished one is not repeated. `model`: MODEL, or one in memory (`LM.of`). Raises ValueError for bad input, a folder that
     holds a run with other settings, and a loss that is not finite.
     """
     from misdirect.data.corpora import read_texts
-    from misdirect.model.load import load_lm
+    from misdirect.model.load import load_lm, source_of
     from misdirect.planning.stages import unlearn_line
     from misdirect.unlearning import run as running
     from misdirect.unlearning.methods import METHODS
@@ -63,8 +65,9 @@ def unlearn(
     run = writable(out)
     given = config or UnlearnConfig()
     raw = resolve(given).numerics == "published"  # only there are raw JSON lines text
+    source = source_of(model)
     order = Order(
-        model,
+        source,
         method,
         topics,
         corpora,
@@ -76,7 +79,7 @@ def unlearn(
 
     @functools.cache
     def load(last: int | None) -> LM:  # once for all seeds
-        return load_lm(model, last, given.device, given.dtype, trust_remote_code, allow_pickle)
+        return load_lm(source, last, given.device, given.dtype, trust_remote_code, allow_pickle)
 
     for seed in range(given.seed, given.seed + seeds):
         folder = run if seed == given.seed else writable(seed_folder(run, seed))
@@ -103,7 +106,7 @@ def refuse_repeats(flag: str, names: Sequence[str]) -> None:
 
 
 def evaluate(
-    target: str | Path,
+    target: str | Path | LM,
     questions: Mapping[str, str] | None = None,
     texts: Mapping[str, str] | None = None,
     prompts: Mapping[str, str] | None = None,
@@ -112,7 +115,7 @@ def evaluate(
     *,
     examples: Mapping[str, str] | None = None,
     tasks: Sequence[str] = (),
-    model: str | None = None,
+    model: str | LM | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> list[dict[str, Any]]:
@@ -127,8 +130,10 @@ def evaluate(
     from misdirect.evaluation import judge as scoring
     from misdirect.evaluation import run as running
     from misdirect.model.identity import check_same_base, files_of
-    from misdirect.model.load import load_lm, pick_device, pick_dtype
+    from misdirect.model.load import load_lm, pick_device, pick_dtype, source_of
     from misdirect.model.sources import takes_base
+
+    target, model = source_of(target), None if model is None else source_of(model)
 
     config = config or EvaluateConfig()
     dtype: Any = str(pick_dtype(config.dtype, pick_device(config.device))).removeprefix("torch.")
@@ -211,8 +216,8 @@ def refuse_other_model(folder: Path, model: str, base: str | None = None) -> Non
 
 
 def audit(
-    base: str | Path,
-    unlearned: str | Path | None = None,
+    base: str | Path | LM,
+    unlearned: str | Path | LM | None = None,
     questions: Mapping[str, str] | None = None,
     forget: Mapping[str, str] | None = None,
     retain: Mapping[str, str] | None = None,
@@ -236,12 +241,12 @@ def audit(
     """
     from misdirect.auditing import inputs, pair
     from misdirect.auditing import run as running
-    from misdirect.model.load import pick_device, pick_dtype
+    from misdirect.model.load import pick_device, pick_dtype, source_of
 
     config = config or AuditConfig()
     dtype: Any = str(pick_dtype(config.dtype, pick_device(config.device))).removeprefix("torch.")
     config = dataclasses.replace(config, dtype=dtype)
-    folder, run, both = audited(str(base), None if unlearned is None else str(unlearned), out)
+    folder, run, both = audited(source_of(base), None if unlearned is None else source_of(unlearned), out)
     questions, forget, retain, texts = (dict(x or {}) for x in (questions, forget, retain, texts))
     topics = list(forget)
     if run is not None:

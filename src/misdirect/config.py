@@ -1,4 +1,4 @@
-"""Every knob of misdirect: one frozen dataclass per stage.
+"""Every setting: one frozen dataclass per stage.
 
 The string in a field's metadata is its `--help` text, so that the two cannot drift apart. A field that is `None` means
 "take it from the recipe, or choose it from a measurement"; what was chosen is printed and stored in `config.json`.

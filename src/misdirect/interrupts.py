@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGHUP: one line, the exit code that shells expect, and nothing lost that was computed.
+"""SIGINT, SIGTERM and SIGHUP: one line, the right exit code, nothing lost.
 
 A signal becomes a KeyboardInterrupt, so files that were being written vanish on the way out. `deferred` holds it back
 over work that must not be cut in the middle. One that comes again while the first is obeyed is the same one (`timeout`

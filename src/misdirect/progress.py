@@ -1,4 +1,4 @@
-"""Progress on the terminal (standard error): bars with the remaining time, and one-line notes."""
+"""Progress on standard error: bars with the remaining time, and one-line notes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Intervals, paired tests, centring on chance. Plain numbers in and out; scipy does the distributions."""
+"""Intervals, paired tests, centring on chance: plain numbers in and out."""
 
 from __future__ import annotations
 

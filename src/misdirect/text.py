@@ -1,4 +1,4 @@
-"""Text that is safe to print or to publish: one line, escapes, durations, sizes, short lists."""
+"""Text that is safe to print or to publish: one line, escapes, durations, sizes."""
 
 from __future__ import annotations
 

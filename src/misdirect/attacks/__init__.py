@@ -1,1 +1,1 @@
-"""Attacks on an unlearned model. Each is a function over one `LM`; the same is done to the base as the control."""
+"""Attacks on an unlearned model, each also done to the base as the control."""

@@ -1,1 +1,1 @@
-"""Every attack on any pair of checkpoints, within a given time: what of that which was removed comes back."""
+"""Every attack on any pair of checkpoints, within a given time; the recovered share."""

@@ -1,1 +1,1 @@
-"""Forget and retain text, questions, batches."""
+"""Files, folders and hub data sets -> texts, questions, prompts, batches."""

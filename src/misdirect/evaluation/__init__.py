@@ -1,1 +1,1 @@
-"""Measurements: a model in, a `Result` out. The model is bit-identical afterwards."""
+"""Measurements: a model in, a `Result` out; the model is bit-identical afterwards."""

@@ -1,1 +1,1 @@
-"""Models: loading, finding blocks, capture and replay, the delta, log-probabilities. Hooks live in `activations` alone."""
+"""One Hugging Face decoder: load, check, find blocks, capture and replay, change, score."""

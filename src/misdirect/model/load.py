@@ -11,6 +11,7 @@ import contextlib
 import copy
 import dataclasses
 import logging
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,27 @@ from misdirect.text import first_line
 NO_ADAPTER = {"subfolder": "no-adapter"}  # where transformers is to look for an adapter: nowhere, peft or not
 
 
+_in_memory: weakref.WeakValueDictionary[str, LM] = weakref.WeakValueDictionary()  # source -> what a caller holds
+
+
+def source_of(model: str | Path | LM) -> str:
+    """MODEL as the name that `load_lm` takes; a model in memory is found again by it for as long as its owner holds it."""
+    if not isinstance(model, LM):
+        return str(model)
+    _in_memory[model.source] = model
+    return model.source
+
+
+def find_in_memory(source: str) -> LM | None:
+    """Raises ValueError where a model was in memory once and is gone."""
+    found = _in_memory.get(source)
+    if found is None and source.startswith(sources.IN_MEMORY):
+        raise ValueError(
+            f"{source} was a model in memory, which is gone; expected it given again: misdirect.LM.of(...)"
+        )
+    return found
+
+
 @dataclass(frozen=True)
 class LM:
     """A model in eval mode with gradients off, its tokenizer, and where they came from."""
@@ -39,6 +61,22 @@ class LM:
     num_hidden_layers: int  # of the full model, also where `model` is truncated
     block_prefix: str  # the block list's name in the full causal model, such as `model.layers`
     dequantized: str = ""  # how the matrices were quantized that were made plain in loading, such as `bitsandbytes nf4`
+
+    @classmethod
+    def of(cls, model: Any, tokenizer: Any, name: str = "") -> LM:
+        """A causal model that is in memory already, for every verb: `md.evaluate(md.LM.of(model, tokenizer), ...)`.
+
+        It is put into eval mode with gradients off, and stays where it is and in its dtype; `--device` and `--dtype` do not
+        hold for it. `name`: what results call it. Quantized or spread over several devices it can be measured, not
+        trained. Raises ValueError for what is no decoder.
+        """
+        name = name or str(getattr(model.config, "name_or_path", "") or "") or type(model).__name__
+        model.eval().requires_grad_(False)
+        rope.reach(model)
+        steadied(tokenizer, name)
+        check_causal(name, model, None)
+        depth = model.config.get_text_config(decoder=True).num_hidden_layers
+        return cls(model, tokenizer, f"{sources.IN_MEMORY}{name}", depth, structure.find_blocks(model)[0])
 
     @property
     def device(self) -> torch.device:
@@ -79,6 +117,8 @@ def load_config(source: str, trust_remote_code: bool = False) -> Any:
     """The Hugging Face config of MODEL. Raises ValueError where there is none or where it asks to run its own code."""
     from transformers import AutoConfig
 
+    if (lm := find_in_memory(source)) is not None:
+        return lm.model.config
     if (adapter := sources.find_adapter(source)) is not None:
         named = sources.base_of(adapter)
         with sources.on_base(adapter):
@@ -209,6 +249,8 @@ def load_lm(
     whether what is particular about the source is said.
     Raises ValueError for a source that is no model, is damaged, holds only pickle, or wants to run its own code.
     """
+    if (lm := find_in_memory(source)) is not None:
+        return lm
     place = pick_device(device)
     where = (
         str(Path(resolve_source(source)).expanduser()) if Path(source).expanduser().exists() else resolve_source(source)
@@ -330,3 +372,14 @@ def check_length(lm: LM, longest: int, what: str) -> None:
             f"{what} has {longest} tokens and {lm.source} takes {limit} at most; expected a smaller --max-tokens, "
             "or shorter questions"
         )
+
+
+def check_trainable(lm: LM) -> None:
+    """Raises ValueError for a model in memory whose matrices cannot be read as numbers, or lie on several devices."""
+    devices = sorted({str(parameter.device) for parameter in lm.model.parameters()})
+    if getattr(lm.model, "hf_quantizer", None) is not None and not lm.dequantized:
+        raise ValueError(
+            f"{lm.source} is quantized, and nothing can be trained or swapped in; expected the folder that it was loaded from"
+        )
+    if len(devices) > 1:
+        raise ValueError(f"{lm.source} lies on {', '.join(devices)}; expected a model on one device")

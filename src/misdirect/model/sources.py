@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from misdirect.runs import AUDIT, DELTA, read_env
 
 ADAPTER_CONFIG = "adapter_config.json"
+IN_MEMORY = "memory:"  # before the name of a model that a caller holds
 # Weights by which transformers loads a model; an adapter's own files are not among them.
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "pytorch_model*.bin")
 # Files out of which a tokenizer is made; tokenizer_config.json alone names a class and holds no vocabulary.
@@ -43,7 +44,7 @@ class Adapter(NamedTuple):
 
 
 def is_local(where: str) -> bool:
-    return where == "demo" or Path(where).expanduser().exists() or where.startswith((".", "/", "~"))
+    return where == "demo" or where.startswith((IN_MEMORY, ".", "/", "~")) or Path(where).expanduser().exists()
 
 
 def adapter_file(where: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""What a run will take: time, memory and disk, before any weights are loaded."""
+"""What a run will take in time, memory and disk, before any weights are loaded."""
 
 from misdirect.planning.estimate import plan
 from misdirect.planning.table import COLUMNS, Plan, heading, lines, table_rows

@@ -16,13 +16,16 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig, doubtful
 from misdirect.data.tokens import token_ids
 from misdirect.planning.table import Machine, Plan
 from misdirect.progress import note
 from misdirect.recipes import resolve
+
+if TYPE_CHECKING:
+    from misdirect.planning.shape import Shape
 
 START_SECONDS = 3.0  # importing torch and transformers, where this process had done so already
 
@@ -43,34 +46,28 @@ def plan(
 ) -> Plan:
     """The time, memory and disk of unlearning, and of an evaluation where questions, texts or prompts are named.
 
-    Text that is not named, or that would have to be fetched, counts as samples of `max_tokens`. Raises ValueError as
-    `unlearn` would: for a model whose matrix is not unique, a source that is not there, settings out of range.
+    Text that is not named, or would have to be fetched, counts as samples of `max_tokens`. Raises ValueError as `unlearn`.
     """
     topics = [Topic(n, s) for n, s in forget.items()] if isinstance(forget, Mapping) else list(forget)
     corpora = [Corpus(n, s) for n, s in retain.items()] if isinstance(retain, Mapping) else list(retain)
     sets = (questions or {}, texts or {}, prompts or {})
-    start = import_seconds()
-    from misdirect.model.rows import rowless
+    began = start()
     from misdirect.planning import benchmark, stages, workload
-    from misdirect.planning.shape import shape_of
 
-    began = time.perf_counter()
     source = source_config(model, trust_remote_code)
     given, wanted = config or UnlearnConfig(), evaluate or EvaluateConfig()
     settings = resolve(given, source.get_text_config(decoder=True).num_hidden_layers)
     for doubt in doubtful([*sets[0], *sets[1]], [topic.name for topic in topics]):
         note(doubt)
-    shape = shape_of(source, settings, trust_remote_code)
-    if loads_whole(model, source):
-        shape = dataclasses.replace(shape, num_prefix=shape.num_parameters, loads_whole=True)
+    shape = shape_here(model, source, settings, trust_remote_code)
     tokenizer = local_tokenizer(model, trust_remote_code)
     counting = time.perf_counter()
     samples, said = workload.training(tokenizer, topics, corpora, settings)
     asked, also = workload.evaluation(tokenizer, *sets, wanted, examples or {})
-    if tokenizer is not None:
-        workload.check_tokens(tokenizer, shape.vocabulary, model, samples, asked)
+    rowless = workload.check_tokens(tokenizer, shape.vocabulary, model, samples, asked)
     counted = time.perf_counter()
-    machine, base = machine_of(settings), stages.process_bytes()
+    machine = machine_of(settings)
+    base = stages.process_bytes() if machine.device == "cpu" else 0
     speed, why = benchmark.measure(source, shape, samples, asked, settings, wanted.batch_tokens)
     case = stages.Case(
         model=model,
@@ -87,30 +84,34 @@ def plan(
         positions=workload.largest_pass(asked, wanted.batch_tokens, shape.vocabulary),
         speed=speed,
         machine=machine,
-        base=base if machine.device == "cpu" else 0,
-        started=start + counting - began,
+        base=base,
+        started=counting - began,
         read=counted - counting,
-        rowless=rowless(tokenizer, shape.vocabulary) if tokenizer is not None else None,
+        rowless=rowless,
     )
     return stages.planned(case, [*said, *also, *why])
 
 
-def import_seconds() -> float:
-    """How long the libraries take to load: measured where this process has not loaded them yet."""
+def start() -> float:
+    """The moment when this began; where the libraries were loaded already, as much earlier as that takes."""
+    now = time.perf_counter()
     if "torch" in sys.modules:
-        return START_SECONDS
-    started = time.perf_counter()
+        return now - START_SECONDS
     import misdirect.unlearning.methods  # noqa: F401 - torch and transformers come with it
 
-    return time.perf_counter() - started
+    return now
 
 
-def loads_whole(model: str, source: Any) -> bool:
-    """An adapter is merged into the whole of its base; a quantized model is dequantized whole."""
+def shape_here(model: str, source: Any, settings: UnlearnConfig, trust_remote_code: bool) -> Shape:
+    """An adapter is merged into the whole of its base, and a quantized model is dequantized whole."""
     from misdirect.model import quantized
     from misdirect.model.sources import adapter_base
+    from misdirect.planning.shape import shape_of
 
-    return adapter_base(model) is not None or bool(quantized.method(source))
+    shape = shape_of(source, settings, trust_remote_code)
+    if adapter_base(model) is None and not quantized.method(source):
+        return shape
+    return dataclasses.replace(shape, num_prefix=shape.num_parameters, loads_whole=True)
 
 
 def machine_of(settings: UnlearnConfig) -> Machine:

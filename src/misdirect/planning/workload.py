@@ -22,7 +22,7 @@ from misdirect.data.tokens import token_ids
 from misdirect.evaluation import mcq, nll
 from misdirect.model import packed
 from misdirect.model.load import LM
-from misdirect.model.rows import refuse_rowless
+from misdirect.model.rows import refuse_rowless, rowless
 from misdirect.model.score import Encoded, by_length, encode
 from misdirect.recipes import DEFAULT_UPDATES
 from misdirect.unlearning import published, steering
@@ -195,11 +195,17 @@ def largest_pass(asked: Asked, batch_tokens: int, vocabulary: int) -> int:
     return max(chain(questions, texts), default=0)
 
 
-def check_tokens(tokenizer: Any, num_rows: int, source: str, training: Samples, asked: Asked) -> None:
-    """Raises ValueError for a token without an embedding, as the run would. `source`: the model's."""
+def check_tokens(
+    tokenizer: Any, num_rows: int, source: str, training: Samples, asked: Asked
+) -> Mapping[int, str] | None:
+    """The tokenizer's tokens without an embedding, None without a tokenizer. Raises ValueError where a text or question
+    holds one, as the run would. `source`: the model's."""
+    if tokenizer is None:
+        return None
     groups = [(f"a text of {name}", samples) for name, samples in training.forget.items()]
     groups += [("a retained text", samples) for samples in training.retain.values()]
     groups += [("a question", [ids for i in items for ids in (i.context, *i.continuations)]) for items in asked.items]
     groups += [("a text", samples) for samples in asked.texts] + [("a prompt", asked.prompts)]
     for what, samples in groups:
         refuse_rowless(tokenizer, num_rows, source, samples, what)
+    return rowless(tokenizer, num_rows)

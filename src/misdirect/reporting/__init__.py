@@ -1,4 +1,4 @@
-"""A run directory as one self-contained HTML page, several runs compared on one, and the pictures as files.
+"""Run directories and audits -> one HTML page, a comparison, figures, a model card.
 
 Reads JSON only and imports no torch.
 """

@@ -1,4 +1,4 @@
-"""The run directory, the only interface between stages: paths, settings, results. No torch.
+"""The run directory, the only interface between stages: settings, results; no torch.
 
 from misdirect import runs
 

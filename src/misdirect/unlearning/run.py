@@ -17,7 +17,7 @@ from misdirect import __version__, interrupts, runs, storage
 from misdirect.config import UnlearnConfig
 from misdirect.data import batches
 from misdirect.model.delta import Delta, load_tensors, save_delta, save_tensors
-from misdirect.model.load import LM, load_config, pick_device, pick_dtype, resolve_source
+from misdirect.model.load import LM, check_trainable, load_config, pick_device, pick_dtype, resolve_source
 from misdirect.progress import RESUMED, bar, note
 from misdirect.recipes import resolve
 from misdirect.unlearning.arithmetic import tokenized
@@ -56,6 +56,7 @@ def unlearn(
         note(f"{run} is finished already; nothing to do")
         return
     lm = load(method.last_block(config))
+    check_trainable(lm)
     prepared = method.prepare(lm, tokenized(lm, order.forget, order.retain, config), config, order.topics)
     asked = describe(order, prepared, settings) | {"command": order.command(config, run), "model_files": files}
     refuse_other_run(run, asked)
