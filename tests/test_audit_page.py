@@ -27,9 +27,8 @@ from audit_data import (
 )
 from misdirect import runs, storage
 from misdirect.cli.output import print_audit
-from misdirect.reporting import report, write_figures
+from misdirect.reporting import compare, report, write_figures
 from misdirect.reporting.card import card
-from misdirect.reporting.content import comparison
 from misdirect.reporting.content.audit import headlines, lines, share, tokens_of
 from misdirect.reporting.content.diagnostics import texts_table
 from misdirect.reporting.figures import catalogue
@@ -369,7 +368,7 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
         ET.fromstring(drawing)
     written = card(run).read_text(encoding="utf-8")
     assert "<script>" not in written.split("---\n", 2)[2]
-    assert_inert(comparison([run, small_audit(tmp_path / "other")], tmp_path / "comparison.html"))
+    assert_inert(compare([run, small_audit(tmp_path / "other")], tmp_path / "comparison.html"))
 
 
 # ------------------------------------------------------------------------------------------------ pictures
@@ -478,7 +477,7 @@ def test_comparison_sets_audits_side_by_side(audited: Path, tmp_path: Path) -> N
     changed = entry(everything()[0]) | {"settings": {"lr": 3e-5, "forms": {"x": "cloze"}}}
     storage.write_json(other / "audit.json", about([changed, entry(everything()[1])]))
     plain = small_run(tmp_path / "plain")
-    parsed = assert_inert(comparison([audited, other, plain], tmp_path / "comparison.html"))
+    parsed = assert_inert(compare([audited, other, plain], tmp_path / "comparison.html"))
     text = parsed.text
     assert "biology under attack" in text
     assert "Strongest attack chosen on the other half 61 % 47 to 73 %" in text
@@ -496,7 +495,7 @@ def test_pairs_of_one_base_are_compared(tmp_path: Path) -> None:
         for one in record["attacks"]:
             one["settings"] = {"models_sha256": {"base": digest}}
         storage.write_json(folder / "audit.json", record)
-    text = page(comparison(folders, tmp_path / "comparison.html")).text
+    text = page(compare(folders, tmp_path / "comparison.html")).text
     assert "Runs A and B, from demo" in text or "Runs A and B, from SmolLM2-135M-Instruct" in text
     assert "Run C, from" in text
 

@@ -18,8 +18,7 @@ from typing import Any
 import pytest
 
 from misdirect import runs, storage
-from misdirect.reporting import report
-from misdirect.reporting.content import comparison
+from misdirect.reporting import compare, report
 from misdirect.runs import Metric, Result
 from misdirect.text import clean
 from report_data import HOSTILE, full_run, save_answers, save_mcq, save_nll, small_run, write_config, write_log
@@ -63,7 +62,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "full": report(full),
         "hostile": report(named_run(folder / "hostile", HOSTILE), show_text=True),
         "harmless": report(named_run(folder / "harmless", "harmless"), show_text=True),
-        "comparison": comparison([full, other, folder / "hostile"], folder / "comparison.html"),
+        "comparison": compare([full, other, folder / "hostile"], folder / "comparison.html"),
         "empty": report(folder / "empty"),
         "base": report(base),
     }

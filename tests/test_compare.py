@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from misdirect import runs, stats, storage
-from misdirect.reporting.content import comparison
+from misdirect.reporting import compare
 from misdirect.text import clean
 from report_data import HOSTILE, assert_inert, page, save_mcq, small_run, write_config
 
@@ -24,7 +24,7 @@ def test_runs_are_compared_side_by_side(run: Path, tmp_path: Path) -> None:
     write_config(other, settings={"block": 7, "updates": 9})
     save_mcq(other, "biology", 0.625, 0.45)
     save_mcq(other, "physics", 0.604, 0.6)
-    path = comparison([run, other], tmp_path / "folder" / "comparison.html")
+    path = compare([run, other], tmp_path / "folder" / "comparison.html")
     assert path == tmp_path / "folder" / "comparison.html"
     parsed = assert_inert(path)
     text = parsed.text
@@ -38,14 +38,14 @@ def test_runs_are_compared_side_by_side(run: Path, tmp_path: Path) -> None:
     assert drawn
     words = {t.text for t in ET.fromstring(drawn[0]).iter("text")}
     assert {"A run", "B other", "base"} <= words
-    assert path.read_bytes() == comparison([run, other], path).read_bytes()
+    assert path.read_bytes() == compare([run, other], path).read_bytes()
 
 
 def test_other_bases_and_other_questions_are_not_compared(run: Path, tmp_path: Path) -> None:
     others = [small_run(tmp_path / name) for name in ("asked", "base")]
     save_mcq(others[0], "physics", 0.604, 0.6, sha256="b2")  # other questions under the same name
     write_config(others[1], data={"model_sha256": "c" * 64})
-    parsed = assert_inert(comparison([run, *others], tmp_path / "comparison.html"))
+    parsed = assert_inert(compare([run, *others], tmp_path / "comparison.html"))
     text = parsed.text
     assert "The runs have 2 different base models and are shown apart" in text
     assert (
@@ -64,11 +64,11 @@ def test_other_bases_and_other_questions_are_not_compared(run: Path, tmp_path: P
 def test_comparison_refuses_what_it_cannot_compare(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "comparison.html"
     with pytest.raises(ValueError, match="expected 2 to 26"):
-        comparison([run], out)
+        compare([run], out)
     with pytest.raises(ValueError, match="named twice"):
-        comparison([run, run / ".." / "run"], out)
+        compare([run, run / ".." / "run"], out)
     with pytest.raises(ValueError, match="is no run"):
-        comparison([run, tmp_path], out)
+        compare([run, tmp_path], out)
     assert not out.exists()
 
 
@@ -81,7 +81,7 @@ def test_hostile_names_stay_text_in_a_comparison(tmp_path: Path) -> None:
         )
         save_mcq(folder, "bio", 0.6, 0.3)
         save_mcq(folder, HOSTILE, 0.6, 0.6)
-    parsed = assert_inert(comparison(folders, tmp_path / "comparison.html"))
+    parsed = assert_inert(compare(folders, tmp_path / "comparison.html"))
     assert "A <b>a" in parsed.text
     assert "B {{ 7 * 7 }}" in parsed.text
     assert clean(HOSTILE) in " ".join(parsed.texts)
@@ -99,6 +99,6 @@ def test_runs_are_compared_on_the_same_questions(run: Path, tmp_path: Path) -> N
     found = stats.paired(right[run], right[other])
     assert (found.difference, found.lost, found.gained) == (-0.05, 15, 10)
     span = f"{100 * found.low:+.1f} to {100 * found.high:+.1f} pp".replace("-", "\u2212")
-    text = page(comparison([run, other], tmp_path / "comparison.html")).text
+    text = page(compare([run, other], tmp_path / "comparison.html")).text
     assert f"to A \u22125.0 pp ({span})" in text
     assert text.count("to A") == 2  # the set, and the sentence that says how to read it

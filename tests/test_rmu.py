@@ -418,7 +418,7 @@ class Data:
         )
 
 
-def kill_after_checkpoint(script: str, run: Path, errors: Path, deadline: float = 60) -> None:
+def kill_after_checkpoint(script: str, run: Path, errors: Path, deadline: float = 300) -> None:
     """Starts a run as a process of its own and kills it (SIGKILL) as soon as its first checkpoint exists."""
     with errors.open("w") as sink:
         process = subprocess.Popen([sys.executable, "-c", script], stdout=sink, stderr=sink)

@@ -44,7 +44,8 @@ def unlearn(
 
     `forget`: topic name -> SOURCE, or `Topic`s with settings of their own; `retain` likewise, or `Corpus`es with weights.
     With `seeds` above 1 the run is repeated with the seeds that follow, into `out`/seeds/SEED. A killed run goes on when
-    called again with the same settings; a finished one is not repeated. `model`: MODEL, or one in memory (`LM.of`). Raises ValueError for bad input, a folder that
+    called again with the same settings; a finished one is not repeated. `model`: MODEL, or one in memory (`LM.of`).
+    Raises ValueError for bad input, a folder that
     holds a run with other settings, and a loss that is not finite.
     """
     from misdirect.data.corpora import read_texts
