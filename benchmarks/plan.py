@@ -38,11 +38,11 @@ def settings(args: argparse.Namespace) -> tuple[Any, Any, dict[str, dict[str, st
 def predicted(args: argparse.Namespace) -> Numbers:
     from misdirect.api import DemoSettings
     from misdirect.config import Topic
-    from misdirect.planning import table
+    from misdirect.planning import plan
 
     unlearn, evaluate, sets = settings(args)
     topics = [Topic("biology", "demo-forget")]
-    made = table("demo", topics, DemoSettings().retain, unlearn, evaluate=evaluate, **sets)
+    made = plan("demo", topics, DemoSettings().retain, unlearn, evaluate=evaluate, **sets)
     return {
         "updates": made.stage("unlearn").seconds,
         "evaluation": made.stage("evaluate base").seconds + made.stage("evaluate unlearned").seconds,

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from misdirect import runs, storage
 
@@ -86,7 +87,7 @@ def test_nested_holds_of_one_thread_count_as_one(tmp_path: Path) -> None:
             raise KeyError
         assert (tmp_path / storage.LOCK).exists()
     assert names(tmp_path) == ["other"]
-    assert not storage._held
+    assert not storage.lock_of(tmp_path).is_locked
 
 
 def test_another_thread_is_another_writer(tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_who_waits_gets_the_lock_when_the_first_ends(tmp_path: Path) -> None:
 
 def other_take(folder: Path) -> None:
     """What another process would do."""
-    os.close(storage.take(folder))
+    storage.take(FileLock(folder / storage.LOCK, timeout=0), folder, wait=None)
 
 
 def test_many_processes_take_turns(tmp_path: Path) -> None:
@@ -174,11 +175,7 @@ def test_a_hostile_lock_is_not_followed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("left", ["", "{", "[1]", '"x"', '{"command": 3}', '{"command": []}', "\x00" * 9])
 def test_a_lock_file_of_any_content_can_be_taken(left: str, tmp_path: Path) -> None:
     (tmp_path / storage.LOCK).write_text(left)
-    handle = os.open(tmp_path / storage.LOCK, os.O_RDWR)
-    try:
-        assert storage.holder(handle) == "another process"
-    finally:
-        os.close(handle)
+    assert storage.holder(tmp_path / storage.LOCK) == "another process"
     with runs.writing(tmp_path):
         assert json.loads((tmp_path / storage.LOCK).read_text())["pid"] == os.getpid()
 
@@ -188,4 +185,4 @@ def test_a_folder_that_cannot_be_one_is_a_line(where: str, tmp_path: Path) -> No
     (tmp_path / "file").write_text("mine")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(ValueError, match=r"cannot be written to: .*; expected a folder that takes files$"):
-        storage.take(tmp_path / where)
+        storage.held(tmp_path / where).__enter__()

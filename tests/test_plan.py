@@ -21,7 +21,7 @@ from misdirect.evaluation import mcq, nll
 from misdirect.model import memory
 from misdirect.model.blocks import count_parameters
 from misdirect.model.load import load_config, load_lm, truncated
-from misdirect.planning import benchmark, cost, estimate, shape, table, workload
+from misdirect.planning import benchmark, cost, shape, stages, table, workload
 from misdirect.planning.workload import padded_tokens
 from misdirect.recipes import resolve
 from misdirect.text import duration, size
@@ -155,7 +155,7 @@ def test_questions_are_those_that_mcq_scores(
 
     monkeypatch.setattr(mcq, "score", noting)
     mcq.mcq(load_lm(str(tiny)), "x", questions, config)
-    counted = workload.encoded(tiny_tokenizer(), questions, config, [])
+    counted = [item for items in workload.encoded(tiny_tokenizer(), questions, config, []) for item in items]
     assert sorted(counted) == sorted(scored)
     assert len(counted) == mcq.num_items(questions, config)
 
@@ -172,27 +172,31 @@ def test_texts_are_those_that_nll_scores(tiny: Path, data: Path, monkeypatch: py
 
     monkeypatch.setattr(nll, "text_logprobs", noting)
     nll.nll(load_lm(str(tiny)), "x", documents, config)
-    assert workload.text_samples(tiny_tokenizer(), documents, config) == scored
+    source = {"x": str(data / "held.jsonl")}
+    assert workload.evaluation(tiny_tokenizer(), {}, source, {}, config, {})[0].texts == [scored]
 
 
-SHAPE = shape.Shape("X", 10, 5_000, 2_000, False, 400, 1_000, {}, {"a": (10, 5), "b": (10, 5)}, 10, 100)
-SPEED = benchmark.Speed(1.0, 10.0, 1e-3, 2.0, 3.0, 7.0, 0.0, 12.0, 10, 100)
-TOKENS = workload.Tokens(4, 100, 300, 150, 50, 160)
+SHAPE = shape.Shape("X", 10, 5_000, 2_000, False, 400, 1_000, {"a": (10, 5), "b": (10, 5)}, 10, 100)
+SPEED = benchmark.Speed(1.0, 1e-3, 2.0, 12.0, 10, 100)
+TOKENS = workload.Tokens(4, 100, 300, 150, 50)
 
 
 def test_seconds_of_updates_by_hand() -> None:
     settings = resolve(SETTINGS, 10)
-    by_hand = 1.0 * (100 * 3 + 300 * 4) + 10.0 * 400 * 2 + 4 * 1e-3 * 100
+    by_hand = 1.0 * (100 * 3 + 300 * 4) + benchmark.REPLAY * 400 * 2 + 4 * 1e-3 * 100
     assert cost.unlearn_seconds(SHAPE, settings, TOKENS, SPEED) == pytest.approx(by_hand)
     twice = TOKENS._replace(updates=8, forget=200, retain=600)
     assert cost.unlearn_seconds(SHAPE, settings, twice, SPEED) == pytest.approx(2 * by_hand)
 
 
 def test_seconds_of_an_evaluation_by_hand() -> None:
+    items = [[workload.Encoded([0] * 9, [[1], [1, 2]])] * 2]
+    asked = workload.Asked(items, [[[0] * 10] * 3], [[0] * 6, [0] * 8], 2, 7)
     config = EvaluateConfig(new_tokens=5, samples=2)
-    assert cost.evaluate_seconds(20, 30, [6, 8], 10, config, SPEED) == pytest.approx(
-        20 * 2.0 + 30 * 3.0 + 3 * (14 * 10 * 1.0 + 2 * 5 * 7.0)
-    )
+    answered = 3 * 2 * 5 + cost.STEP * 5  # six answers are made together
+    assert cost.evaluate_seconds(asked, config, SPEED) == pytest.approx(2.0 * (20 + 30 + 3 * 14 + answered))
+    many = EvaluateConfig(new_tokens=5, samples=2 * cost.TOGETHER - 1)
+    assert cost.evaluate_seconds(asked, many, SPEED) > cost.evaluate_seconds(asked, config, SPEED)
 
 
 @pytest.mark.parametrize("itemsize", [2, 4])
@@ -200,9 +204,9 @@ def test_memory_by_hand(itemsize: int) -> None:
     settings = resolve(SETTINGS, 10)
     cast = 2 * 100 * itemsize if itemsize == 2 else 0
     by_hand = 7 + 2_000 * itemsize + 3 * 100 * 4 + max(12 * 150 * 2 + 100 * 4 + cast, 3 * 100 * 4)
-    assert cost.unlearn_memory(7, SHAPE, settings, TOKENS, itemsize, 12.0) == by_hand
+    assert cost.unlearn_memory(7, SHAPE, settings, TOKENS.largest, itemsize, 12.0) == by_hand
     logits = 50 * 100 * (8 if itemsize == 4 else 10)
-    assert cost.evaluate_memory(7, SHAPE, itemsize, 50, True) == 7 + 5_000 * itemsize + 100 * (4 + itemsize) + logits
+    assert cost.evaluate_memory(7, SHAPE, itemsize, 50) == 7 + 5_000 * itemsize + 100 * (4 + itemsize) + logits
 
 
 def random_job(settings: UnlearnConfig, depth: int, length: int = 16) -> Prepared:
@@ -230,7 +234,7 @@ def test_a_measured_model_has_the_real_blocks(depth: int) -> None:
     assert {count_parameters(block) for block in lm.blocks} == {found.block}
     assert all(torch.isfinite(p).all() and p.dtype == torch.bfloat16 for p in lm.model.parameters())
     job = random_job(resolve(SETTINGS, LAYERS), depth)
-    blocks = job.chosen["blocks"]
+    blocks = sorted(int(name.split(".")[2]) for name in job.names)
     assert blocks == [i for i in (2, 3) if i < depth] or depth == 2 or depth == 1
     assert max(blocks) == min(3, depth - 1)
 
@@ -362,21 +366,41 @@ def test_what_does_not_fit_is_said_with_what_would(
     assert table.lines(made)[0].startswith("Does not fit: unlearn needs")
 
 
-def test_advice_fits(tiny: Path, data: Path) -> None:
+def test_advice_fits() -> None:
     """The advice is the largest batch, then dtype, that the arithmetic lets in."""
     settings = resolve(dataclasses.replace(SETTINGS, batch_size=8), 10)
-    given = estimate.Given("m", [], [], SETTINGS, settings, EvaluateConfig(), True, 1, False)
-    tokens = TOKENS._replace(largest=8_000)
-    counted = estimate.Counted(SHAPE, tokens, workload.Asked([], [], [], 0, 0), 5_000, SPEED, 0, 4, 0.0, 0.0)
+    case = stages.Case(
+        "m",
+        True,
+        [],
+        [],
+        SETTINGS,
+        settings,
+        EvaluateConfig(),
+        1,
+        SHAPE,
+        TOKENS._replace(largest=8_000),
+        workload.Asked([], [], [], 0, 0),
+        5_000,
+        SPEED,
+        table.Machine("cpu", "float32", 1, 0, 0),
+        0,
+        0.0,
+        0.0,
+        None,
+    )
 
-    def advice(limit: int) -> str:
-        return estimate.unlearn_advice(given, counted, table.Machine("cpu", "float32", 1, limit, 0))
+    def advice(limit: int, of: Any = stages.unlearn_advice) -> str:
+        return of(case._replace(machine=table.Machine("cpu", "float32", 1, limit, 0)))
 
-    need = [cost.unlearn_memory(0, SHAPE, settings, tokens._replace(largest=n), 4, 12.0) for n in (8_000, 4_000, 1_000)]
+    need = [cost.unlearn_memory(0, SHAPE, settings, n, 4, 12.0) for n in (8_000, 4_000, 1_000)]
     assert advice(need[1]) == "--batch-size 4 --retain-batch-size 1 would fit"
     assert advice(need[2]) == "--batch-size 1 --retain-batch-size 1 would fit"
     assert advice(need[2] - 1).startswith("--dtype bfloat16 --batch-size")
     assert "larger machine" in advice(1_000)
+    quarter = cost.evaluate_memory(0, SHAPE, 4, 1_250)
+    assert advice(quarter, stages.evaluate_advice) == "evaluate with --batch-tokens 1024 would fit"
+    assert advice(1_000, stages.evaluate_advice).startswith("with --dtype bfloat16 the weights alone need")
 
 
 def test_a_plan_is_data_and_words(tiny: Path, data: Path) -> None:
@@ -398,7 +422,7 @@ def test_the_line_before_a_run(tiny: Path, data: Path) -> None:
     settings = resolve(SETTINGS, LAYERS)
     lm = load_lm(str(tiny), 3)
     forget, retain = (read_texts(str(data / f"{n}.jsonl")) for n in ("forget", "retain"))
-    line = planning.unlearn_line(prepared(lm, {"a": forget}, [("b", retain, 1.0)], settings))
+    line = stages.unlearn_line(prepared(lm, {"a": forget}, [("b", retain, 1.0)], settings))
     assert re.fullmatch(
         r"About [\d.]+ s for 5 updates \([\d.]+ s each\); [\d,.]+ [MG]B of memory and 20 kB of disk at most, "
         r"20 kB of it kept",

@@ -50,7 +50,7 @@ def unlearn(
     """
     from misdirect.data.corpora import read_texts
     from misdirect.model.load import load_lm, source_of
-    from misdirect.planning import unlearn_line
+    from misdirect.planning.stages import unlearn_line
     from misdirect.unlearning import run as running
     from misdirect.unlearning.methods import METHODS
     from misdirect.unlearning.order import Order

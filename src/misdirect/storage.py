@@ -6,7 +6,7 @@
 
 A file has its name from the moment it is complete. The lock is an advisory one on a file in the folder, which names its
 holder; the kernel lets it go when the process ends, however it ends, so a killed run never blocks the next one. Readers
-take no lock. Where there are no such locks (Windows, some network file systems) nothing is guarded.
+take no lock. Where there are no such locks (some network file systems) nothing is guarded.
 """
 
 from __future__ import annotations
@@ -20,25 +20,21 @@ import shlex
 import shutil
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from misdirect.text import size
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # of a file system: some network ones
 LOCK = ".lock"
 LONGEST = 120  # characters of the holder's command that are shown
-
-_held: dict[tuple[int, int, str], int] = {}  # (process, thread, folder) -> how often it is held
 
 
 @contextmanager
@@ -48,84 +44,62 @@ def held(folder: Path, wait: Callable[[str], None] | None = None) -> Iterator[bo
     Nested holds of one thread count as one. Raises ValueError where the folder may not be written to, and where another
     process or thread holds it; with `wait` that one is waited for, once `wait` was told who it is.
     """
-    key = (os.getpid(), threading.get_ident(), os.path.realpath(folder))
-    handle = None if key in _held else take(folder, wait)
-    _held[key] = _held.get(key, 0) + 1
+    lock = lock_of(folder)
+    outermost = not lock.is_locked
+    take(lock, folder, wait)
     try:
-        yield handle is not None
+        yield outermost
     finally:
-        _held[key] -= 1
-        if not _held[key]:
-            del _held[key]
-        if handle is not None:
+        if outermost:
             with suppress(OSError):  # removed while it is held, so that nobody removes another's
-                (folder / LOCK).unlink()
-            os.close(handle)
+                os.unlink(lock.lock_file)
+        lock.release()
 
 
-def take(folder: Path, wait: Callable[[str], None] | None = None) -> int:
-    """The handle that holds the lock. Its file says who has it."""
-    path = folder / LOCK
-    while True:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0), 0o644)
-        except OSError as error:
-            raise ValueError(
-                f"{folder} cannot be written to: {error.strerror}; expected a folder that takes files"
-            ) from None
-        try:
-            if locked(handle, folder, wait) and not is_file(handle, path):
-                os.close(handle)  # its holder removed it between our opening and locking it
-                continue
-            with suppress(OSError):  # a full disk: held all the same
-                os.ftruncate(handle, 0)
-                os.pwrite(handle, json.dumps(myself()).encode(), 0)
-        except BaseException:
-            with suppress(OSError):
-                os.close(handle)
-            raise
-        return handle
+def lock_of(folder: Path) -> FileLock:
+    """One object a path, which counts the holds of each thread."""
+    from filelock import FileLock
+
+    path = Path(os.path.realpath(folder), LOCK)
+    return FileLock(path, timeout=0, is_singleton=True, fallback_to_soft=False, on_acquired=sign)
 
 
-def locked(handle: int, folder: Path, wait: Callable[[str], None] | None) -> bool:
-    """Whether the file system took the lock. Raises ValueError where another holds it and is not waited for."""
-    if fcntl is None:
-        return False
+def take(lock: FileLock, folder: Path, wait: Callable[[str], None] | None) -> None:
+    from filelock import Timeout
+
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        busy = f"{folder} is being written to by {holder(handle)}"
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        busy = f"{folder} is being written to by {holder(Path(lock.lock_file))}"
         if wait is None:
             raise ValueError(f"{busy}; expected that to end first, or another folder") from None
         wait(f"{busy}; waiting for it")
-        fcntl.flock(handle, fcntl.LOCK_EX)
-    except OSError:  # a file system without locks
-        return False
-    return True
+        lock.acquire(timeout=-1)
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise ValueError(
+                f"{folder} cannot be written to: {error.strerror}; expected a folder that takes files"
+            ) from None
 
 
-def is_file(handle: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), path.lstat())
-    except FileNotFoundError:
-        return False
-
-
-def myself() -> dict[str, Any]:
-    """Who holds a lock, for the one who waits for it."""
-    return {
+def sign(handle: int) -> None:
+    """Writes into the lock's file who holds it, for the one who waits."""
+    who = {
         "pid": os.getpid(),
         "host": platform.node(),
         "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         "command": shlex.join(["misdirect", *sys.argv[1:]]),
     }
+    with suppress(OSError):  # a full disk: held all the same
+        os.truncate(handle, 0)
+        os.write(handle, json.dumps(who).encode())
 
 
-def holder(handle: int) -> str:
-    """Who holds the lock of this file, in words."""
+def holder(path: Path) -> str:
+    """Who holds the lock with this file, in words."""
     try:
-        found = json.loads(os.pread(handle, 65536, 0))
+        found = json.loads(path.read_bytes())
         command = found["command"] if len(found["command"]) <= LONGEST else found["command"][:LONGEST] + "..."
         return f"process {found['pid']} on {found['host']} since {found['since']} ({command})"
     except (OSError, ValueError, TypeError, LookupError):  # it has only just begun

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from misdirect.config import UnlearnConfig
 from misdirect.model import parameters
@@ -27,7 +26,6 @@ class Shape:
     loads_whole: bool  # unlearning loads the whole model: a truncated one would compute something else
     block: int  # the largest block
     outside: int  # of the full model, all blocks left out
-    matrices: dict[int, str]  # trained block -> parameter path inside it
     sizes: dict[str, tuple[int, ...]]  # trained parameter's name in the full model -> its shape
     width: int
     vocabulary: int
@@ -41,8 +39,8 @@ def shape_of(config: Any, settings: UnlearnConfig, trust_remote_code: bool = Fal
     """Raises ValueError where the trained matrix is not unique or not there, as `unlearn` would."""
     assert settings.block is not None and settings.num_blocks is not None
     wanted, prefix = prefix_config(config, settings.block, trust_remote_code)
-    full = on_meta(config, trust_remote_code)
     with torch.device("meta"), quiet():
+        full = whole_class(config).from_config(config, trust_remote_code=trust_remote_code)
         loaded = prefix_class(config).from_config(wanted, trust_remote_code=trust_remote_code)
     blocks = find_blocks(full)[1]
     width = residual_width(full)
@@ -58,22 +56,10 @@ def shape_of(config: Any, settings: UnlearnConfig, trust_remote_code: bool = Fal
         wanted is config and settings.block + 1 < len(blocks),
         max(counts),
         count_parameters(full) - sum(counts),
-        matrices,
         sizes,
         width,
-        vocabulary_of(full),
+        int(full.get_output_embeddings().weight.shape[0]),
     )
-
-
-def vocabulary_of(model: Any) -> int:
-    head: Any = model.get_output_embeddings()
-    return int(head.weight.shape[0])
-
-
-def on_meta(config: Any, trust_remote_code: bool) -> nn.Module:
-    """The full causal model without memory."""
-    with torch.device("meta"), quiet():
-        return whole_class(config).from_config(config, trust_remote_code=trust_remote_code)
 
 
 def shortened(config: Any, num_blocks: int, vocabulary: int) -> Any:
