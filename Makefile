@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Compiled modules are kept, whatever the shell says: without them every process compiles torch and transformers again.
+export PYTHONDONTWRITEBYTECODE :=
 READY := $(VENV)/ready
 
 .PHONY: help setup demo test lint types docs format bench clean
@@ -41,6 +43,7 @@ format: $(READY)  ## rewrite the style
 bench: $(READY)  ## engine, scorer, plan, probes, GCG against what they are measured by: ratios, each in one run
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/harness.py
+	$(BIN)/python benchmarks/texts.py
 	$(BIN)/python benchmarks/plan.py
 	$(BIN)/python benchmarks/probes.py
 	$(BIN)/python benchmarks/gcg.py

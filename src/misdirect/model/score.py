@@ -30,6 +30,9 @@ from misdirect.model.packed import Encoded, Scored
 from misdirect.model.rows import check_rows, fill_id, padded
 
 
+CPU_TEXT_TOKENS = 1024  # of texts in one pass on a CPU: the logits of more do not fit into its caches
+
+
 def encode(tokenizer: Any, context: str, continuations: Sequence[str]) -> Encoded:
     """Splits `context + continuation` into tokens so that both parts together are the whole text's tokens.
 
@@ -279,6 +282,8 @@ def logprobs_of(
     """`text_logprobs` as they come."""
     out: list[list[float]] = [[] for _ in samples]
     items = [Encoded(list(sample), [[0]]) for sample in samples]
+    if lm.device.type == "cpu":
+        batch_tokens = min(batch_tokens, CPU_TEXT_TOKENS)
     for rows in rope.split(lm.model, by_length(items, batch_tokens), list(map(len, samples))):
         for row, values in zip(rows, pass_logprobs(lm, [samples[r] for r in rows]), strict=True):
             out[row] = values.tolist()
