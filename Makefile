@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PYTHONDONTWRITEBYTECODE :=
 READY := $(VENV)/ready
 
-.PHONY: help setup demo test lint types docs format bench clean
+.PHONY: help setup demo test test-all lint types docs format bench clean
 
 help:  ## say what there is to make
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -23,8 +23,13 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)  ## forget biology in a real model, measure it, write runs/demo/report.html
 	$(BIN)/misdirect demo --out runs/demo
 
-test: $(READY)  ## all tests, a file at a time on each core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
+
+test: $(READY)  ## the tests, a file at a time on each core
+	$(PYTEST) -m "not long"
+
+test-all: $(READY)  ## the same and the long ones: every family, any input, signals at any moment, disks that fill up
+	$(PYTEST)
 
 lint: $(READY)  ## style
 	$(BIN)/ruff check .

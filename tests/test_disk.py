@@ -131,6 +131,7 @@ def test_a_run_that_will_not_fit_is_not_begun(small: Path, shelf: Path, capsys: 
     same_numbers(small / "run", shelf / "undisturbed/run")
 
 
+@pytest.mark.long
 def test_a_disk_that_fills_up_under_a_run(
     small: Path, shelf: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
@@ -162,6 +163,7 @@ def test_a_disk_that_fills_up_under_a_run(
     assert any("checkpoint" in name for name in outcomes)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", [EVALUATE, REPORT])
 def test_a_disk_that_fills_up_under_a_measurement(command: str, small: Path, shelf: Path, capsys: Capture) -> None:
     whole = shelf / "undisturbed/run"

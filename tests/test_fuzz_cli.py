@@ -273,6 +273,7 @@ HOSTILE = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("verb", [*sorted(NEEDED), "report", "plan"])
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=[name.replace(" ", "-") for name in HOSTILE])
 def test_hostile_config_files(place: Path, capsys: Capture, verb: str, text: str) -> None:
@@ -341,6 +342,7 @@ def paths(data: Any, here: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return found
 
 
+@pytest.mark.long
 @fuzz
 @given(draw=st.data())
 def test_any_value_in_a_run_directory(place: Path, capsys: Capture, draw: st.DataObject) -> None:
@@ -390,6 +392,7 @@ BROKEN: dict[str, Callable[[bytes], bytes]] = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("how", BROKEN.values(), ids=[name.replace(" ", "-") for name in BROKEN])
 def test_broken_files_of_a_run(place: Path, capsys: Capture, name: str, how: Callable[[bytes], bytes]) -> None:
@@ -399,6 +402,7 @@ def test_broken_files_of_a_run(place: Path, capsys: Capture, name: str, how: Cal
     every_verb(place / "run", capsys)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name", [*FILES, "results", "results/base", "delta.safetensors", "report.html", "summary.json", "README.md"]
 )

@@ -176,6 +176,7 @@ print(most() - before)
 """
 
 
+@pytest.mark.long
 def test_no_header_makes_anything_large(tmp_path: Path) -> None:
     """In a process of its own, since the peak of this one may lie behind it, and `ru_maxrss` is handed on."""
     save_tensors({"a": torch.ones(2)}, tmp_path / "sound.safetensors")
@@ -190,6 +191,7 @@ def test_no_header_makes_anything_large(tmp_path: Path) -> None:
     assert int(done.stdout) < 64 * 1024
 
 
+@pytest.mark.long
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_changed_byte_is_refused_or_loads_tensors(tmp_path: Path, data: st.DataObject) -> None:

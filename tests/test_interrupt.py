@@ -157,6 +157,7 @@ def moments() -> list[tuple[str, int, float]]:
     return [(names[i % 3], numbers[i // 3 % 3], DRAW.random()) for i in range(MOMENTS)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "number", "share"), moments())
 def test_a_signal_at_any_call(
     name: str, number: int, share: float, stages: dict[str, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -337,6 +338,7 @@ def interrupted(name: str, number: int, folder: Path, when: Callable[[], bool]) 
     return code
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("index", range(PROGRAMS))
 def test_a_signal_to_a_program(
     index: int, stages: dict[str, Stage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

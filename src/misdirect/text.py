@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import unicodedata
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-BIDI = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+NONCHARACTERS = "".join(chr(plane << 16 | last) for plane in range(17) for last in (0xFFFE, 0xFFFF))
+# what a page or terminal must not get: control characters, lone surrogates, direction overrides, noncharacters
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2066-\u2069" + NONCHARACTERS + "]")
 
 LONGEST_NAME = 310
 MOST_NAMES = 12  # of a list in a note or complaint
@@ -57,19 +59,14 @@ def reason(error: BaseException) -> str:
 
 
 def clean(data: Any) -> Any:
-    """JSON data with every string, keys too, freed of control characters, lone surrogates and direction overrides."""
+    """JSON data with every string, keys too, freed of what is `UNPRINTABLE`; lines end with \\n."""
     if isinstance(data, str):
-        return "".join(c for c in data.replace("\r\n", "\n") if c in "\n\t" or printable(c))
+        return UNPRINTABLE.sub("", data.replace("\r\n", "\n"))
     if isinstance(data, Mapping):
         return {clean(key): clean(value) for key, value in data.items()}
     if isinstance(data, list):
         return [clean(value) for value in data]
     return data
-
-
-def printable(char: str) -> bool:
-    noncharacter = ord(char) & 0xFFFE == 0xFFFE
-    return unicodedata.category(char) not in ("Cc", "Cs") and char not in BIDI and not noncharacter
 
 
 def first_line(error: BaseException) -> str:

@@ -27,7 +27,7 @@ from misdirect.cli.app import Flag
 from misdirect.config import ChatTemplate, Device, Dtype, EvaluateConfig
 from misdirect.evaluation.side_by_side import Exchange, Reply, answers, load_pair, require_pair
 from misdirect.progress import note
-from misdirect.text import printable, shown
+from misdirect.text import UNPRINTABLE, shown
 
 if TYPE_CHECKING:
     pass
@@ -183,7 +183,7 @@ def spinner(text: str) -> Iterator[None]:
 def plain(text: str) -> str:
     """Text of several lines that a terminal prints and does not obey: what is no text shows as an escape."""
     lines = text.replace("\r\n", "\n")
-    return "".join(char if char in "\n\t" or printable(char) else shown(char) for char in lines).expandtabs(4)
+    return UNPRINTABLE.sub(lambda found: shown(found[0]), lines).expandtabs(4)
 
 
 def heading(side: str, reply: Reply) -> str:

@@ -29,7 +29,6 @@ from misdirect.model.load import LM, check_length
 from misdirect.model.packed import Encoded, Scored
 from misdirect.model.rows import check_rows, fill_id, padded
 
-
 CPU_TEXT_TOKENS = 1024  # of texts in one pass on a CPU: the logits of more do not fit into its caches
 
 
