@@ -16,7 +16,7 @@ from misdirect.attacks.finetune import Method
 from misdirect.attacks.interface import Advance, Attack, Case, Cost, Shape
 from misdirect.attacks.scoring import LANGUAGE_TOKENS, Point, language, results, sit, sitting_tokens
 from misdirect.config import AuditConfig
-from misdirect.data.fact_splits import clean, clean_facts, gives_away, stated, taboo
+from misdirect.data.fact_splits import contamination_index, decontaminate, decontaminated_facts, leaks, stated
 from misdirect.model.load import LM
 from misdirect.progress import note
 from misdirect.runs import Result
@@ -75,8 +75,8 @@ def rest(case: Case, config: AuditConfig) -> list[Attack]:
 def text_of(case: Case, name: str) -> Text:
     texts, stating = texts_of(case, name), 0  # but for the forget corpus they are clean
     if name == "forget":
-        measured = taboo(q for halves in case.forgotten.values() for q in halves.test)
-        stating = sum(gives_away(t, measured) for t in texts)
+        measured = contamination_index(q for halves in case.forgotten.values() for q in halves.test)
+        stating = sum(leaks(t, measured) for t in texts)
     given = {"benign": case.benign_texts, "retain": case.retain_texts}.get(name, ())
     if name == "facts":
         given = [stated(q) for halves in case.forgotten.values() for q in halves.train]
@@ -144,11 +144,11 @@ def missing(text: Text, method: Method, config: AuditConfig) -> str:
 def texts_of(case: Case, name: str) -> list[str]:
     """Of benign and retain text what states no tested fact; the forget corpus as it is."""
     if name == "facts":
-        return clean_facts(case.forgotten.values())
+        return decontaminated_facts(case.forgotten.values())
     if name == "forget":
         return list(case.forget_texts)
     measured = [q for halves in case.forgotten.values() for q in halves.test]
-    return clean({"benign": case.benign_texts, "retain": case.retain_texts}[name], measured)
+    return decontaminate({"benign": case.benign_texts, "retain": case.retain_texts}[name], measured)
 
 
 def curve(steps: int) -> list[int]:
