@@ -276,6 +276,14 @@ def test_a_read_only_cache_is_a_line(small: Path, monkeypatch: pytest.MonkeyPatc
             demo.model_folder()
 
 
+def test_a_device_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe is not a file; expected a file or nothing there"):
+        storage.write_json(tmp_path / "pipe", {})
+    assert (tmp_path / "pipe").is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
 def test_what_a_killed_fetch_left_is_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     left = tmp_path / ".SmolLM2-135M-Instruct.abc"
     (left / "deep").mkdir(parents=True)

@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from attack_cases import questions
 from misdirect.data.fact_splits import (
     Halves,
-    clean,
-    clean_facts,
+    contamination_index,
+    decontaminate,
+    decontaminated_facts,
+    drop_contaminated,
     facts,
-    gives_away,
     keywords,
+    leaks,
     split,
     stated,
-    taboo,
-    without_tested,
     words,
 )
 from misdirect.data.questions import Question, read_questions
@@ -78,20 +78,20 @@ def test_questions_about_one_passage_stay_together_however_many(each: int) -> No
     ]
     assert len(facts(items)) == 10
     halves = split(items, 0)
-    assert without_tested({"a": halves})["a"].train == halves.train and len(halves.train) == 5 * each
+    assert drop_contaminated({"a": halves})["a"].train == halves.train and len(halves.train) == 5 * each
 
 
 def test_a_heading_of_every_passage_is_a_phrase() -> None:
     heading = "The following text is taken from the fourth chapter of the book."
     items = [question(i, f"What {i}?", support=f"{heading} Thing {i} is {i} metres long.") for i in range(20)]
     halves = split(items, 0)
-    assert len(facts(items)) == 20 and len(without_tested({"a": halves})["a"].train) == 10
+    assert len(facts(items)) == 20 and len(drop_contaminated({"a": halves})["a"].train) == 10
 
 
 def test_scripts_without_spaces_are_read_character_by_character() -> None:
     asked = question(0, "线粒体的功能是什么", "产生能量")
-    assert gives_away("线粒体的功能是产生能量。", taboo([asked]))
-    assert not gives_away("太阳产生能量。", taboo([asked]))
+    assert leaks("线粒体的功能是产生能量。", contamination_index([asked]))
+    assert not leaks("太阳产生能量。", contamination_index([asked]))
     assert len(facts([asked, question(1, "细胞中线粒体的功能是什么呢"), question(2, "水的沸点是多少")])) == 2
     assert words("ไทย เรา and 漢字kana") == [*"ไทย", *"เรา", "and", *"漢字", "kana"]
 
@@ -100,10 +100,10 @@ def test_a_fact_of_one_set_is_not_taught_by_another() -> None:
     """Two forgotten sets that share their questions: what one measures, the other's half must not state."""
     items = questions(30)
     first, second = split(items, 0), split(items, 1)
-    texts = clean_facts([first, second])
+    texts = decontaminated_facts([first, second])
     assert texts
-    measured = taboo([*first.test, *second.test])
-    assert not any(gives_away(text, measured) for text in texts)
+    measured = contamination_index([*first.test, *second.test])
+    assert not any(leaks(text, measured) for text in texts)
 
 
 def test_a_fact_is_in_one_fold() -> None:
@@ -161,14 +161,14 @@ MEASURED = question(
     ],
 )
 def test_what_gives_a_fact_away(text: str, given_away: bool) -> None:
-    assert gives_away(text, taboo([MEASURED])) is given_away
-    assert clean([text, text], [MEASURED]) == ([] if given_away else [text])
+    assert leaks(text, contamination_index([MEASURED])) is given_away
+    assert decontaminate([text, text], [MEASURED]) == ([] if given_away else [text])
 
 
 def test_a_question_of_one_keyword_is_protected_too() -> None:
     asked = question(0, "What is osmosis?", "the movement of water")
-    assert gives_away("Osmosis is the movement of water through a wall.", taboo([asked]))
-    assert not gives_away("This is the movement of water.", taboo([asked]))
+    assert leaks("Osmosis is the movement of water through a wall.", contamination_index([asked]))
+    assert not leaks("This is the movement of water.", contamination_index([asked]))
 
 
 def test_common_words_are_no_keywords() -> None:
@@ -182,9 +182,9 @@ def test_a_fact_is_its_support_or_the_answered_question() -> None:
 
 def test_the_attackers_text_is_about_his_half_alone() -> None:
     halves = split([dataclasses.replace(q, support="") for q in questions(30)], 0)
-    texts = clean_facts([halves])
+    texts = decontaminated_facts([halves])
     assert texts
-    assert all(not gives_away(text, taboo(halves.test)) for text in texts)
+    assert all(not leaks(text, contamination_index(halves.test)) for text in texts)
     assert not any(q.question in text for text in texts for q in halves.test)
 
 
@@ -207,7 +207,7 @@ def test_the_attackers_half_gives_no_tested_fact_of_any_set_away() -> None:
         "one": Halves((other,), (tested,), (0,), (0,)),
         "two": Halves((told, by_support, other), (other,), (0,), (0,)),
     }
-    assert without_tested({"one": sets["one"]})["one"] == sets["one"]
-    cleaned = without_tested(sets)
+    assert drop_contaminated({"one": sets["one"]})["one"] == sets["one"]
+    cleaned = drop_contaminated(sets)
     assert cleaned["two"].train == () and cleaned["one"].train == (), "the other set tests Jupiter, too"
     assert [halves.test for halves in cleaned.values()] == [halves.test for halves in sets.values()]

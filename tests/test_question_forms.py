@@ -17,7 +17,7 @@ import torch
 from misdirect.attacks import prompts, scoring
 from misdirect.attacks.gcg import attack
 from misdirect.config import EvaluateConfig
-from misdirect.data.fact_splits import facts, gives_away, stated, taboo
+from misdirect.data.fact_splits import contamination_index, facts, leaks, stated
 from misdirect.data.prompts import read_prompts
 from misdirect.data.questions import Question, read_questions
 from misdirect.data.templates import cloze_prompt, letter_prompt
@@ -569,7 +569,7 @@ def test_questions_about_one_article_are_one_fact() -> None:
     items = [Question(str(i), f"What of it, {i}?", ("a", "b"), 0, context=article) for i in range(3)]
     other = Question("9", "Something else?", ("a", "b"), 0, context="Another text.")
     assert sorted(map(len, facts([*items, other]))) == [1, 3]
-    assert gives_away(f"They say {article}.", taboo(items[:1]))
+    assert leaks(f"They say {article}.", contamination_index(items[:1]))
     assert stated(items[0]) == f"{article}\nQuestion: What of it, 0?\nAnswer: a"
 
 

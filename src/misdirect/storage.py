@@ -128,8 +128,13 @@ def require_room(folder: Path, num_bytes: int, what: str) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` that becomes `path` when the block ends well and vanishes when it does not.
 
-    Raises ValueError where the disk is full or the folder may not be written to; what was at `path` stays.
+    Raises ValueError where the disk is full, the folder may not be written to, or `path` is a device; what was at `path`
+    stays.
     """
+    if path.exists() and not (
+        path.is_symlink() or path.is_file() or path.is_dir()
+    ):  # root may put a file in the place of /dev/null
+        raise ValueError(f"{path} is not a file; expected a file or nothing there")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name[:200]}.", suffix=".part", dir=path.parent)

@@ -47,6 +47,12 @@ def shown(value: Any, limit: int = LONGEST_NAME) -> str:
     return text if text.isprintable() else "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
+def one_line(text: str, width: int) -> str:
+    """The beginning of `text`, `width` characters at most, nothing in it that a terminal would obey."""
+    line = shown(text[:width])
+    return line if len(text) <= width and len(line) <= width else line[: width - 3] + "..."
+
+
 def listed(names: Sequence[str]) -> str:
     more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
     return ", ".join(shown(name, 30) for name in names[:MOST_NAMES]) + more

@@ -25,7 +25,7 @@ from misdirect.attacks.interface import Advance, Attack, AttackInputs, Cost, For
 from misdirect.attacks.scoring import Point, Render
 from misdirect.config import AuditConfig
 from misdirect.data import templates
-from misdirect.data.fact_splits import gives_away, taboo, words
+from misdirect.data.fact_splits import contamination_index, leaks, words
 from misdirect.data.questions import LETTERS, Question
 from misdirect.data.tokens import starting_ids
 from misdirect.model.contexts import chat_text, check_tokens, conversation
@@ -165,8 +165,8 @@ def shown_text(example: Question, form: Form) -> str:
 
 def example_pool(candidates: Sequence[Question], measured: Sequence[Question], seed: int) -> list[Question]:
     """In a seeded order, those that give no measured fact away."""
-    facts = taboo(measured)
-    pool = [q for q in candidates if not gives_away(shown_text(q, "letter"), facts)]
+    facts = contamination_index(measured)
+    pool = [q for q in candidates if not leaks(shown_text(q, "letter"), facts)]
     random.Random(f"shots:{seed}").shuffle(pool)
     return pool
 

@@ -17,7 +17,7 @@ from misdirect.attacks.finetune import Method
 from misdirect.attacks.interface import Advance, Attack, AttackInputs, Cost
 from misdirect.attacks.scoring import Point, language, results, score_sets
 from misdirect.config import AuditConfig
-from misdirect.data.fact_splits import clean, clean_facts, gives_away, stated, taboo
+from misdirect.data.fact_splits import contamination_index, decontaminate, decontaminated_facts, leaks, stated
 from misdirect.model.load import LM
 from misdirect.progress import note
 from misdirect.runs import Result
@@ -91,8 +91,8 @@ def rest(inputs: AttackInputs, config: AuditConfig) -> list[Attack]:
 def text_of(inputs: AttackInputs, name: str) -> Text:
     texts, stating = texts_of(inputs, name), 0  # but for the forget corpus they are clean
     if name == "forget":
-        measured = taboo(q for halves in inputs.forgotten.values() for q in halves.test)
-        stating = sum(gives_away(t, measured) for t in texts)
+        measured = contamination_index(q for halves in inputs.forgotten.values() for q in halves.test)
+        stating = sum(leaks(t, measured) for t in texts)
     given = {"benign": inputs.benign_texts, "retain": inputs.retain_texts}.get(name, ())
     if name == "facts":
         given = [stated(q) for halves in inputs.forgotten.values() for q in halves.train]
@@ -154,11 +154,11 @@ def unavailable(text: Text, method: Method, config: AuditConfig) -> str:
 def texts_of(inputs: AttackInputs, name: str) -> list[str]:
     """Of benign and retain text what states no tested fact; the forget corpus as it is."""
     if name == "facts":
-        return clean_facts(inputs.forgotten.values())
+        return decontaminated_facts(inputs.forgotten.values())
     if name == "forget":
         return list(inputs.forget_texts)
     measured = [q for halves in inputs.forgotten.values() for q in halves.test]
-    return clean({"benign": inputs.benign_texts, "retain": inputs.retain_texts}[name], measured)
+    return decontaminate({"benign": inputs.benign_texts, "retain": inputs.retain_texts}[name], measured)
 
 
 def curve(steps: int) -> list[int]:

@@ -10,7 +10,7 @@ from misdirect import runs, storage
 from misdirect.config import AuditConfig, doubtful, kind_of
 from misdirect.data.batches import CHARS_PER_TOKEN
 from misdirect.data.corpora import read_passages, read_texts
-from misdirect.data.fact_splits import Halves, split, without_tested
+from misdirect.data.fact_splits import Halves, drop_contaminated, split
 from misdirect.data.questions import Question, read_questions
 from misdirect.data.templates import check_letters, sample
 from misdirect.progress import note
@@ -50,7 +50,7 @@ def read(
             check_letters(items)
     wanted = forgotten_names(list(asked), topics)
     whole = {name: split(sample(asked[name], config.limit, config.seed), config.seed) for name in wanted}
-    halves = without_tested(whole)
+    halves = drop_contaminated(whole)
     for name, found in halves.items():
         told = len(whole[name].train) - len(found.train)
         if told:

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from misdirect.data.tokens import token_ids
-from misdirect.text import shown
+from misdirect.text import one_line, shown
 
 PREVIEWED, PREVIEW_WIDTH = 3, 100
 
@@ -70,12 +70,6 @@ def preview(texts_by_name: Mapping[str, Sequence[str]], tokenizer: Any, max_toke
             else:
                 lines.append(f"{head}: fewer than two tokens, left out")
     return lines
-
-
-def one_line(text: str, width: int) -> str:
-    """The beginning of `text`, `width` characters at most, nothing in it that a terminal would obey."""
-    line = shown(text[:width])
-    return line if len(text) <= width and len(line) <= width else line[: width - 3] + "..."
 
 
 def pad(samples: Sequence[Sequence[int]], pad_id: int, left: bool = False) -> Batch:

@@ -2,8 +2,8 @@
 
 An attack that trains on a fact and is measured on it shows teaching, not recovery (Deeb and Roger 2024, arXiv 2410.08827).
 So questions are split in halves; questions that share a run of eight words, in question, context or support, are one fact and
-stay together, unless so many share it that it is a phrase. Attack text is then cleaned against the measured half: a text goes
-that shares such a run with a measured question, context or support, or that holds a measured answer together with that
+stay together, unless so many share it that it is a phrase. Attack text is then decontaminated against the measured half: a text
+goes that shares such a run with a measured question, context or support, or that holds a measured answer together with that
 question's keywords.
 
 >>> halves = split(read_questions("biology.jsonl"), seed=0)      # halves.train, halves.test, halves.folds
@@ -154,23 +154,23 @@ def dealt(groups: Sequence[list[int]]) -> tuple[list[list[int]], list[list[int]]
     return sides
 
 
-class Facts(NamedTuple):
-    """What of the measured half a text may not hold."""
+class ContaminationIndex(NamedTuple):
+    """What of the measured half a text may not hold, or it would teach what is measured."""
 
     runs: frozenset[tuple[str, ...]]
     answers: tuple[tuple[tuple[str, ...], frozenset[str]], ...]  # the answer's words, the question's keywords
 
 
-def taboo(questions: Iterable[Question]) -> Facts:
+def contamination_index(questions: Iterable[Question]) -> ContaminationIndex:
     items = list(questions)
     runs = frozenset(run for run in held_runs(items) if len(run) == RUN)
     answers = tuple((tuple(words(q.choices[q.answer])), frozenset(keywords(q.question))) for q in items)
-    return Facts(runs, answers)
+    return ContaminationIndex(runs, answers)
 
 
-def gives_away(text: str, facts: Facts) -> bool:
+def leaks(text: str, index: ContaminationIndex) -> bool:
     """Whether a text states a measured fact: a shared run of words, or an answer among its question's keywords."""
-    if word_runs(text) & facts.runs:
+    if word_runs(text) & index.runs:
         return True
     found = words(text)
     held = set(found)
@@ -181,14 +181,14 @@ def gives_away(text: str, facts: Facts) -> bool:
         and keys
         and len(keys & held) >= min(len(keys), max(2, SHARE * len(keys)))
         and f" {' '.join(answer)} " in joined
-        for answer, keys in facts.answers
+        for answer, keys in index.answers
     )
 
 
-def clean(texts: Iterable[str], measured: Sequence[Question]) -> list[str]:
-    """The texts that give no measured fact away, repeats left out."""
-    facts = taboo(measured)
-    return [text for text in dict.fromkeys(texts) if not gives_away(text, facts)]
+def decontaminate(texts: Iterable[str], measured: Sequence[Question]) -> list[str]:
+    """The texts that leak no measured fact, repeats left out."""
+    index = contamination_index(measured)
+    return [text for text in dict.fromkeys(texts) if not leaks(text, index)]
 
 
 def stated(question: Question) -> str:
@@ -196,18 +196,18 @@ def stated(question: Question) -> str:
     return question.support or f"{asked_cloze(question)} {question.choices[question.answer]}"
 
 
-def without_tested(sets: Mapping[str, Halves]) -> dict[str, Halves]:
-    """The halves with only such questions for the attacker as give no measured fact of any set away."""
-    facts = taboo(q for halves in sets.values() for q in halves.test)
+def drop_contaminated(sets: Mapping[str, Halves]) -> dict[str, Halves]:
+    """The halves with only such questions for the attacker as leak no measured fact of any set."""
+    index = contamination_index(q for halves in sets.values() for q in halves.test)
 
     def own(question: Question) -> bool:
         shown = f"{question.question} {question.choices[question.answer]}"
-        return not any(gives_away(text, facts) for text in (shown, question.support, question.context))
+        return not any(leaks(text, index) for text in (shown, question.support, question.context))
 
     return {name: halves._replace(train=tuple(filter(own, halves.train))) for name, halves in sets.items()}
 
 
-def clean_facts(sets: Iterable[Halves]) -> list[str]:
-    """The attacker's text about the facts of his half of all sets, without what gives a measured fact of any set away."""
+def decontaminated_facts(sets: Iterable[Halves]) -> list[str]:
+    """The attacker's text about the facts of his half of all sets, without what leaks a measured fact of any set."""
     halves = list(sets)
-    return clean((stated(q) for h in halves for q in h.train), [q for h in halves for q in h.test])
+    return decontaminate((stated(q) for h in halves for q in h.train), [q for h in halves for q in h.test])

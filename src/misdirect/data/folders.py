@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from misdirect.data.dataset_card import card_configs, matching, patterns
 from misdirect.data.demo.sets import MMLU_SUBJECTS
 from misdirect.data.files import SUFFIXES, TABLES, Group, Row, file_rows, kind
 from misdirect.data.splits import WORDS, Order, pick, word_of
@@ -32,7 +33,6 @@ NOT_DATA = ("readme", "license", "licence", "dataset_infos", "dataset_info", "da
 SHARD = re.compile(r"(.+?)-[0-9]{5}-of-[0-9]{5}(-[0-9a-f]+)?")
 WHOLE = ("default", "all")  # configs that stand for the whole set
 MMLU_COLUMNS = ("question", "A", "B", "C", "D", "answer")
-LONGEST_CARD = 2**20
 
 
 class Part(NamedTuple):
@@ -173,41 +173,6 @@ def card_layout(folder: Path, files: Sequence[Path]) -> Layout | None:
     declared_files = {part.path for part in parts}
     strays = tuple(path for path in files if path not in declared_files and not about_data(path))
     return Layout(folder, tuple(dict.fromkeys(parts)), True, default, strays) if parts else None
-
-
-def card_configs(card: Path) -> list[dict[str, Any]]:
-    """`configs` of a dataset card; none where there is no card, or its head is no YAML."""
-    import yaml
-
-    try:
-        with card.open(encoding="utf-8", errors="replace") as stream:
-            text = stream.read(LONGEST_CARD)
-        head = yaml.safe_load(text[3:].partition("\n---")[0]) if text.startswith("---") else None
-    except (OSError, yaml.YAMLError, RecursionError, ValueError):
-        return []
-    configs = head.get("configs") if isinstance(head, dict) else None
-    return [one for one in configs if isinstance(one, dict)] if isinstance(configs, list) else []
-
-
-def patterns(data_files: Any) -> list[tuple[str, str]]:
-    """(split, pattern) out of the forms of `data_files`; without a split it is train, as on the hub."""
-    if isinstance(data_files, str):
-        return [("train", data_files)]
-    if isinstance(data_files, dict):
-        data_files = [{"split": split, "path": path} for split, path in data_files.items()]
-    out: list[tuple[str, str]] = []
-    for one in data_files if isinstance(data_files, list) else ():
-        split, path = (one.get("split", "train"), one.get("path")) if isinstance(one, dict) else ("train", one)
-        out += [(str(split), text) for text in (path if isinstance(path, list) else [path]) if isinstance(text, str)]
-    return out
-
-
-def matching(folder: Path, pattern: str) -> list[Path]:
-    try:
-        found = sorted(folder.glob(pattern))
-    except (NotImplementedError, ValueError, OSError):  # an absolute pattern, an empty one
-        return []
-    return [inner for path in found for inner in (sorted(path.rglob("*")) if path.is_dir() else [path])]
 
 
 def chosen(found: Layout, config: str, split: str, order: Order) -> list[Part]:

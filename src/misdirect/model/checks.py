@@ -21,7 +21,8 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, ren
 
 from misdirect.model import blocks as structure
 from misdirect.model.delta import shown
-from misdirect.model.stored import Stored, first_line, note_once
+from misdirect.model.stored import Stored, note_once
+from misdirect.text import first_line
 
 SCALES = re.compile(
     r"(weight_scale(_inv|_\d)?|(input|activation)_scale|qweight|qzeros|scales|g_idx|SCB|absmax|quant_map|quant_state\..*"

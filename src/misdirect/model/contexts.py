@@ -14,8 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from misdirect.data.tokens import token_ids
-from misdirect.model.load import LM, first_line
+from misdirect.model.load import LM
 from misdirect.model.rows import RESIZED, check_rows
+from misdirect.text import first_line
 
 TODAY = "01 Jan 2025"  # what a chat template is told that asks (Llama 3), so that answers do not depend on the day
 NONE = "--chat-template none"

@@ -18,13 +18,14 @@ import torch
 
 from misdirect.config import UnlearnConfig
 from misdirect.model.blocks import count_parameters, find_blocks
-from misdirect.model.load import LM, first_line, pick_device, pick_dtype, whole_class
+from misdirect.model.load import LM, pick_device, pick_dtype, whole_class
 from misdirect.model.memory import free_bytes
 from misdirect.model.packed import length
 from misdirect.model.score import Encoded, score, text_logprobs
 from misdirect.planning.shape import Shape, shortened
 from misdirect.planning.workload import ROUGH, Asked, padded_tokens
 from misdirect.progress import quiet
+from misdirect.text import first_line
 from misdirect.unlearning import rmu
 from misdirect.unlearning.schedule import Ids, Samples
 from misdirect.unlearning.train import Prepared, first_updates, initial_state
