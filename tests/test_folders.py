@@ -324,7 +324,7 @@ def test_places_inside_a_folder_are_parsed_and_files_with_colons_win(tmp_path: P
 
 
 def test_a_task_of_the_harness_takes_its_own_config_and_subject(clone: Path) -> None:
-    from misdirect.evaluation.harness_tasks import local_splits
+    from misdirect.evaluation.harness_documents import local_splits
 
     said = {"dataset_name": "virology", "test_split": "test", "fewshot_split": "dev"}
     wanted = {split: asked(split, "virology") for split in ("test", "dev")}

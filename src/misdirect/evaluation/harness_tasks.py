@@ -1,9 +1,7 @@
 """A task of lm-evaluation-harness, its documents read and its prompts rendered: what `evaluation.harness` measures.
 
 A task is named as the harness names it (`hellaswag`, a group such as `mmlu`, a tag), or is a YAML file of that form.
-NAME=SOURCE keeps the task's prompts and metrics and takes its documents from local files: a file is the split that is
-asked; a folder holds a file or folder a split (`test.jsonl`, `dev/0.arrow`); for a group, a folder holds such a folder
-a task (named by the task or by its part of the data set, as `anatomy`), or one file has a column `subject`.
+NAME=SOURCE keeps the task's prompts and metrics and takes its documents from local files (`harness_documents`).
 
     task = read_task("mmlu_anatomy", "anatomy", EvaluateConfig(limit=50))
 """
@@ -17,9 +15,7 @@ import functools
 import importlib.util
 import io
 import logging
-import os
 import random
-import re
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,14 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from misdirect.config import EvaluateConfig
-from misdirect.data import folders
-from misdirect.data.files import SUFFIXES, Row, file_rows, kind
-from misdirect.data.sources import read_rows
-from misdirect.model.load import first_line
+from misdirect.data.tokens import token_ids
+from misdirect.evaluation.harness_documents import as_datasets, group_splits, local_splits
+from misdirect.model.load import LM
+from misdirect.model.rows import check_rows, num_rows, rowless
 from misdirect.progress import note, working
-
-READABLE = (*SUFFIXES, ".arrow")
-NO_ROWS = ("dataset_info.json", "state.json", "dataset_dict.json")  # what `datasets` writes beside its Arrow files
+from misdirect.text import first_line
 
 
 @dataclass(frozen=True)
@@ -88,7 +82,8 @@ def read_task(name: str, source: str | None, config: EvaluateConfig) -> HarnessT
     `shots` 0 keeps each task's own number of examples. Raises ValueError, one line each: the harness is not installed,
     no such task, no data, a task that runs the model's code or reads images, a number of shots that cannot be had.
     """
-    require_harness()
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError("--tasks needs lm-evaluation-harness, which is not installed: pip install 'misdirect[eval]'")
     with one_line(name, source), quiet():
         if name.endswith((".yaml", ".yml")):
             name, tasks = yaml_tasks(Path(name).expanduser(), source)
@@ -107,12 +102,6 @@ def version_of(name: str, tasks: Mapping[str, Any]) -> str:
     if len(tasks) > 1 and entry and (said := (entry.cfg or {}).get("metadata")):
         return str(said.get("version"))
     return ", ".join(sorted({str(task.VERSION) for task in tasks.values()}))
-
-
-def require_harness() -> None:
-    """Raises ValueError where lm-evaluation-harness is not installed."""
-    if importlib.util.find_spec("lm_eval") is None:
-        raise ValueError("--tasks needs lm-evaluation-harness, which is not installed: pip install 'misdirect[eval]'")
 
 
 @contextlib.contextmanager
@@ -146,22 +135,17 @@ def quiet() -> Iterator[None]:
     import lm_eval.models.huggingface
 
     places: Sequence[Any] = (lm_eval.api.task, lm_eval.models.huggingface)
-    before = [place.tqdm for place in places]
-    level, bars = logging.root.manager.disable, not datasets.are_progress_bars_disabled()
-    logging.disable(logging.CRITICAL)
-    datasets.disable_progress_bars()
-    try:
-        for place, bar in zip(places, before, strict=True):
-            place.tqdm = functools.partial(bar, disable=True)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for place, bar in zip(places, before, strict=True):
-            place.tqdm = bar
-        logging.disable(level)
-        if bars:
-            datasets.enable_progress_bars()
+    level, bars = logging.root.manager.disable, datasets.are_progress_bars_disabled()
+    with contextlib.ExitStack() as undo, warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        undo.callback(logging.disable, level)
+        undo.callback(datasets.disable_progress_bars if bars else datasets.enable_progress_bars)
+        for place in places:
+            undo.callback(setattr, place, "tqdm", place.tqdm)
+            place.tqdm = functools.partial(place.tqdm, disable=True)
+        logging.disable(logging.CRITICAL)
+        datasets.disable_progress_bars()
+        warnings.simplefilter("ignore")
+        yield
 
 
 # ------------------------------------------------------------------------------------------------ finding a task
@@ -226,108 +210,25 @@ def members(index: Mapping[str, Any], item: Any) -> list[dict[str, Any]]:
 
 def local_tasks(name: str, leaves: Sequence[Mapping[str, Any]], source: str) -> dict[str, Any]:
     """The harness's tasks, each with its documents out of SOURCE instead of the hub."""
-    given = {}
+    given = []
     for leaf in leaves:
         said = settings(leaf)
         if "class" in said:
             raise ValueError(f"{leaf['task']} reads its data in its own code; expected the task without =SOURCE")
-        splits = leaf_splits(source, leaf["task"], said) if len(leaves) > 1 else local_splits(source, said)
+        splits = group_splits(source, leaf["task"], said) if len(leaves) > 1 else local_splits(source, said)
         if splits:
-            given[leaf["task"]] = {
-                **leaf,
-                "custom_dataset": functools.partial(give, as_datasets(splits, said, source)),
-                "dataset_kwargs": None,
-            }
+            data = as_datasets(splits, said, source)
+            given.append({**leaf, "custom_dataset": functools.partial(give, data), "dataset_kwargs": None})
     if not given:
         wanted = f"{leaves[0]['task']}/ or {settings(leaves[0]).get('dataset_name')}/"
         raise ValueError(f"{source} holds none of its tasks; expected folders such as {wanted}, or a column `subject`")
     if len(given) < len(leaves):
         note(f"{name}: {source} holds {len(given)} of its {len(leaves)} tasks; the others are left out")
-    return dict(task_manager().load([{"group": f"local {name}", "task": list(given.values())}])["tasks"])
+    return dict(task_manager().load([{"group": f"local {name}", "task": given}])["tasks"])
 
 
 def give(data: Any, **_: Any) -> Any:
     return data
-
-
-def evaluated_split(said: Mapping[str, Any]) -> str:
-    return said.get("test_split") or said.get("validation_split") or "test"
-
-
-def split_names(said: Mapping[str, Any]) -> list[str]:
-    """The splits that a task's config names, the one that is asked first."""
-    keys = ("test_split", "validation_split", "training_split", "fewshot_split")
-    names = [evaluated_split(said), *(said.get(key) for key in keys), (said.get("fewshot_config") or {}).get("split")]
-    return list(dict.fromkeys(name for name in names if name))
-
-
-def leaf_splits(source: str, task: str, said: Mapping[str, Any]) -> dict[str, list[Row]]:
-    """One task's part of a group's SOURCE: its folder, or the rows of its subject. None at all: {}."""
-    names = [n for n in (said.get("dataset_name"), task, said.get("task_alias")) if n]
-    if not os.path.isdir(os.path.expanduser(source)):
-        rows = [row for row in rows_of(source) if row.get("subject") in names]
-        return {evaluated_split(said): rows} if rows else {}
-    folder = next((f for n in names if (f := Path(source).expanduser() / n).is_dir()), None)
-    return local_splits(str(folder), said) if folder else {}
-
-
-def local_splits(source: str, said: Mapping[str, Any]) -> dict[str, list[Row]]:
-    """Split -> rows; a folder's files belong to the split that begins a part of their path: `test.jsonl`, `test/0.arrow`.
-
-    Raises ValueError where the split that is asked is not there.
-    """
-    asked = evaluated_split(said)
-    if not os.path.isdir(os.path.expanduser(source)):
-        return {asked: own_rows(rows_of(source), said)}
-    folder = folders.snapshot(Path(source).expanduser())
-    place = folders.layout(folder)  # of several configs the task's own, or the one that holds all
-    config = place and {part.path for part in folders.of_config(place, [str(said.get("dataset_name"))])}
-    out: dict[str, list[Row]] = defaultdict(list)
-    for file in sorted(folder.rglob("*") if config is None else config):
-        parts = [re.split(r"[.-]", part)[0] for part in file.relative_to(folder).parts]
-        split = next((name for name in split_names(said) if name in parts), None)
-        if split and file.is_file() and kind(file) in READABLE and file.name not in NO_ROWS:
-            out[split] += own_rows(table_rows(file), said)
-    if not out[asked]:
-        raise ValueError(f"{source} holds no split {asked!r}; expected {asked}.jsonl (or .parquet, ..) or {asked}/")
-    return dict(out)
-
-
-def own_rows(rows: list[Row], said: Mapping[str, Any]) -> list[Row]:
-    """Of rows of several subjects those of the task's own."""
-    own = [row for row in rows if row.get("subject") == said.get("dataset_name")]
-    return own or rows
-
-
-@functools.lru_cache(1)  # a group reads the same file for each of its tasks
-def rows_of(source: str) -> list[Row]:
-    path = Path(os.path.expanduser(source))
-    return table_rows(path) if path.suffix == ".arrow" and path.is_file() else read_rows(source)
-
-
-def table_rows(path: Path) -> list[Row]:
-    """Rows of a file, Arrow (as `datasets` keeps its own) among them."""
-    if path.suffix != ".arrow":
-        return list(file_rows(path))
-    import pyarrow as pa
-
-    try:
-        with pa.memory_map(str(path)) as file:
-            return pa.ipc.open_stream(file).read_all().to_pylist()
-    except pa.ArrowException as error:
-        raise ValueError(f"{path} is not a readable Arrow stream: {error}") from None
-
-
-def as_datasets(splits: Mapping[str, list[Row]], said: Mapping[str, Any], source: str) -> Any:
-    """What `datasets` would have loaded. A split that is not there is empty, with the columns of the one that is asked."""
-    import datasets
-
-    try:
-        tables = {split: datasets.Dataset.from_list(rows) for split, rows in splits.items()}
-    except Exception as error:  # pyarrow's kinds: columns of mixed types
-        raise ValueError(f"{source} is no table: {first_line(error)}; expected one type a column") from None
-    empty = tables[evaluated_split(said)].select([])
-    return datasets.DatasetDict({name: tables.get(name, empty) for name in split_names(said)})
 
 
 # ------------------------------------------------------------------------------------------------ requests
@@ -406,3 +307,26 @@ def check_answers(leaf: Leaf) -> None:
         if found and found[1] is None and not leaf.task.multiple_target:
             answer = leaf.task.doc_to_target(doc)
             raise ValueError(f"{leaf.name}, row {row + 1}: the answer {answer!r} is none of its {found[0]} choices")
+
+
+def longest_answer(task: HarnessTask) -> int:
+    """Tokens that the longest answer may have; 256 is the harness's own where a task sets none."""
+    asked = (i.args[1] for i in task.instances if i.request_type == "generate_until")
+    return max((int(settings.get("max_gen_toks", 256)) for settings in asked), default=0)
+
+
+def longest_request(tokenizer: Any, task: HarnessTask, looked_at: int = 8) -> int:
+    """Tokens of the longest request: of those with the most characters, since to tokenise all would take its time."""
+    texts = ["".join(a for a in i.args if isinstance(a, str)) for i in task.instances]
+    longest = sorted(set(texts), key=len, reverse=True)[:looked_at]
+    return max(map(len, token_ids(tokenizer, longest)))
+
+
+def check_requests(lm: LM, task: HarnessTask, start: int | None) -> None:
+    """Raises ValueError where a request holds a token that the model has no embedding for. `start`: what the harness puts
+    before a text without a context."""
+    if rowless(lm.tokenizer, num_rows(lm.model)):  # else no text can
+        asked = [[a for a in i.args if isinstance(a, str)] for i in task.instances]
+        bare = [[start]] if start is not None and any(len(a) == 1 or not a[0] for a in asked) else []
+        ids = token_ids(lm.tokenizer, sorted({"".join(a) for a in asked}))
+        check_rows(lm, [*bare, *ids], f"a request of {task.name}")

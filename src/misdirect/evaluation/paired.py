@@ -76,12 +76,12 @@ def base_knows(row: Row) -> bool:
 
 
 def mcnemar(groups: Groups) -> Change:
-    """Of right and wrong: what was lost and gained, and McNemar's exact test."""
+    """Of right and wrong, also as 1 and 0: what was lost and gained, and McNemar's exact test."""
     return each_mcnemar(groups)[0]._asdict()
 
 
 def each_mcnemar(groups: Groups) -> list[stats.Paired]:
-    return [stats.paired([a for a, _ in groups[s]], [b for _, b in groups[s]]) for s in sorted(groups)]
+    return [stats.paired(*([bool(pair[i]) for pair in groups[s]] for i in (0, 1))) for s in sorted(groups)]
 
 
 def macro_mcnemar(groups: Groups) -> Change:
