@@ -84,12 +84,12 @@ def evaluated_shingles() -> frozenset[tuple[str, ...]]:
 
 def allowed(texts: Iterable[str]) -> list[str]:
     """`texts` without repeats, blanks, and passages that share a word run with an evaluated question."""
-    taboo = evaluated_shingles()
-    short = {run for run in taboo if len(run) < OVERLAP}
+    measured = evaluated_shingles()
+    short = {run for run in measured if len(run) < OVERLAP}
     out = []
     for text in dict.fromkeys(t.strip() for t in texts):
         joined = f" {' '.join(words(text))} "
-        if text and not shingles(text) & taboo and not any(f" {' '.join(run)} " in joined for run in short):
+        if text and not shingles(text) & measured and not any(f" {' '.join(run)} " in joined for run in short):
             out.append(text)
     return out
 
