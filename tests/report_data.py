@@ -64,7 +64,7 @@ def write_config(run: Path, **changes: Any) -> None:
         "settings": {"block": 7, "num_blocks": 3, "updates": 4, "steering": "5x", "lr": 0.001, "matrix": None},
         "topics": [{"name": "biology", "source": "demo-biology", "steering": None, "retain_weight": None}],
         "retain": [{"name": "general", "source": "demo-general", "weight": 1.0}],
-        "data": {"biology": {"sha256": "ab12"}},
+        "data": {"forget_sha256": {"biology": "ab12"}},
         "chosen": {
             "block": 7,
             "trained": [f"model.layers.{i}.mlp.down_proj.weight" for i in (5, 6, 7)],

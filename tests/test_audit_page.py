@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from misdirect.reporting.load.audit import audit_of, results_of, without_answers
 from misdirect.reporting.load.run import Run, read_run
 from misdirect.reporting.page import fill, view
 from misdirect.runs import Metric, Result
+from misdirect.runs.stored import AuditRecord, typed
 from misdirect.text import clean
 from report_data import HOSTILE, Page, assert_inert, page, small_run
 from test_browser import CONTRAST, OVERFLOWING, VIEWS, browser, opened  # noqa: F401 - a fixture
@@ -200,7 +203,7 @@ def test_folders_of_the_machine_are_not_named(audited: Path) -> None:
     assert "/home/somebody" not in text
     assert "secret" not in text
     failed = entry(everything()[0], "failed", "base: /home/somebody/secret/x.bin cannot be read")
-    audit = audit_of(about([failed]), [])
+    audit = audit_of(typed(about([failed]), AuditRecord), [])
     assert audit
     assert audit.attempts[0].why == "base: x.bin cannot be read"
 
@@ -307,19 +310,27 @@ ODD = [
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_missing_and_odd_keys_are_survived(tmp_path: Path, key: str) -> None:
+def test_missing_keys_are_survived_and_odd_ones_are_a_line(tmp_path: Path, key: str) -> None:
     run = small_audit(tmp_path / "run")
     record = storage.read_json(run / "audit.json")
     del record[key]
     storage.write_json(run / "audit.json", record)
     found = view(read_run(run), show_text=False)
     assert found["audit"]["headlines"][0].set == "biology"
-    stored = runs.load_results(run)
+    refused = 0
     for odd in ODD:
-        audit = audit_of(record | {key: odd}, stored)
-        assert audit
-        assert [each.set for each in headlines(audit)][:1] == ["biology"]
-        assert all(lines(audit, name) is not None for name in audit.forgotten)
+        storage.write_json(run / "audit.json", record | {key: odd})
+        with suppress(ValueError):
+            typed(record | {key: odd}, AuditRecord)
+            audit = read_run(run).audit
+            assert audit
+            assert [each.set for each in headlines(audit)][:1] == ["biology"]
+            assert all(lines(audit, name) is not None for name in audit.forgotten)
+            continue
+        refused += 1
+        with pytest.raises(ValueError, match=rf"audit\.json is damaged \(Expected `.*\$\.{key}"):
+            read_run(run)
+    assert refused > 2 or key == "speed"
 
 
 def test_without_audit_json_the_results_speak(tmp_path: Path) -> None:
@@ -334,7 +345,8 @@ def test_audit_json_alone_has_a_page(tmp_path: Path) -> None:
     storage.write_json(tmp_path / "audit.json", {"misdirect": "0.1.0"})
     assert "Under attack" in page(report(tmp_path)).text
     storage.write_json(tmp_path / "audit.json", [])
-    assert page(report(tmp_path)).text
+    with pytest.raises(ValueError, match=r"audit\.json is damaged \(Expected `object`, got `array`\)"):
+        report(tmp_path)
 
 
 def test_values_that_are_no_numbers(tmp_path: Path) -> None:
@@ -342,9 +354,15 @@ def test_values_that_are_no_numbers(tmp_path: Path) -> None:
     name = everything()[0].name
     save_recovered(run, name, "biology", [({"step": 5}, math.nan)])
     rows = (Metric("recovered_share", math.nan, headline=True),)
-    runs.save_result(
-        run, "unlearned", Result("recovered", "biology", {"chosen": [[name], None, [name, 3]]}, rows, ()), "strongest"
-    )
+    for chosen in ([[name]], [[name], None], [[name, 3]]):
+        found = Result("recovered", "biology", {"chosen": chosen}, rows, ())
+        runs.save_result(run, "unlearned", found, "strongest")
+        if chosen != [[name]]:
+            with pytest.raises(
+                ValueError, match=r"strongest attack on biology is damaged \(Expected .* at `\$\.chosen"
+            ):
+                said(run)
+    runs.save_result(run, "unlearned", dataclasses.replace(found, config={"chosen": [[name]]}), "strongest")
     text = said(run)
     assert "nan" not in text.lower().replace("finance", "")
     assert "no attack has been run that could bring knowledge back" in text
@@ -528,7 +546,8 @@ def test_terminal_survives_hostile_and_empty(capsys: pytest.CaptureFixture[str])
 
 def test_rows_and_results_give_the_same_numbers(audited: Path) -> None:
     whole = read_run(audited).audit
-    flat = audit_of(storage.read_json(audited / "audit.json"), results_of(storage.read_json(audited / "summary.json")))
+    record = typed(storage.read_json(audited / "audit.json"), AuditRecord)
+    flat = audit_of(record, results_of(storage.read_json(audited / "summary.json")))
     assert whole
     assert flat
     assert lines(flat, "biology") == lines(whole, "biology")

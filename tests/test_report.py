@@ -19,6 +19,7 @@ from misdirect.reporting.load.run import read_run
 from misdirect.reporting.page import render
 from misdirect.reporting.wording import change, factor, flat, interval, is_share, listed, metric_label, p_value, value
 from misdirect.runs import Metric, Result
+from misdirect.runs.stored import Row
 from misdirect.text import clean
 from report_data import (
     HOSTILE,
@@ -195,9 +196,14 @@ def test_page_is_inert(run: Path) -> None:
 
 def test_hostile_strings_stay_text(tmp_path: Path) -> None:
     topic = {"name": HOSTILE, "source": HOSTILE}
-    chosen = {"trained": [HOSTILE], "topics": {HOSTILE: {"median_norm": HOSTILE}}, "retain": [1]}
+    chosen = {"trained": [HOSTILE], "topics": {HOSTILE: {"median_norm": 1.5}}, "retain": {HOSTILE: {}}}
+    data = {"dtype": HOSTILE, "forget_sha256": {HOSTILE: HOSTILE}}
     write_config(
-        tmp_path, topics=[topic, {"name": "_second"}], chosen=chosen, command=HOSTILE, data={HOSTILE: [HOSTILE]}
+        tmp_path,
+        topics=[topic, {"name": "_second"}],
+        chosen=chosen,
+        command=HOSTILE,
+        data=data,
     )
     write_log(tmp_path, topics=(HOSTILE, "_second"))
     save_mcq(tmp_path, HOSTILE, 0.6, 0.3)
@@ -237,8 +243,8 @@ def test_an_update_made_again_counts_once(run: Path) -> None:
     again = json.dumps({"step": 4, "topic": "biology", "cosine": 0.25, "seconds": 0.5}) + '\n{"step": 5, "top'
     (run / runs.LOG).write_text(log + again, encoding="utf-8")
     lines = read_run(run).log
-    assert [line["step"] for line in lines] == [1, 2, 3, 4]
-    assert lines[-1]["cosine"] == 0.25
+    assert [line.step for line in lines] == [1, 2, 3, 4]
+    assert lines[-1].cosine == 0.25
 
 
 def test_folder_with_the_base_alone(tmp_path: Path) -> None:
@@ -345,7 +351,7 @@ def test_wording() -> None:
     assert value("nll_per_token", None) == "\u2013"
     assert change("letter_accuracy", -0.3125) == "\u221231.2\u00a0pp"
     assert change("nll_per_token", -0.0001) == "0.000"
-    assert interval("cloze_accuracy", {"low": 0.1}) == ""
+    assert interval("cloze_accuracy", Row("cloze_accuracy", 0.2, low=0.1)) == ""
     assert p_value(1.0) == "1.000"
     assert p_value(2e-7) == "<\u00a00.001"
     assert [factor(x) for x in (0.1, -3.0, 2.5, 7.882, 13.0)] == ["1.105", "0.050", "12.2", "2,650", "442,000"]

@@ -256,7 +256,7 @@ def audit(
         topics = list(forgotten | forget)
         forget = forget or inputs.readable(forgotten, "forget")
         retain = retain or inputs.readable(kept, "retain")
-        if runs.of_the_demo(storage.read_json(run / runs.CONFIG)):
+        if runs.read_config(run).of_the_demo:
             settings = DemoSettings()
             questions, texts = questions or dict(settings.questions), texts or dict(settings.benign)
     found = inputs.read(questions, forget, retain, texts, topics, config)

@@ -120,11 +120,12 @@ def print_audit(rows: Sequence[Mapping[str, Any]], audit: Mapping[str, Any], run
 
     from misdirect.reporting.content import audit as audited
     from misdirect.reporting.load.audit import STRONGEST, audit_of, results_of
+    from misdirect.runs.stored import AuditRecord, typed
     from misdirect.text import clean
 
     stored = strongest_of(run) if run else []
-    results = [r for r in results_of(rows) if not (stored and r["attack"] == STRONGEST)] + stored
-    found = audit_of(clean(dict(audit)), [clean(result) for result in results])
+    results = [r for r in results_of(rows) if not (stored and r.attack == STRONGEST)] + stored
+    found = audit_of(typed(clean(dict(audit)), AuditRecord), results)
     if found is None:
         return
     console = Console()
@@ -150,11 +151,14 @@ def print_audit(rows: Sequence[Mapping[str, Any]], audit: Mapping[str, Any], run
         console.print(escape(plain(text)), highlight=False)
 
 
-def strongest_of(run: Path) -> list[dict[str, Any]]:
+def strongest_of(run: Path) -> list[Any]:
     from misdirect import runs
     from misdirect.reporting.load.audit import STRONGEST
+    from misdirect.runs.stored import StoredResult, typed
+    from misdirect.text import clean
 
-    return [runs.read_result(path) for path in sorted(runs.attack_folder(run, STRONGEST).rglob("*.json"))]
+    paths = sorted(runs.attack_folder(run, STRONGEST).rglob("*.json"))
+    return [typed(clean(runs.read_result(path)), StoredResult) for path in paths]
 
 
 def table_of(lines: Sequence[Any]) -> Any:

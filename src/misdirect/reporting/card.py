@@ -25,9 +25,9 @@ from misdirect.progress import note
 from misdirect.reporting import wording
 from misdirect.reporting.content import audit_card
 from misdirect.reporting.load.run import QUESTIONS, Pair, Run, read_run
-from misdirect.reporting.load.values import mapping, mappings, number
 from misdirect.reporting.redact import public_name
 from misdirect.runs.collateral import Change
+from misdirect.runs.stored import Chosen, Corpus, Topic
 from misdirect.text import clean
 
 CARD = "README.md"
@@ -177,15 +177,16 @@ def own_card(folder: Path) -> Mapping[str, Any]:
     try:
         text = (folder / CARD).read_text(encoding="utf-8")
         head = re.match(r"---\r?\n(.*?)\r?\n---\s", text + "\n", re.DOTALL)
-        return mapping(yaml.safe_load(head[1])) if head else {}
+        found = yaml.safe_load(head[1]) if head else {}
+        return found if isinstance(found, dict) else {}
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}
 
 
 def datasets(run: Run) -> list[str]:
     """The hub's names of the data sets that were forgotten and retained."""
-    asked = [*mappings(run.config.get("topics")), *mappings(run.config.get("retain"))]
-    return list(dict.fromkeys(found for row in asked if (found := dataset_of(str(row.get("source"))))))
+    sources = [row.source or "" for row in run.config.topics] + [row.source or "" for row in run.config.retain]
+    return list(dict.fromkeys(found for source in sources if (found := dataset_of(source))))
 
 
 def dataset_of(source: str) -> str | None:
@@ -201,11 +202,11 @@ def model_index(run: Run) -> list[dict[str, Any]]:
     """The headline numbers of the unlearned model; those of the base, and what bounds them, stand under `args`."""
     results = []
     for pair in run.headlines(*QUESTIONS, "nll"):
-        value = number(pair.unlearned, "value")
-        if value is None:
+        row, value = pair.unlearned, pair.after
+        if row is None or value is None:
             continue
-        limits = {key: number(pair.unlearned, key) for key in ("low", "high", "n", "chance", "floor")}
-        args = {"set": pair.kind, **limits, "base": number(pair.base, "value")}
+        limits = {"low": row.low, "high": row.high, "n": row.n, "chance": row.chance, "floor": row.floor}
+        args = {"set": pair.kind, **limits, "base": pair.before}
         metric = {
             "type": "accuracy" if wording.is_share(pair.metric) else pair.metric,
             "value": round(value, 6),
@@ -236,17 +237,17 @@ def one_line(text: str) -> str:
 def view(run: Run, folder: Path) -> dict[str, Any]:
     """All that the template shows. A `str` is escaped there; `Ours` is Markdown."""
     kept = [change for change in run.changes if change.kind != "forget"]
-    chosen = mapping(run.config.get("chosen"))
+    chosen = run.config.chosen
     topics = wording.listed(run.topics) or "the topic"
     return {
         "title": title(run),
         "base": base_name(run.model),
         "method": Ours(wording.method_name(run.method)),
-        "did": wording.method_did(run.method, topics, wording.setting(chosen.get("block"))),
+        "did": wording.method_did(run.method, topics, wording.setting(chosen.block)),
         "topics": topics,
         "done": done(run),
         "unfinished": not (folder / runs.DELTA).is_file(),
-        "measured": sorted({str(r["model"]) for r in run.results}),
+        "measured": sorted({r.model for r in run.results}),
         "audit": audit_card.view(run.audit, table) if run.audit else None,
         "forgotten": table(QUESTION_HEAD, [question_row(p) for p in run.headlines(*QUESTIONS, kind="forget")]),
         "kept": table(QUESTION_HEAD, [question_row(p) for p in run.headlines(*QUESTIONS, kind="retain")]),
@@ -260,14 +261,14 @@ def view(run: Run, folder: Path) -> dict[str, Any]:
         "answers": table(ANSWER_HEAD, answer_rows(run)),
         "strengths": table(STRENGTH_HEAD, strengths(run)),
         "settings": settings(run),
-        "trained": wording.listed([str(name) for name in chosen.get("trained") or []]),
+        "trained": wording.listed(chosen.trained),
         "data": table(DATA_HEAD, data_rows(run)),
         "apply": fenced(apply_code(run.model), "python"),
-        "command": fenced(str(run.config.get("command") or ""), "sh"),
+        "command": fenced(run.config.command or "", "sh"),
         "files": table(FILE_HEAD, [f for f in FILES if f.name in (CARD, runs.REPORT) or (folder / f.name).exists()]),
         "is_demo": run.is_demo,
-        "model_hash": str(mapping(run.config.get("data")).get("model_sha256") or ""),
-        "versions": ", ".join(f"{name} {version}" for name, version in wording.flat(mapping(run.env.get("versions")))),
+        "model_hash": run.config.data.model_sha256 or "",
+        "versions": ", ".join(f"{name} {version}" for name, version in run.env.versions.items()),
     }
 
 
@@ -298,8 +299,7 @@ def done(run: Run) -> str:
     """How many updates, and how long they took."""
     if run.updates is None:
         return ""
-    seconds = sum(number(line, "seconds") or 0.0 for line in run.log)
-    took = f" in {wording.duration(seconds)}" if seconds else ""
+    took = f" in {wording.duration(run.seconds)}" if run.seconds else ""
     return f"{wording.counted(run.updates, 'update')}{took}"
 
 
@@ -308,14 +308,14 @@ def bounded(text: str, span: str) -> str:
 
 
 def question_row(pair: Pair) -> tuple[str, ...]:
-    floors = [number(row, "floor") for row in (pair.base, pair.unlearned)]
+    floors = [row.floor for row in (pair.base, pair.unlearned) if row]
     shown = [wording.value(pair.metric, floor) for floor in floors if floor is not None]
     return (
         pair.set,
         wording.metric_label(pair.metric),
         *values_of(pair),
         change_of(pair),
-        wording.value(pair.metric, number({"x": pair.both("chance")}, "x")),
+        wording.value(pair.metric, pair.both("chance")),
         " \u2192 ".join(dict.fromkeys(shown)) or wording.NONE,
         counted(pair),
     )
@@ -324,27 +324,26 @@ def question_row(pair: Pair) -> tuple[str, ...]:
 def values_of(pair: Pair) -> list[str]:
     """Base and unlearned, each with its interval."""
     rows = (pair.base, pair.unlearned)
-    values = [wording.value(pair.metric, number(row, "value")) for row in rows]
+    values = [wording.value(pair.metric, value) for value in (pair.before, pair.after)]
     return [bounded(text, wording.interval(pair.metric, row)) for text, row in zip(values, rows, strict=True)]
 
 
 def change_of(pair: Pair) -> str:
-    text = wording.change(pair.metric, number(pair.paired, "difference"))
+    text = wording.change(pair.metric, pair.paired.difference)
     return bounded(text, wording.change_interval(pair.metric, pair.paired))
 
 
 def counted(pair: Pair) -> str:
-    n = number({"n": pair.both("n")}, "n")
-    return wording.NONE if n is None else f"{int(n):,}"
+    return wording.count(pair.both("n"))
 
 
 def text_rows(run: Run) -> list[tuple[str, ...]]:
     """Text sets: set, role, NLL of base and unlearned, change, factor of the perplexity, n."""
     rows = []
     for pair in run.headlines("nll"):
-        difference = number(pair.paired, "difference")
+        difference = pair.paired.difference
         times = wording.NONE if difference is None else wording.factor(difference)
-        values = [wording.value(pair.metric, number(row, "value")) for row in (pair.base, pair.unlearned)]
+        values = [wording.value(pair.metric, value) for value in (pair.before, pair.after)]
         rows.append((pair.set, ROLES[pair.kind], *values, change_of(pair), times, counted(pair)))
     return rows
 
@@ -356,15 +355,14 @@ def seed_rows(run: Run) -> list[tuple[str, ...]]:
     """Spread of each headline number over seeds: set, metric, seeds, smallest, mean, largest."""
     rows = []
     for pair in run.headlines(*QUESTIONS, "nll"):
-        found = [number(pair.seeds, key) for key in ("n", "smallest", "value", "largest")]
-        if pair.seeds is not None and found[0] is not None:
-            values = [wording.value(pair.metric, x) for x in found[1:]]
-            rows.append((pair.set, wording.metric_label(pair.metric), f"{found[0]:.0f}", *values))
+        if pair.seeds is not None:
+            values = [wording.value(pair.metric, x) for x in (pair.seeds.low, pair.seeds.mean, pair.seeds.high)]
+            rows.append((pair.set, wording.metric_label(pair.metric), str(pair.seeds.n), *values))
     return rows
 
 
 def change_row(change: Change) -> tuple[str, ...]:
-    span = wording.change_interval(change.metric, {"low": change.low, "high": change.high})
+    span = wording.change_interval(change.metric, change)
     shown = bounded(wording.change(change.metric, change.difference), span)
     p = wording.p_value(change.adjusted_p)
     said = "yes" if change.changed else "not shown"
@@ -382,13 +380,12 @@ ANSWERED = ("degenerate_share", "degenerate_share_sampled", "repetition", "judge
 
 def strengths(run: Run) -> list[tuple[str, ...]]:
     """Topics: name, steering coefficient, median token norm, their ratio, retain weight."""
-    chosen = mapping(mapping(run.config.get("chosen")).get("topics"))
     rows: list[tuple[str, ...]] = []
     for name in run.topics:
-        made = mapping(chosen.get(name))
-        norm, strength = number(made, "median_norm"), number(made, "steering_coefficient")
+        made = run.config.chosen.topics.get(name, Chosen())
+        norm, strength = made.median_norm, made.steering_coefficient
         ratio = f"{strength / norm:.3g}" if norm and strength is not None else wording.NONE
-        values = [wording.NONE if x is None else f"{x:.4g}" for x in (strength, norm, number(made, "retain_weight"))]
+        values = [wording.NONE if x is None else f"{x:.4g}" for x in (strength, norm, made.retain_weight)]
         rows.append((name, values[0], values[1], ratio, values[2]))
     return rows
 
@@ -398,24 +395,23 @@ SHOWN = ("block", "num_blocks", "updates", "epochs", "batch_size", "retain_batch
 
 
 def settings(run: Run) -> str:
-    found = mapping(run.config.get("settings"))
+    found = run.config.settings
     return ", ".join(f"{name} {wording.setting(found[name])}" for name in SHOWN if found.get(name) is not None)
 
 
 def data_rows(run: Run) -> list[tuple[str, ...]]:
     """All data by name and hash: name, role, source as typed, items, SHA-256."""
-    data, chosen = mapping(run.config.get("data")), mapping(run.config.get("chosen"))
+    config = run.config
     rows = []
-    for role, asked, hashes, made in (
-        ("forget text", run.config.get("topics"), data.get("forget_sha256"), chosen.get("topics")),
-        ("retain text", run.config.get("retain"), data.get("retain_sha256"), chosen.get("retain")),
-    ):
-        for row in mappings(asked):
-            name = str(row.get("name"))
-            samples = number(mapping(mapping(made).get(name)), "num_samples")
-            items = wording.NONE if samples is None else f"{samples:,.0f} samples"
-            source = wording.setting(row.get("source"))
-            rows.append((name, role, source, items, str(mapping(hashes).get(name) or wording.NONE)))
+    asked: tuple[tuple[str, Sequence[Topic | Corpus], Mapping[str, str], Mapping[str, Chosen]], ...] = (
+        ("forget text", config.topics, config.data.forget_sha256, config.chosen.topics),
+        ("retain text", config.retain, config.data.retain_sha256, config.chosen.retain),
+    )
+    for role, sources, hashes, chosen in asked:
+        for row in sources:
+            samples = chosen.get(row.name, Chosen()).num_samples
+            items = wording.NONE if samples is None else f"{samples:,} samples"
+            rows.append((row.name, role, wording.setting(row.source), items, hashes.get(row.name, wording.NONE)))
     return [*rows, *measured_rows(run)]
 
 
@@ -423,11 +419,9 @@ def measured_rows(run: Run) -> list[tuple[str, ...]]:
     """Sets that were measured; results keep their hash and not their source."""
     rows: dict[tuple[str, str], tuple[str, ...]] = {}
     for result in run.results:
-        config, role = mapping(result.get("config")), MEASURED.get(str(result.get("measurement")), "measured")
-        name = str(result.get("set"))
-        count = next((n for key in ("questions", "texts") if (n := number(config, key)) is not None), None)
-        items = wording.NONE if count is None else f"{count:,.0f}"
-        rows[role, name] = (name, role, wording.NONE, items, str(config.get("sha256") or wording.NONE))
+        role, config = MEASURED.get(result.measurement, "measured"), result.config
+        items = wording.count(config.get("questions", config.get("texts")))
+        rows[role, result.set] = (result.set, role, wording.NONE, items, str(config.get("sha256") or wording.NONE))
     return list(rows.values())
 
 

@@ -24,7 +24,7 @@ from misdirect.reporting.content.evaluation import panels
 from misdirect.reporting.figures import catalogue
 from misdirect.reporting.figures import style as figures_style
 from misdirect.reporting.load.run import QUESTIONS, Run, read_run
-from misdirect.reporting.load.values import mapping, number
+from misdirect.runs.stored import untyped
 
 POLICY = "default-src 'none'; style-src 'sha256-{}'; base-uri 'none'; form-action 'none'"
 
@@ -77,10 +77,9 @@ def fill(template: str, data: Mapping[str, Any], drawn: Mapping[str, str]) -> st
 def view(run: Run, show_text: bool | None) -> dict[str, Any]:
     """All that the template shows, as text and lists of text."""
     shown = run.is_demo if show_text is None else show_text
-    command = run.config.get("command") or run.env.get("command") or ""
     return {
         "title": title(run),
-        "unlearning": bool(run.config),  # else the folder of an evaluation of one model
+        "unlearning": run.unlearning,  # else the folder of an evaluation of one model
         "summary": summary(run),
         "missing": missing(run),
         "panels": panels(run),
@@ -92,42 +91,36 @@ def view(run: Run, show_text: bool | None) -> dict[str, Any]:
         "topics": evaluation.topics_table(run),
         "retain": evaluation.retain_table(run),
         "settings": evaluation.settings_table(run),
-        "trained": trained(run),
-        "data": wording.flat(run.config.get("data") or {}),
-        "environment": [row for row in wording.flat(run.env) if row[0] != "command"],
-        "version": str(run.config.get("misdirect") or mapping(run.env.get("versions")).get("misdirect") or ""),
-        "command": str(command),
+        "trained": run.config.chosen.trained,
+        "data": wording.flat(untyped(run.config.data)),
+        "environment": [row for row in wording.flat(run.environment) if row[0] != "command"],
+        "version": run.config.misdirect or run.env.versions.get("misdirect", ""),
+        "command": run.config.command or run.env.command or "",
     }
-
-
-def trained(run: Run) -> list[str]:
-    names = mapping(run.config.get("chosen")).get("trained")
-    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def title(run: Run) -> str:
     if run.topics:
         return f"Unlearning {wording.listed(run.topics)}" + (f" in {run.model_name}" if run.model else "")
-    if run.audit and not run.config:
+    if run.audit and not run.unlearning:
         return audit_page.title(run.audit)
     return f"Evaluation of {run.model_name}" if run.model else "Evaluation of one model"
 
 
 def summary(run: Run) -> str:
     """One sentence on what was done, as far as the run says."""
-    if not run.config:
+    if not run.unlearning:
         if run.audit:
             return audit_page.summary(run.audit)
         return "Measurements of one model as it is; nothing was unlearned in this folder."
-    chosen, settings = mapping(run.config.get("chosen")), mapping(run.config.get("settings"))
-    names = trained(run)
+    names = run.config.chosen.trained
     blocks = sorted({int(found[1]) for name in names if (found := re.search(r"\.(\d+)\.", name))})
     matrices = wording.counted(len(names), "matrix", "matrices") if names else "the MLP output matrices"
     where = (
         f" in {'block' if len(blocks) == 1 else 'blocks'} {wording.listed([str(b) for b in blocks])}" if blocks else ""
     )
-    block = chosen.get("block", settings.get("block"))
-    text = f"misdirect trained {matrices}{where} of {run.config.get('model') or 'the model'} so that text about "
+    block = run.config.chosen.block
+    text = f"misdirect trained {matrices}{where} of {run.config.model or 'the model'} so that text about "
     text += wording.listed(run.topics) or "the forget topic"
     if run.method == "rmu":
         text += " ends in a fixed random direction" + (f" after block {block}" if block is not None else "")
@@ -136,21 +129,19 @@ def summary(run: Run) -> str:
         text += f" becomes unlikely ({run.method}) while the predictions on other text stay what they were"
     if run.updates is None:
         return text + "."
-    seconds = sum(number(line, "seconds") or 0.0 for line in run.log)
-    took = f" in {wording.duration(seconds)}" if seconds else ""
+    took = f" in {wording.duration(run.seconds)}" if run.seconds else ""
     return f"{text}: {wording.counted(run.updates, 'update')}{took}."
 
 
 def missing(run: Run) -> list[str]:
     """What the run does not have yet."""
-    models = {r["model"] for r in run.results}
-    asked = number(mapping(run.config.get("settings")), "updates")
+    models, asked = {result.model for result in run.results}, run.asked_updates
     notes = []
     if run.log and asked is not None and run.updates is not None and run.updates < asked:
-        notes.append(f"The run is unfinished: {run.updates} of {int(asked)} updates were made.")
+        notes.append(f"The run is unfinished: {run.updates} of {asked} updates were made.")
     if not run.results:
         notes.append("Nothing has been measured yet.")
-    elif run.config and models != {"base", "unlearned"}:
+    elif run.unlearning and models != {"base", "unlearned"}:
         notes.append(f"Only the {models.pop()} model has been measured.")
     elif run.topics and not run.headlines(*QUESTIONS, kind="forget"):
         notes.append(

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from misdirect.reporting.load.values import number
+from typing import Any, Protocol, runtime_checkable
 
 NONE = "\u2013"
 SPACE = "\u00a0"  # before a unit, so that it stays with its number
@@ -34,6 +32,16 @@ ENDINGS: Mapping[str, str] = {
 # endings of names whose values are fractions of 1
 SHARES = ("accuracy", "_share", "judge_unscored", "acc", "acc_norm", "acc_bytes", "exact_match")
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@runtime_checkable
+class Interval(Protocol):
+    """Whatever has both ends of a 95 % interval, or none."""
+
+    @property
+    def low(self) -> float | None: ...
+    @property
+    def high(self) -> float | None: ...
 
 
 def signed(value: float, digits: int) -> str:
@@ -66,12 +74,11 @@ def value(metric: str, x: float | None) -> str:
     return f"{100 * x:.1f}{SPACE}%" if is_share(metric) else f"{x:.3f}".replace("-", "\u2212")
 
 
-def interval(metric: str, row: Mapping[str, Any] | None) -> str:
+def interval(metric: str, row: Interval | None) -> str:
     """`55.1 to 69.4 %`; empty where there is none."""
-    low, high = number(row, "low"), number(row, "high")
-    if low is None or high is None:
+    if row is None or row.low is None or row.high is None:
         return ""
-    return f"{value(metric, low).removesuffix(SPACE + '%')} to {value(metric, high)}"
+    return f"{value(metric, row.low).removesuffix(SPACE + '%')} to {value(metric, row.high)}"
 
 
 def change(metric: str, x: float | None) -> str:
@@ -81,11 +88,10 @@ def change(metric: str, x: float | None) -> str:
     return f"{signed(100 * x, 1)}{SPACE}pp" if is_share(metric) else signed(x, 3)
 
 
-def change_interval(metric: str, paired: Mapping[str, Any]) -> str:
-    low, high = number(paired, "low"), number(paired, "high")
-    if low is None or high is None:
+def change_interval(metric: str, paired: Interval) -> str:
+    if paired.low is None or paired.high is None:
         return ""
-    return f"{change(metric, low).removesuffix(SPACE + 'pp')} to {change(metric, high)}"
+    return f"{change(metric, paired.low).removesuffix(SPACE + 'pp')} to {change(metric, paired.high)}"
 
 
 def factor(nats: float) -> str:

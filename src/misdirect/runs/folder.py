@@ -12,12 +12,13 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from misdirect import storage
+from misdirect.runs.stored import RunConfig, typed
 from misdirect.storage import read_json, require_file
 
 CONFIG, ENV, LOG, SUMMARY = "config.json", "env.json", "log.jsonl", "summary.json"
@@ -65,27 +66,6 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     return rows
 
 
-# What a run's `config.json` holds at least, for those who measure it
-CONFIG_TYPES = {
-    "model": str, "settings": dict, "topics": list, "retain": list, "data": dict, "chosen": dict,
-    "data.model_sha256": str, "data.dtype": str, "chosen.block": int,
-}  # fmt: skip
-
-
-def wrong_in_config(config: Mapping[str, Any], complete: bool) -> str | None:
-    """The first entry that has another type than misdirect gave it, or, of a `complete` one, that is missing."""
-    for name, kind in CONFIG_TYPES.items():
-        head, _, tail = name.partition(".")
-        found = config.get(head) if not tail else (config.get(head) or {}).get(tail)
-        if not isinstance(found, kind) and (complete or found is not None):
-            return name
-    for name in ("topics", "retain"):
-        for one in config.get(name) or ():
-            if not isinstance(one, dict) or not isinstance(one.get("name"), str):
-                return name
-    return None
-
-
 def is_run(path: Path) -> bool:
     """Whether a folder holds a run of ours; a model folder has a `config.json` too, but no `misdirect` in it.
 
@@ -96,31 +76,29 @@ def is_run(path: Path) -> bool:
     config = read_json(path / CONFIG)
     if not isinstance(config, dict) or "misdirect" not in config:
         return False
-    refuse_damaged(path, config, complete=False)
+    read_config(path)
     return True
 
 
-def of_the_demo(config: Mapping[str, Any]) -> bool:
-    """Whether a run's `config.json` names the demo's model and built-in topics alone; there, text may be shown."""
-    topics = config.get("topics")
-    rows = [row for row in topics if isinstance(row, Mapping)] if isinstance(topics, list) else []
-    return config.get("model") == "demo" and all(str(row.get("source")).startswith("demo-") for row in rows)
+def read_config(run: Path) -> RunConfig:
+    """Raises ValueError where `config.json` is not what misdirect writes."""
+    config = read_json(run / CONFIG)
+    try:
+        return typed(config, RunConfig)
+    except ValueError as error:
+        raise damaged(run, str(error)) from None
 
 
-def refuse_damaged(path: Path, config: Mapping[str, Any], complete: bool) -> None:
-    wrong = wrong_in_config(config, complete)
-    if wrong:
-        raise ValueError(
-            f"{path / CONFIG} is damaged: {wrong} is missing or no entry of misdirect's; expected the file as it was, or "
-            "another folder"
-        )
+def damaged(run: Path, what: str) -> ValueError:
+    return ValueError(f"{run / CONFIG} is damaged ({what}); expected the file as it was, or another folder")
 
 
 def require_run(path: Path) -> None:
     """Raises ValueError unless `path` is a finished run."""
     if not is_run(path):
         raise ValueError(f"{path} is no run (no {CONFIG}); expected a folder that `misdirect unlearn` wrote")
-    refuse_damaged(path, read_json(path / CONFIG), complete=True)
+    if missing := read_config(path).missing:
+        raise damaged(path, f"{missing[0]} is missing")
     if not (path / DELTA).is_file():
         raise ValueError(
             f"{path} is an unfinished run (no {DELTA}); expected the same misdirect unlearn command again: it goes on"

@@ -13,12 +13,8 @@ from misdirect.config import SPEED_ONLY
 from misdirect.progress import note_once
 from misdirect.runs import unsound
 from misdirect.runs.folder import SUMMARY
+from misdirect.runs.stored import StoredResult, typed
 from misdirect.storage import json_form, read_json, write_json
-
-RESULT_TYPES = {
-    "model": str, "attack": str | None, "measurement": str, "set": str, "config": dict, "metrics": list, "records": list,
-}  # fmt: skip
-NUMBERS = ("value", "stderr", "n", "low", "high", "chance", "floor", "step", "block", "budget")
 
 
 @dataclass(frozen=True)
@@ -135,38 +131,13 @@ def check_sound(path: Path, result: Mapping[str, Any]) -> None:
 def read_result(path: Path) -> dict[str, Any]:
     """Raises ValueError where the file is not a result that misdirect wrote."""
     result = read_json(path)
-    wrong = wrong_in_result(result)
-    if wrong:
+    try:
+        typed(result, StoredResult)
+    except ValueError as error:
         raise ValueError(
-            f"{path} is no result of misdirect ({wrong}); expected that file removed: it is measured again"
-        )
+            f"{path} is not a result of misdirect ({error}); expected that file removed: it is measured again"
+        ) from None
     return result
-
-
-def wrong_in_result(result: Any) -> str | None:
-    """What a result lacks or has of another type, in words."""
-    if not isinstance(result, dict):
-        return "no JSON object"
-    for name, kind in RESULT_TYPES.items():
-        if name not in result and name != "records":
-            return f"{name} is missing"
-        if not isinstance(result.get(name, []), kind):
-            return f"{name} has another type"
-    if not all(isinstance(record, dict) for record in result.get("records", ())):
-        return "a record is no object"
-    return next((wrong for metric in result["metrics"] if (wrong := wrong_in_metric(metric))), None)
-
-
-def wrong_in_metric(metric: Any) -> str | None:
-    if not isinstance(metric, dict) or not isinstance(metric.get("metric"), str) or "value" not in metric:
-        return "a metric has no name or no value"
-    paired = metric.get("paired")
-    if not isinstance(paired, dict | None) or not isinstance(metric.get("subject"), str | None):
-        return f"{metric['metric']} has another type"
-    for name, value in [*((name, metric.get(name)) for name in NUMBERS), *(paired or {}).items()]:
-        if not isinstance(value, int | float | None) or isinstance(value, bool):
-            return f"{name} of {metric['metric']} is no number"
-    return None
 
 
 @contextmanager

@@ -8,15 +8,48 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 from misdirect.reporting import wording
 from misdirect.reporting.content.evaluation import Table
 from misdirect.reporting.load.run import Run
-from misdirect.reporting.load.values import mapping, mappings, number
+from misdirect.runs.stored import typed
 
 MODELS = ("base", "unlearned")
 MAX_PROMPTS = 40  # of one set
 SUMMED = ("degenerate_share", "degenerate_share_sampled", "judge_score", "judge_score_sampled")
-Record = Mapping[str, Any]
+
+
+class Score(msgspec.Struct, frozen=True):
+    """A judge's."""
+
+    score: float | None = None
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """A model's answer to one turn."""
+
+    text: str = ""
+    degenerate: bool = False
+    why: str | None = None
+    repetition: float | None = None
+    judge: Score = Score()
+
+
+class Answers(msgspec.Struct, frozen=True):
+    """The answers to all turns of a prompt."""
+
+    turns: list[Answer] = []
+
+
+class Record(msgspec.Struct, frozen=True):
+    """A prompt's record. One of a single turn, as older versions stored it, holds its answer itself."""
+
+    id: str
+    category: str | None = None
+    prompt: str = ""
+    turns: list[str] = []
+    answers: list[Answers] = []
 
 
 class Said(NamedTuple):
@@ -52,23 +85,24 @@ def by_set(run: Run) -> dict[str, dict[str, dict[str, Record]]]:
     """Set -> prompt's id -> model -> its record."""
     found: dict[str, dict[str, dict[str, Record]]] = {}
     for result in run.results:
-        if result.get("measurement") == "generation":
-            for record in mappings(result.get("records")):
-                prompts = found.setdefault(str(result.get("set")), {})
-                prompts.setdefault(str(record.get("id")), {})[result["model"]] = record
+        if result.measurement == "generation":
+            for stored in result.records:
+                record = typed(stored if "answers" in stored else stored | {"answers": [{"turns": [stored]}]}, Record)
+                found.setdefault(result.set, {}).setdefault(record.id, {})[result.model] = record
     return found
 
 
 def prompt_view(models: Mapping[str, Record]) -> dict[str, Any]:
     """The greedy conversation turn by turn, and each sampled one."""
-    answers = {model: answers_of(record) for model, record in models.items()}
+    answers = {model: [a.turns for a in record.answers] for model, record in models.items()}
     count = max(len(made) for made in answers.values())
     conversations = [conversation(models, answers, index) for index in range(count)]
     return {"greedy": conversations[0], "sampled": conversations[1:]}
 
 
-def conversation(models: Mapping[str, Record], answers: Mapping[str, list[list[Record]]], index: int) -> list[Turn]:
-    prompts = prompts_of(next(iter(models.values())))
+def conversation(models: Mapping[str, Record], answers: Mapping[str, list[list[Answer]]], index: int) -> list[Turn]:
+    first = next(iter(models.values()))
+    prompts = first.turns or [first.prompt]
     made = {name: answers[name][index] if index < len(answers.get(name, [])) else [] for name in MODELS}
     return [
         Turn(prompt, [(name, said(turns[i]) if i < len(turns) else None) for name, turns in made.items()])
@@ -76,29 +110,17 @@ def conversation(models: Mapping[str, Record], answers: Mapping[str, list[list[R
     ]
 
 
-def prompts_of(record: Record) -> list[str]:
-    turns = record.get("turns")
-    return [str(turn) for turn in turns] if isinstance(turns, list) and turns else [str(record.get("prompt", ""))]
+def said(turn: Answer) -> Said:
+    return Said(turn.text.strip(), flag(turn), ", ".join(numbers(turn)))
 
 
-def answers_of(record: Record) -> list[list[Record]]:
-    """The turns of every answer, the greedy one's first; a record of one answer holds its text itself."""
-    answers = [mappings(answer.get("turns")) for answer in mappings(record.get("answers"))]
-    return answers or [[record]]
+def flag(turn: Answer) -> str:
+    return turn.why or "degenerate" if turn.degenerate else ""
 
 
-def said(turn: Record) -> Said:
-    return Said(str(turn.get("text", "")).strip(), flag(turn), ", ".join(numbers(turn)))
-
-
-def flag(turn: Record) -> str:
-    return str(turn.get("why") or "degenerate") if turn.get("degenerate") is True else ""
-
-
-def numbers(turn: Record) -> list[str]:
-    score, repeated = number(mapping(turn.get("judge")), "score"), number(turn, "repetition")
-    made = [f"judge {wording.plain_number(score)} of 10"] if score is not None else []
-    return [*made, f"repetition {wording.plain_number(repeated)}"] if repeated else made
+def numbers(turn: Answer) -> list[str]:
+    made = [f"judge {wording.plain_number(turn.judge.score)} of 10"] if turn.judge.score is not None else []
+    return [*made, f"repetition {wording.plain_number(turn.repetition)}"] if turn.repetition else made
 
 
 def in_words(run: Run, name: str) -> list[str]:
@@ -108,12 +130,12 @@ def in_words(run: Run, name: str) -> list[str]:
     for pair in pairs:
         rows = [row for row in (pair.base, pair.unlearned) if row is not None]
         values = [
-            f"{model} {wording.value(pair.metric, number(row, 'value'))}"
+            f"{model} {wording.value(pair.metric, row.value)}"
             + (f" ({span})" if (span := wording.interval(pair.metric, row)) else "")
             for model, row in zip(MODELS, (pair.base, pair.unlearned), strict=True)
             if row is not None
         ]
-        n = wording.setting(rows[0].get("n"))
+        n = wording.setting(rows[0].n)
         lines.append(f"{wording.metric_label(pair.metric)}, n = {n}: {', '.join(values)}.")
     return lines
 
@@ -122,7 +144,7 @@ def scores_table(prompts: Sequence[tuple[str, Mapping[str, Record]]]) -> Table:
     """Ids and verdicts, no text."""
     rows = []
     for key, models in prompts:
-        category = str(next(iter(models.values())).get("category") or wording.NONE)
+        category = next(iter(models.values())).category or wording.NONE
         rows.append((key, category, *(verdicts(models.get(name)) for name in MODELS)))
     return Table(("Prompt", "Category", *(name.capitalize() for name in MODELS)), rows)
 
@@ -131,12 +153,10 @@ def verdicts(record: Record | None) -> str:
     """`2 of 3 answers degenerate (loop, salad), judge 9 of 10`."""
     if record is None:
         return "not measured"
-    answers = answers_of(record)
+    answers = [answer.turns for answer in record.answers]
     reasons = [[why for turn in turns if (why := flag(turn))] for turns in answers]
     bad = sum(bool(why) for why in reasons)
     named = ", ".join(dict.fromkeys(why for found in reasons for why in found))
     text = f"{bad} of {wording.counted(len(answers), 'answer')} degenerate" + (f" ({named})" if named else "")
-    judged = [
-        x for turns in answers for turn in turns if (x := number(mapping(turn.get("judge")), "score")) is not None
-    ]
+    judged = [turn.judge.score for turns in answers for turn in turns if turn.judge.score is not None]
     return text + (f", judge {wording.plain_number(sum(judged) / len(judged))} of 10" if judged else "")

@@ -16,12 +16,11 @@ from misdirect.reporting.load.audit import (
     NOT_RUN,
     Attempt,
     Audit,
-    Row,
-    Spot,
+    Measured,
     at,
     headline,
 )
-from misdirect.reporting.load.values import mapping, number
+from misdirect.runs.stored import NOWHERE, Point
 
 # access -> what an attacker must have, in a word or two, and who has it
 ACCESS: Mapping[str, tuple[str, str]] = {
@@ -78,13 +77,13 @@ def share(x: float | None) -> str:
     return f"{100 * x:.0f}{wording.SPACE}%".replace("-0" + wording.SPACE, "0" + wording.SPACE).replace("-", "\u2212")
 
 
-def span(row: Row | None) -> str:
+def span(row: Measured | None) -> str:
     if row is None or row.low is None or row.high is None:
         return ""
     return f"{share(row.low).removesuffix(wording.SPACE + '%')} to {share(row.high)}"
 
 
-def right(row: Row | None) -> str:
+def right(row: Measured | None) -> str:
     return wording.NONE if row is None else wording.value("accuracy", row.value)
 
 
@@ -112,9 +111,9 @@ def unit(each: Attempt) -> str:
     return next((UNITS[key] for key in each.settings if key in UNITS), FAMILY_UNITS.get(each.family, ""))
 
 
-def place(spot: Spot, each: Attempt | None) -> str:
+def place(point: Point, each: Attempt | None) -> str:
     """`step 60`, `block 7`, `4 bits`, or the name of the variant whose number stands for the budget."""
-    step, block, budget = spot
+    step, block, budget = point
     parts = [f"step {step:g}"] if step is not None else []
     parts += [f"block {block:g}"] if block is not None else []
     if budget is not None:
@@ -157,7 +156,7 @@ def headline_of(audit: Audit, name: str) -> Headline:
         text = (
             f"{name}: no attack has been run that could bring knowledge back{known}. This says nothing about the model."
         )
-        if finished and all(number(each.settings, GIVEN_AWAY) for each in finished):
+        if finished and all(each.settings.get(GIVEN_AWAY) for each in finished):
             text = (
                 f"{name}: the attacks that were run train on text that states tested facts, so what comes back under them may "
                 "have been taught. No other attack has been run."
@@ -183,8 +182,8 @@ def headline_of(audit: Audit, name: str) -> Headline:
 def beside(audit: Audit, name: str) -> list[str]:
     """What must be read beside the headline: the base under the same attack, and what is left of the model after it."""
     said = []
-    right = mapping(mapping(audit.strongest.get(name, {}).get("config")).get("right"))
-    before, after = number(right, "base"), number(right, "base_attacked")
+    right = audit.strongest_config(name).right
+    before, after = right.base, right.base_attacked
     ceiling, gap = (audit.strongest_row(name, metric) for metric in ("recovered_share_base", "gap_closed"))
     if before is not None and after is not None:
         text = f"The base under the same attack: {wording.value('accuracy', before)} to {wording.value('accuracy', after)} right"
@@ -210,8 +209,8 @@ def removed_in_words(audit: Audit, name: str) -> str:
     """` (base 64.2 %, unlearned 31.2 %: 33.0 points [25.1 to 40.9])`, as far as it is known."""
     base, after = audit.untouched("base", name), audit.untouched("unlearned", name)
     both = [f"{m} {wording.value('accuracy', x)}" for m, x in (("base", base), ("unlearned", after)) if x is not None]
-    row = audit.part("removed", name)
-    value, low, high = (number(row, key) for key in ("value", "low", "high"))
+    change = audit.change(name)
+    value, low, high = change.value, change.low, change.high
     drop = f"{points(value)} points" if value is not None else ""
     drop += f", 95 % interval {points(low)} to {points(high)}" if drop and low is not None and high is not None else ""
     parts = [", ".join(both) + (" right" if both else ""), drop]
@@ -232,7 +231,7 @@ def strongest_in_words(audit: Audit, name: str) -> tuple[str, str]:
     titles = []
     for attack in attacks:
         each = made[attack]
-        spots = wording.listed([text for which, spot in chosen if which == attack and (text := place(spot, each))])
+        spots = wording.listed([text for which, point in chosen if which == attack and (text := place(point, each))])
         titles.append((each.title if each else attack) + (f" ({spots})" if spots else ""))
     prices = list(dict.fromkeys(text for attack in attacks if (text := price(made[attack], name))))
     if len(attacks) == 1:
@@ -287,21 +286,17 @@ def unknown(audit: Audit) -> list[str]:
 
 
 def unknown_of(audit: Audit, name: str) -> str:
-    split = audit.part("split", name)
-    apart = mapping(mapping(audit.strongest.get(name, {}).get("config")).get("unknown"))
-    tested, known, count = number(split, "tested"), number(split, "known"), number(apart, "n")
-    if tested is None or (known is None and count is None):
+    tested, known = audit.split(name).tested, audit.split(name).known
+    apart = audit.strongest_config(name).unknown
+    if tested is None or (known is None and apart.n is None):
         return ""
-    count = tested - (known or 0.0) if count is None else count
-    text = f"{name}: {int(tested)} questions tested, {int(tested - count)} of which the base knows"
+    count = tested - (known or 0) if apart.n is None else apart.n
+    text = f"{name}: {tested} questions tested, {tested - count} of which the base knows"
     if not count:
         return text + "; none had to be set apart."
-    text += f"; the other {int(count)} are set apart and in no recovered share"
-    right = [
-        (when, number(apart, key))
-        for when, key in (("unlearned", "unlearned_right"), ("strongest attack", "attacked_right"))
-    ]
-    shown = [f"{when} {int(x)}" for when, x in right if x is not None]
+    text += f"; the other {count} are set apart and in no recovered share"
+    right = (("unlearned", apart.unlearned_right), ("strongest attack", apart.attacked_right))
+    shown = [f"{when} {x}" for when, x in right if x is not None]
     return text + (f"; right among them: base 0, {', '.join(shown)}." if shown else ".")
 
 
@@ -325,19 +320,19 @@ def ranked(audit: Audit, name: str) -> list[Attempt]:
 def line(audit: Audit, each: Attempt, name: str) -> Line:
     found = each.share(name)
     after = headline(each.accuracies("unlearned", name))
-    spot = after.spot if after else (None, None, None)
+    point = after.point if after else NOWHERE
     told = each.status == DONE and found is not None and audit.removed(name)
     return Line(
         each.name,
         each.title,
-        note_of(each, name, spot),
+        note_of(each, name, point),
         access_word(each),
         "" if told else status_of(each, audit.removed(name)),
         share(found.value) if told and found else "",
         span(found) if told else "",
         right(after),
-        right(control_of(each, name, spot)),
-        *general(audit, each, spot),
+        right(control_of(each, name, point)),
+        *general(audit, each, point),
         degenerate(each),
         short_seconds(each.cost(name, "attack_seconds")),
         tokens_of(each.cost(name, "attack_tokens")),
@@ -355,11 +350,11 @@ def status_of(each: Attempt, removed: bool = True) -> str:
     return f"{each.status} ({each.why})" if each.why else each.status
 
 
-def note_of(each: Attempt, name: str, spot: Spot) -> str:
+def note_of(each: Attempt, name: str, point: Point) -> str:
     """Where on its budget the attack is best, when half is back, and what its texts give away."""
-    told, half = number(each.settings, GIVEN_AWAY), half_back(each, name)
+    told, half = each.settings.get(GIVEN_AWAY), half_back(each, name)
     parts = (
-        [f"best at {place(spot, each)}"] if each.status == DONE and len(each.accuracies("unlearned", name)) > 1 else []
+        [f"best at {place(point, each)}"] if each.status == DONE and len(each.accuracies("unlearned", name)) > 1 else []
     )
     parts += [f"half is back at step {half:g}"] if half is not None else []
     parts += [f"{int(told)} of its texts state a tested fact"] if told else []
@@ -374,23 +369,23 @@ def half_back(each: Attempt, name: str) -> float | None:
     return rows[0] if rows and each.status == DONE else None
 
 
-def control_of(each: Attempt, name: str, spot: Spot) -> Row | None:
+def control_of(each: Attempt, name: str, point: Point) -> Measured | None:
     """The base under the same attack, at the same point."""
     rows = each.accuracies("base", name)
-    return at(rows, spot) or headline(rows)
+    return at(rows, point) or headline(rows)
 
 
-def general(audit: Audit, each: Attempt, spot: Spot) -> tuple[str, str, str]:
-    """Mean accuracy on the sets to be kept after the attack, without it, and where the first was taken if not at `spot`:
+def general(audit: Audit, each: Attempt, point: Point) -> tuple[str, str, str]:
+    """Mean accuracy on the sets to be kept after the attack, without it, and where the first was taken if not at `point`:
     (`41.2 %`, `before 43.0 %`, `at step 60`)."""
-    after = [(general_row(each.accuracies("unlearned", name), spot), name) for name in audit.retained]
+    after = [(general_row(each.accuracies("unlearned", name), point), name) for name in audit.retained]
     pairs = [(row.value, audit.untouched("unlearned", name)) for row, name in after if row]
     if not pairs:
         return unchanged(audit, each)
     text = wording.value("accuracy", sum(value for value, _ in pairs) / len(pairs))
     before = [x for _, x in pairs if x is not None]
-    taken = next(row.spot for row, _ in after if row)
-    aside = f"at {place(taken, each)}" if taken != spot and place(taken, each) else ""
+    taken = next(row.point for row, _ in after if row)
+    aside = f"at {place(taken, each)}" if taken != point and place(taken, each) else ""
     if len(before) < len(pairs):
         return text, "", aside
     return text, f"before {wording.value('accuracy', sum(before) / len(before))}", aside
@@ -410,15 +405,15 @@ def unchanged(audit: Audit, each: Attempt) -> tuple[str, str, str]:
     return wording.value("accuracy", sum(found) / len(found)), "", "model unchanged"
 
 
-def general_row(rows: Sequence[Row], spot: Spot) -> Row | None:
+def general_row(rows: Sequence[Measured], point: Point) -> Measured | None:
     """At the attack's own point, else at the last one measured."""
-    return at(rows, spot) or (rows[-1] if rows else None)
+    return at(rows, point) or (rows[-1] if rows else None)
 
 
 def degenerate(each: Attempt) -> str:
     """Of the answers in words; none where the base has not read them, since salad is then not told from language."""
     for name in each.sets("generation"):
         for row in each.rows("unlearned", "generation", name):
-            if row.metric == "degenerate_share" and not each.results["unlearned", "generation", name].get("unread"):
+            if row.metric == "degenerate_share" and not each.results["unlearned", "generation", name].records:
                 return share(row.value)
     return wording.NONE

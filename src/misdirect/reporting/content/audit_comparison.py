@@ -10,7 +10,6 @@ from misdirect.reporting.content import audit as audited
 from misdirect.reporting.content.diagnostics import SHARED
 from misdirect.reporting.content.evaluation import Table
 from misdirect.reporting.load.audit import DONE, Attempt, Audit
-from misdirect.reporting.load.values import mapping
 
 Audits = Sequence[tuple[str, Audit | None]]  # a run's label, its audit
 
@@ -87,7 +86,7 @@ def own(each: Attempt) -> Mapping[str, Any]:
 def base_hash(audit: Audit | None) -> str:
     """The hash of the base model's weights, as the audit stores it with every attack; empty where it does not."""
     for each in [audit.none, *audit.attempts] if audit else ():
-        found = mapping(each.settings.get("models_sha256")).get("base") if each else None
-        if isinstance(found, str) and found:
-            return found
+        hashes = each.settings.get("models_sha256") if each else None
+        if isinstance(hashes, dict) and hashes.get("base"):
+            return str(hashes["base"])
     return ""

@@ -9,7 +9,6 @@ from misdirect.reporting import wording
 from misdirect.reporting.content import audit as audited
 from misdirect.reporting.content import diagnostics
 from misdirect.reporting.load.audit import Audit
-from misdirect.reporting.load.values import mapping
 from misdirect.reporting.redact import public_name
 
 
@@ -47,11 +46,10 @@ def view(audit: Audit) -> dict[str, Any]:
 
 def source(audit: Audit, model: str) -> str:
     """What the audit calls one of its two models, without folders; a change by the folder that holds it."""
-    about = mapping(audit.about.get(model))
-    delta, found = about.get("delta"), about.get("source")
-    if isinstance(delta, str) and (parts := delta.replace("\\", "/").rstrip("/").split("/")) and parts[-1]:
+    about = audit.about.base if model == "base" else audit.about.unlearned
+    if about.delta and (parts := about.delta.replace("\\", "/").rstrip("/").split("/"))[-1]:
         return parts[-2] if parts[-1] == runs.DELTA and len(parts) > 1 else parts[-1]
-    return public_name(found) if isinstance(found, str) and found else f"the {model} model"
+    return public_name(about.source) if about.source else f"the {model} model"
 
 
 def title(audit: Audit) -> str:

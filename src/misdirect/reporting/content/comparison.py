@@ -9,9 +9,11 @@ set only where the questions, their number and the way they were asked are the s
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import msgspec
 
 from misdirect import runs as running
 from misdirect import stats, storage
@@ -21,12 +23,20 @@ from misdirect.reporting.content import audit_comparison
 from misdirect.reporting.content.evaluation import Table, limit, over_seeds
 from misdirect.reporting.figures import catalogue, evaluation, style
 from misdirect.reporting.load.run import QUESTIONS, Pair, Run, read_run
-from misdirect.reporting.load.values import mapping, mappings, number
 from misdirect.reporting.page import fill
+from misdirect.runs.stored import Paired, typed, untyped
+from misdirect.runs.stored import Row as StoredRow
 from misdirect.text import clean
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 UNCOMPARED = frozenset({*SPEED_ONLY, "seconds"})
+
+
+class Answered(msgspec.Struct, frozen=True):
+    """A question's record: which formats have it right."""
+
+    id: str
+    correct: dict[str, bool] = {}
 
 
 class Named(NamedTuple):
@@ -90,9 +100,9 @@ def read_named(paths: Sequence[Path]) -> list[Named]:
 
 def bases_of(run: Run) -> set[str]:
     """What tells base models apart: hashes of the weights with their dtype, or the name where there is no hash."""
-    data, audit_hash = mapping(run.config.get("data")), audit_comparison.base_hash(run.audit)
-    own = data.get("model_sha256") or ("" if audit_hash else run.model)
-    found = {f"{own} {data.get('dtype', '')}".strip()} if own or not audit_hash else set()
+    data, audit_hash = run.config.data, audit_comparison.base_hash(run.audit)
+    own = data.model_sha256 or ("" if audit_hash else run.model)
+    found = {f"{own} {data.dtype or ''}".strip()} if own or not audit_hash else set()
     return found | ({f"audited {audit_hash}"} if audit_hash else set())
 
 
@@ -117,7 +127,7 @@ def rows_of(group: Sequence[Named], measurements: Sequence[str]) -> list[Row]:
     """The judged rows of a group of runs: one for each set, metric and way of asking."""
     found: dict[tuple[str, ...], Row] = {}
     for each in group:
-        configs = {(r.get("measurement"), r.get("set")): mapping(r.get("config")) for r in each.run.results}
+        configs = {(r.measurement, r.set): r.config for r in each.run.results}
         for pair in each.run.headlines(*measurements):
             config = configs.get((pair.measurement, pair.set), {})
             kept = {name: value for name, value in config.items() if name not in UNCOMPARED}
@@ -176,26 +186,33 @@ def group_view(group: Sequence[Named], name: str) -> dict[str, Any]:
     }
 
 
-def average(rows: Iterable[Mapping[str, Any] | None], key: str = "value") -> stats.Mean | None:
+def average(rows: Sequence[stats.Mean | None]) -> stats.Mean | None:
     """The plain mean over sets, with its standard error; None where a number is missing."""
-    listed = list(rows)
-    values = [number(row, key) for row in listed]
-    errors = [number(row, "stderr") for row in listed]
-    if not values or None in values or None in errors:
+    known = [row for row in rows if row is not None]
+    if not known or len(known) < len(rows):
         return None
-    if (
-        len(values) == 1 and (low := number(listed[0], "low")) is not None
-    ):  # Wilson's, where there is nothing to average
-        return stats.Mean(values[0] or 0.0, errors[0] or 0.0, low, number(listed[0], "high") or low)
-    return stats.mean_of_means([v for v in values if v is not None], [e for e in errors if e is not None])
+    if len(known) == 1:  # Wilson's, where there is nothing to average
+        return known[0]
+    return stats.mean_of_means([row.value for row in known], [row.stderr for row in known])
 
 
 def ends(rows: Sequence[Row], letter: str, model: str) -> stats.Mean | None:
-    return average(getattr(row.pairs[letter], model) for row in rows)
+    found = [getattr(row.pairs[letter], model) for row in rows]
+    return average([mean_of(row.value, row) if row else None for row in found])
 
 
 def moved(rows: Sequence[Row], letter: str) -> stats.Mean | None:
-    return average((row.pairs[letter].paired for row in rows), "difference")
+    found = [row.pairs[letter].paired for row in rows]
+    return average([mean_of(change.difference, change) for change in found])
+
+
+def mean_of(value: float | None, row: StoredRow | Paired) -> stats.Mean | None:
+    """None where a number is missing."""
+    if value is None or row.stderr is None:
+        return None
+    if row.low is None or row.high is None:
+        return stats.mean_of_means([value], [row.stderr])
+    return stats.Mean(value, row.stderr, row.low, row.high)
 
 
 def plane(group: Sequence[Named], forget: Sequence[Row], retain: Sequence[Row]) -> style.Picture | None:
@@ -225,13 +242,13 @@ def best(group: Sequence[Named], forget: Sequence[Row], retain: Sequence[Row]) -
     after = [(mean, each.label) for each in group if (mean := ends(forget, each.letter, "unlearned"))]
     if after:
         mean, label = min(after, key=lambda found: found[0].value)
-        span = wording.interval("accuracy", mean._asdict())
+        span = wording.interval("accuracy", mean)
         value = wording.value("accuracy", mean.value)
         sentences.append(f"Lowest on what was to be forgotten: {label}, {value} right ({span}).")
     changes = [(mean, each.label) for each in group if (mean := moved(retain, each.letter))]
     if changes:
         mean, label = max(changes, key=lambda found: found[0].value)
-        span = wording.change_interval("accuracy", mean._asdict())
+        span = wording.change_interval("accuracy", mean)
         value = wording.change("accuracy", mean.value)
         sentences.append(f"Least lost on what was to be kept: {label}, {value} ({span}).")
     return sentences
@@ -244,15 +261,15 @@ def runs_table(group: Sequence[Named], forget: Sequence[Row], retain: Sequence[R
         after, change = ends(forget, each.letter, "unlearned"), moved(retain, each.letter)
         levels = [limit(row.pairs[each.letter])[1] for row in forget]
         known = [level for level in levels if level is not None]
-        seconds = sum(number(line, "seconds") or 0.0 for line in each.run.log)
+        seconds = each.run.seconds
         rows.append(
             (
                 each.label,
-                beside(wording.value("accuracy", after.value), wording.interval("accuracy", after._asdict()))
+                beside(wording.value("accuracy", after.value), wording.interval("accuracy", after))
                 if after
                 else wording.NONE,
                 wording.value("accuracy", sum(known) / len(known)) if known else wording.NONE,
-                beside(wording.change("accuracy", change.value), wording.change_interval("accuracy", change._asdict()))
+                beside(wording.change("accuracy", change.value), wording.change_interval("accuracy", change))
                 if change
                 else wording.NONE,
                 worst_text(texts, each.letter, "forget"),
@@ -277,7 +294,7 @@ def runs_table(group: Sequence[Named], forget: Sequence[Row], retain: Sequence[R
 def worst_text(texts: Sequence[Row], letter: str, kind: str) -> str:
     """The largest rise of NLL over the run's own text sets of a kind, and of which set it is."""
     found = [row.pairs[letter] for row in texts if letter in row.pairs and row.pairs[letter].kind == kind]
-    rises = [(x, pair) for pair in found if (x := number(pair.paired, "difference")) is not None]
+    rises = [(x, pair) for pair in found if (x := pair.paired.difference) is not None]
     if not rises:
         return wording.NONE
     rise, pair = max(rises, key=lambda each: each[0])
@@ -295,7 +312,7 @@ def side_by_side(group: Sequence[Named], rows: Sequence[Row], cell: Callable[[Ro
     for row in rows:
         having = [each for each in group if each.letter in row.pairs]
         pair = row.pairs[having[0].letter]
-        base = wording.value(row.metric, number(pair.base, "value"))
+        base = wording.value(row.metric, pair.before)
         cells = [cell(row, each, having[0]) if each in having else wording.NONE for each in group]
         kinds = dict.fromkeys(pair.kind for pair in row.pairs.values())
         about = " / ".join(kind for kind in kinds if kind != "other")
@@ -308,8 +325,8 @@ def side_by_side(group: Sequence[Named], rows: Sequence[Row], cell: Callable[[Ro
 
 def accuracy_cell(row: Row, each: Named, first: Named) -> str:
     pair = row.pairs[each.letter]
-    change = wording.change(pair.metric, number(pair.paired, "difference"))
-    value = wording.value(pair.metric, number(pair.unlearned, "value"))
+    change = wording.change(pair.metric, pair.paired.difference)
+    value = wording.value(pair.metric, pair.after)
     seeds = over_seeds(pair).removeprefix("unlearned ")
     return beside(
         value, wording.interval(pair.metric, pair.unlearned), f"change {change}", seeds, against(row, each, first)
@@ -324,25 +341,20 @@ def against(row: Row, each: Named, first: Named) -> str:
     if not one or one.keys() != other.keys():
         return ""
     found = stats.paired(list(one.values()), [other[key] for key in one])
-    span = wording.change_interval(row.metric, found._asdict())
+    span = wording.change_interval(row.metric, found)
     return f"to {first.letter} {wording.change(row.metric, found.difference)} ({span})"
 
 
 def right_answers(run: Run, row: Row) -> dict[str, bool]:
     """Question's id -> whether the unlearned model has it right; empty where the records do not say."""
-    wanted = {"model": "unlearned", "measurement": row.measurement, "set": row.set}
-    result = next((r for r in run.results if all(r.get(key) == value for key, value in wanted.items())), {})
-    found = {}
-    for record in mappings(result.get("records")):
-        right = mapping(record.get("correct")).get(row.metric.removesuffix("_accuracy"))
-        if not isinstance(right, bool):
-            return {}
-        found[str(record.get("id"))] = right
-    return found
+    wanted, key = ("unlearned", row.measurement, row.set), row.metric.removesuffix("_accuracy")
+    result = next((r for r in run.results if (r.model, r.measurement, r.set) == wanted), None)
+    records = [typed(record, Answered) for record in result.records] if result else []
+    return {r.id: r.correct[key] for r in records} if all(key in r.correct for r in records) else {}
 
 
 def text_cell(pair: Pair) -> str:
-    value = wording.change(pair.metric, number(pair.paired, "difference"))
+    value = wording.change(pair.metric, pair.paired.difference)
     return beside(value, wording.change_interval(pair.metric, pair.paired))
 
 
@@ -355,8 +367,8 @@ def notes(groups: Sequence[Sequence[Named]]) -> list[str]:
 
 def weights_in_words(run: Run) -> str:
     """`demo (weights 24609a70)`: two bases may have the same name."""
-    found = mapping(run.config.get("data")).get("model_sha256")
-    return f"{run.model_name or 'a model without a name'} ({'weights ' + str(found)[:8] if found else 'weights not known'})"
+    found = run.config.data.model_sha256
+    return f"{run.model_name or 'a model without a name'} ({'weights ' + found[:8] if found else 'weights not known'})"
 
 
 def differing_settings(named: Sequence[Named]) -> Table:
@@ -369,13 +381,10 @@ def differing_settings(named: Sequence[Named]) -> Table:
 
 def asked(run: Run) -> dict[str, Any]:
     config = run.config
-    settings = {k: v for k, v in mapping(config.get("settings")).items() if v is not None and k not in UNCOMPARED}
-    topics = {t: mapping(mapping(config.get("chosen")).get("topics")).get(t) for t in run.topics}
-    corpora = config.get("retain")
-    retain = {
-        str(c.get("name")): f"{c.get('source')}@{c.get('weight')}" for c in corpora or [] if isinstance(c, Mapping)
-    }
-    data = {k: v for k, v in mapping(config.get("data")).items() if k != "model_sha256"}
+    settings = {k: v for k, v in config.settings.items() if v is not None and k not in UNCOMPARED}
+    topics = {name: untyped(found) if (found := config.chosen.topics.get(name)) else None for name in run.topics}
+    retain = {corpus.name: f"{corpus.source}@{corpus.weight}" for corpus in config.retain}
+    data = {k: v for k, v in untyped(config.data).items() if k != "model_sha256"}
     hashes = {name: short_hashes(value) for name, value in data.items()}
     return {"model": run.model, **settings, "topics": topics, "retain": retain, "data": hashes}
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from misdirect.reporting import wording
 from misdirect.reporting.content.audit import place, right, share, span, status_of
 from misdirect.reporting.content.evaluation import Table
-from misdirect.reporting.load.audit import DONE, SHARE, Attempt, Audit, Row, at, by_metric, headline
-from misdirect.reporting.load.values import mapping, mappings, number
+from misdirect.reporting.load.audit import DONE, SHARE, Attempt, Audit, Measured, at, by_metric, headline
+from misdirect.runs.stored import NOWHERE
 
 
 def points_table(audit: Audit) -> Table:
@@ -18,13 +18,13 @@ def points_table(audit: Audit) -> Table:
         for name in (name for name in each.sets("mcq") if name in audit.forgotten):
             shares = [row for row in each.rows("unlearned", "recovered", name) if row.metric == SHARE]
             both = {model: each.accuracies(model, name) for model in ("base", "unlearned")}
-            for spot in dict.fromkeys(row.spot for found in both.values() for row in found):
-                own = [row for row in shares if row.spot == spot and spot != (None, None, None)]
-                cells = [right(at(both[model], spot)) for model in ("base", "unlearned")]
+            for point in dict.fromkeys(row.point for found in both.values() for row in found):
+                own = [row for row in shares if row.point == point and point != NOWHERE]
+                cells = [right(at(both[model], point)) for model in ("base", "unlearned")]
                 found = share(own[0].value) + (f" ({span(own[0])})" if span(own[0]) else "") if own else wording.NONE
-                counts = [str(row.n) for row in both["unlearned"] + both["base"] if row.spot == spot and row.n]
+                counts = [str(row.n) for row in both["unlearned"] + both["base"] if row.point == point and row.n]
                 rows.append(
-                    (each.title, name, place(spot, each) or wording.NONE, *cells, found, (counts or [wording.NONE])[0])
+                    (each.title, name, place(point, each) or wording.NONE, *cells, found, (counts or [wording.NONE])[0])
                 )
     return Table(("Attack", "Set", "Point", "Base", "Unlearned", "Comes back", "n"), rows)
 
@@ -52,38 +52,38 @@ def inside_table(audit: Audit) -> Table:
 
 def inside_rows(each: Attempt, measurement: str, name: str) -> list[tuple[str, ...]]:
     found = by_metric(each.rows("unlearned", measurement, name))
-    base: dict[str, list[Row]] = {row.metric: [] for rows in found.values() for row in rows} | by_metric(
+    base: dict[str, list[Measured]] = {row.metric: [] for rows in found.values() for row in rows} | by_metric(
         each.rows("base", measurement, name)
     )
     rows: list[tuple[str, ...]] = []
     for metric, own in found.items():
-        if len({row.spot[1] for row in own}) < 2 or not readable(metric):
+        if len({row.point.block for row in own}) < 2 or not readable(metric):
             continue
         best = headline([row for row in own if row.headline]) or max(own, key=lambda row: row.value)
-        shuffled = at(found.get(metric.replace("_accuracy", "_shuffled_accuracy"), []), best.spot)
+        shuffled = at(found.get(metric.replace("_accuracy", "_shuffled_accuracy"), []), best.point)
         title = each.title if metric == "probe_accuracy" else f"{each.title}: {wording.metric_label(metric)}"
         least = best.floor if best.floor is not None else best.chance
         chance = wording.NONE if least is None else wording.value("accuracy", least)
         n = wording.NONE if best.n is None else str(best.n)
-        rows.append((title, name, f"{best.spot[1]:g}", with_span(best), with_span(at(base[metric], best.spot)),
+        rows.append((title, name, f"{best.point.block:g}", with_span(best), with_span(at(base[metric], best.point)),
                      at_best(base[metric]), right(shuffled), chance, n))  # fmt: skip
     return rows
 
 
-def at_best(rows: Sequence[Row]) -> str:
+def at_best(rows: Sequence[Measured]) -> str:
     """`52.0 % (block 29)`: the block by which the model is reported, else the largest."""
     found = headline([row for row in rows if row.headline]) or max(rows, key=lambda row: row.value, default=None)
-    return wording.NONE if found is None else f"{right(found)} (block {found.spot[1]:g})"
+    return wording.NONE if found is None else f"{right(found)} (block {found.point.block:g})"
 
 
 def readable(metric: str) -> bool:
     return metric.endswith("accuracy") and "shuffled" not in metric
 
 
-def with_span(row: Row | None) -> str:
+def with_span(row: Measured | None) -> str:
     if row is None:
         return wording.NONE
-    interval = wording.interval("accuracy", {"low": row.low, "high": row.high})
+    interval = wording.interval("accuracy", row)
     return right(row) + (f" ({interval})" if interval else "")
 
 
@@ -116,7 +116,7 @@ def other_table(audit: Audit) -> Table:
     return Table(("Measured", "Set", "Base", "Unlearned", "n"), rows)
 
 
-def plain_value(row: Row | None, metric: str) -> str:
+def plain_value(row: Measured | None, metric: str) -> str:
     if row is None:
         return wording.NONE
     return share(row.value) if metric.endswith("_said") else wording.value(metric, row.value)
@@ -128,12 +128,11 @@ def brittle_table(audit: Audit) -> Table:
     for each in diagnostics(audit):
         for name in each.sets("mcq"):
             both = {model: each.accuracies(model, name) for model in ("base", "unlearned")}
-            for row in dict.fromkeys(
-                r.spot for found in both.values() for r in found if r.spot[1] is None and r.spot[2] != 0
-            ):
-                cells = [x for m in both for x in (before(audit, m, name), with_span(at(both[m], row)))]
+            asked = dict.fromkeys(row.point for rows in both.values() for row in rows)
+            for point in (p for p in asked if p.block is None and p.budget != 0):
+                cells = [x for m in both for x in (before(audit, m, name), with_span(at(both[m], point)))]
                 n = next((str(r.n) for r in both["unlearned"] + both["base"] if r.n), wording.NONE)
-                title = each.title + (f" ({at_point})" if (at_point := place(row, each)) else "")
+                title = each.title + (f" ({at_point})" if (at_point := place(point, each)) else "")
                 rows.append((title, name, *cells, n))
     head = ("Test", "Set", "Base, plain", "Base, tested", "Unlearned, plain", "Unlearned, tested", "n")
     return Table(head, rows)
@@ -177,8 +176,8 @@ def texts_table(audit: Audit, most: int = 60) -> Table:
     found: dict[tuple[str, str, str], list[str]] = {}
     for each in audit.attempts:
         for (model, _, name), result in each.results.items():
-            for record in mappings(result.get("records")) if model == "unlearned" else ():
-                found.setdefault((each.title, name, str(record.get("text"))), []).append(str(record.get("id")))
+            for record in result.records if model == "unlearned" and "text" in next(iter(result.records), {}) else ():
+                found.setdefault((each.title, name, record["text"]), []).append(str(record["id"]))
     rows = [(title, name, shown_ids(ids), text) for (title, name, text), ids in list(found.items())[:most]]
     return Table(("Attack", "Set", "Question", "Text"), rows)
 
@@ -189,8 +188,6 @@ def shown_ids(ids: Sequence[str]) -> str:
 
 def cost_rows(audit: Audit) -> list[tuple[str, str]]:
     """What the audit took, and what was asked, for the page's foot."""
-    about = audit.about
-    rows: list[tuple[str, str]] = []
-    seconds = number(about, "seconds")
-    rows += [("took", wording.duration(seconds))] if seconds is not None else []
-    return [*rows, *wording.flat({k: v for k, v in mapping(about.get("settings")).items() if v is not None})]
+    seconds = audit.about.seconds
+    took = [("took", wording.duration(seconds))] if seconds is not None else []
+    return [*took, *wording.flat({k: v for k, v in audit.about.settings.items() if v is not None})]

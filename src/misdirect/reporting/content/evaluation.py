@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from misdirect.config import Kind, UnlearnConfig
 from misdirect.reporting import wording
-from misdirect.reporting.load.run import BY_SUBJECT, KINDS, POSITION, QUESTIONS, Pair, Run
-from misdirect.reporting.load.values import mapping, mappings, number
+from misdirect.reporting.load.run import BY_SUBJECT, KINDS, QUESTIONS, Pair, Run
 from misdirect.runs.collateral import Change
+from misdirect.runs.stored import Chosen, Corpus, Point, Topic
 
 HEADINGS: dict[Kind, str] = {
     "forget": "What was to be forgotten",
@@ -75,36 +75,36 @@ def gone(run: Run) -> list[str]:
     sentences = [verdict(pair) for pair in pairs[:MAX_SAID]]
     if len(pairs) > MAX_SAID:
         sentences.append(f"{len(pairs) - MAX_SAID} more below.")
-    rises = [p for p in run.headlines("nll", kind="forget") if number(p.paired, "difference") is not None]
+    rises = [p for p in run.headlines("nll", kind="forget") if p.paired.difference is not None]
     for pair in rises[:MAX_SAID]:
         sentences.append(
             f"NLL on {pair.set} changed by {with_interval(pair)} nats per token: "
-            f"perplexity \u00d7 {wording.factor(number(pair.paired, 'difference') or 0.0)}."
+            f"perplexity \u00d7 {wording.factor(pair.paired.difference or 0.0)}."
         )
     return [sentence for sentence in sentences if sentence]
 
 
 def verdict(pair: Pair) -> str:
     """Where the unlearned model ends on a set that was to be forgotten, as a fact and no more."""
-    low, after = number(pair.unlearned, "low"), number(pair.unlearned, "value")
+    low, after = pair.unlearned.low if pair.unlearned else None, pair.after
     name, level = limit(pair)
     if not pair.base_knows:
         return f"{pair.set}: nothing can be told, since the base model is no better than {name} here."
     if low is None or after is None or level is None:
         return ""
-    before, reached = wording.value(pair.metric, number(pair.base, "value")), wording.value(pair.metric, after)
+    before, reached = wording.value(pair.metric, pair.before), wording.value(pair.metric, after)
     right = f"{pair.set}: {reached} right ({wording.interval(pair.metric, pair.unlearned)}), {before} before."
     bar = f"{name}, {wording.value(pair.metric, level)}"
     if low <= level:
         return f"{right} This cannot be told from {bar}."
-    if (number(pair.paired, "high") or 0.0) < 0:
+    if (pair.paired.high or 0.0) < 0:
         return f"{right} Partly gone: it is still above {bar}."
     return f"{right} Not shown to be gone: it is above {bar}, and the change may be none."
 
 
 def limit(pair: Pair) -> tuple[str, float | None]:
     """What a model that knows nothing scores: the larger of chance and floor."""
-    chance, floor = (number({key: pair.both(key)}, key) for key in ("chance", "floor"))
+    chance, floor = pair.both("chance"), pair.both("floor")
     if floor is not None and floor >= (chance or 0.0):
         return "the floor", floor
     return "chance", chance
@@ -114,7 +114,7 @@ def kept(run: Run) -> list[str]:
     """How many sets changed beyond chance, which, and how large a loss the intervals still allow."""
     changes = [change for change in run.changes if change.kind == "retain"]
     sentences = [counted_changes(changes)] if changes else []
-    lows = [(pair.set, number(pair.paired, "low")) for pair in run.headlines(*QUESTIONS, kind="retain")
+    lows = [(pair.set, pair.paired.low) for pair in run.headlines(*QUESTIONS, kind="retain")
             if wording.is_share(pair.metric)]  # fmt: skip
     bounds = [f"{100 * max(0.0, -low):.1f} points on {name}" for name, low in lows if low is not None]
     if bounds:
@@ -136,7 +136,7 @@ def counted_changes(changes: Sequence[Change]) -> str:
 def with_interval(pair: Pair) -> str:
     """`+7.882 (+7.302 to +8.462)`."""
     span = wording.change_interval(pair.metric, pair.paired)
-    return wording.change(pair.metric, number(pair.paired, "difference")) + (f" ({span})" if span else "")
+    return wording.change(pair.metric, pair.paired.difference) + (f" ({span})" if span else "")
 
 
 # ------------------------------------------------------------------------------------------------ in numbers
@@ -144,7 +144,7 @@ def with_interval(pair: Pair) -> str:
 
 def card(pair: Pair, run: Run) -> Card:
     """A forget set shows both values first, a set to be kept its change: that is what each is judged by."""
-    difference = number(pair.paired, "difference")
+    difference = pair.paired.difference
     what = wording.metric_label(pair.metric)
     if difference is not None and pair.kind == "retain":
         what += ", change"
@@ -166,14 +166,14 @@ def card(pair: Pair, run: Run) -> Card:
 def base_to_unlearned(pair: Pair) -> str:
     """`64.2 → 31.2 %`, or the one that there is."""
     rows = [row for row in (pair.base, pair.unlearned) if row is not None]
-    values = [wording.value(pair.metric, number(row, "value")) for row in rows]
+    values = [wording.value(pair.metric, row.value) for row in rows]
     unit = wording.SPACE + "%" if wording.is_share(pair.metric) else ""
     return " → ".join(text.removesuffix(unit) for text in values) + unit
 
 
 def levels(pair: Pair) -> str:
-    chance = number({"chance": pair.both("chance")}, "chance")
-    floors = [x for row in (pair.base, pair.unlearned) if row is not None and (x := number(row, "floor")) is not None]
+    chance = pair.both("chance")
+    floors = [row.floor for row in (pair.base, pair.unlearned) if row is not None and row.floor is not None]
     unit = wording.SPACE + "%" if wording.is_share(pair.metric) else ""
     texts = list(dict.fromkeys(wording.value(pair.metric, x).removesuffix(unit) for x in floors))
     found = [f"chance {wording.value(pair.metric, chance)}"] if chance is not None else []
@@ -183,11 +183,10 @@ def levels(pair: Pair) -> str:
 
 def over_seeds(pair: Pair) -> str:
     """`unlearned over 3 seeds: 27.1 to 28.9 %, mean 28.0 %`."""
-    low, high, mean, n = (number(pair.seeds, key) for key in ("smallest", "largest", "value", "n"))
-    if low is None or high is None or mean is None or n is None:
+    if pair.seeds is None:
         return ""
-    span = wording.interval(pair.metric, {"low": low, "high": high})
-    return f"unlearned over {int(n)} seeds: {span}, mean {wording.value(pair.metric, mean)}"
+    span = wording.interval(pair.metric, pair.seeds)
+    return f"unlearned over {pair.seeds.n} seeds: {span}, mean {wording.value(pair.metric, pair.seeds.mean)}"
 
 
 def macro(pair: Pair, run: Run) -> str:
@@ -198,7 +197,7 @@ def macro(pair: Pair, run: Run) -> str:
 
 
 def text_row(pair: Pair) -> TextRow:
-    difference = number(pair.paired, "difference")
+    difference = pair.paired.difference
     span = wording.change_interval(pair.metric, pair.paired)
     times = wording.NONE if difference is None else f"\u00d7{wording.SPACE}{wording.factor(difference)}"
     change = wording.change(pair.metric, difference)
@@ -229,24 +228,24 @@ def metric_groups(run: Run) -> list[dict[str, Any]]:
 
 
 def metric_row(pair: Pair) -> dict[str, Any]:
-    counts = list(dict.fromkeys(wording.count(row.get("n")) for row in (pair.base, pair.unlearned) if row))
-    places = [(key, number({key: pair.both(key)}, key)) for key in POSITION]
+    counts = list(dict.fromkeys(wording.count(row.n) for row in (pair.base, pair.unlearned) if row))
+    places = [(key, pair.both(key)) for key in Point._fields]
     position = ", ".join(f"{key} {x:g}" for key, x in places if x is not None)
-    limits = [wording.value(pair.metric, number({key: pair.both(key)}, key)) for key in ("chance", "floor")]
-    turned = [wording.setting(pair.paired.get(key)) for key in ("lost", "gained")]
+    limits = [wording.value(pair.metric, pair.both(key)) for key in ("chance", "floor")]
+    turned = [wording.setting(count) for count in (pair.paired.lost, pair.paired.gained)]
     return {
         "metric": wording.metric_label(pair.metric) + (f" ({position})" if position else ""),
         "headline": pair.headline,
         "base_knows": pair.base_knows,
         "n": " / ".join(counts),
-        "base": wording.value(pair.metric, number(pair.base, "value")),
+        "base": wording.value(pair.metric, pair.before),
         "base_interval": wording.interval(pair.metric, pair.base),
-        "unlearned": wording.value(pair.metric, number(pair.unlearned, "value")),
+        "unlearned": wording.value(pair.metric, pair.after),
         "unlearned_interval": wording.interval(pair.metric, pair.unlearned),
         "limits": slashed(limits),
-        "change": wording.change(pair.metric, number(pair.paired, "difference")),
+        "change": wording.change(pair.metric, pair.paired.difference),
         "change_interval": wording.change_interval(pair.metric, pair.paired),
-        "p": wording.p_value(number(pair.paired, "p_value")),
+        "p": wording.p_value(pair.paired.p_value),
         "turned": slashed(turned),
     }
 
@@ -263,7 +262,7 @@ def collateral_table(run: Run) -> Table:
             change.kind,
             wording.metric_label(change.metric),
             wording.change(change.metric, change.difference),
-            wording.change_interval(change.metric, {"low": change.low, "high": change.high}),
+            wording.change_interval(change.metric, change),
             wording.p_value(change.p_value),
             wording.p_value(change.adjusted_p) + (" *" if change.changed else ""),
             f"{change.n:,}",
@@ -275,39 +274,34 @@ def collateral_table(run: Run) -> Table:
 
 def topics_table(run: Run) -> Table:
     """Each topic with what was asked and what was chosen from measurement."""
-    chosen = mapping(mapping(run.config.get("chosen")).get("topics"))
-    asked = {str(t.get("name")): t for t in mappings(run.config.get("topics"))}
+    asked = {topic.name: topic for topic in run.config.topics}
     rows = []
     for name in run.topics:
-        made = mapping(chosen.get(name))
-        keys = ("steering_coefficient", "median_norm", "retain_weight", "num_samples", "tokens")
-        source = wording.setting(asked.get(name, {}).get("source"))
-        rows.append((name, source, *(wording.setting(made.get(k)) for k in keys)))
+        made = run.config.chosen.topics.get(name, Chosen())
+        values = (made.steering_coefficient, made.median_norm, made.retain_weight, made.num_samples, made.tokens)
+        source = asked.get(name, Topic(name)).source
+        rows.append((name, *map(wording.setting, (source, *values))))
     head = ("Topic", "Source", "Steering coefficient", "Median token norm", "Retain weight", "Samples", "Tokens")
     return Table(head, rows)
 
 
 def retain_table(run: Run) -> Table:
-    chosen = mapping(mapping(run.config.get("chosen")).get("retain"))
-    rows = [
-        (
-            str(corpus.get("name", wording.NONE)),
-            wording.setting(corpus.get("source")),
-            wording.setting(corpus.get("weight")),
-            wording.setting(mapping(chosen.get(str(corpus.get("name")))).get("num_samples")),
-        )
-        for corpus in mappings(run.config.get("retain"))
-    ]
+    chosen = run.config.chosen.retain
+
+    def row(corpus: Corpus) -> tuple[str, ...]:
+        values = (corpus.source, corpus.weight, chosen.get(corpus.name, Chosen()).num_samples)
+        return corpus.name, *map(wording.setting, values)
+
+    rows = [row(corpus) for corpus in run.config.retain]
     return Table(("Retain corpus", "Source", "Weight in the mixture", "Samples"), rows)
 
 
 def settings_table(run: Run) -> Table:
     """Every setting with its help text; those that are not set are left out."""
     helps: Mapping[str, str] = {f.name: str(f.metadata["help"]) for f in dataclasses.fields(UnlearnConfig)}
-    settings = mapping(run.config.get("settings"))
     rows = [
         (name, wording.setting(data), re.sub(r" \[default:.*\]$", "", helps.get(name, "")))
-        for name, data in settings.items()
+        for name, data in run.config.settings.items()
         if data is not None
     ]
     return Table(("Setting", "Value", "Meaning"), rows)

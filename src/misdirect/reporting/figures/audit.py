@@ -14,10 +14,10 @@ from misdirect.reporting.content import audit as audited
 from misdirect.reporting.content.diagnostics import readable
 from misdirect.reporting.figures.evaluation import WIDTH, Palette, label, plain, write_row
 from misdirect.reporting.figures.style import Picture
-from misdirect.reporting.load.audit import DONE, Attempt, Audit, Row, by_metric
+from misdirect.reporting.load.audit import DONE, Attempt, Audit, Measured, by_metric
 
 MAX_ROWS, MAX_PANELS = 40, 24  # more are in the tables
-STEP, BLOCK, BUDGET = 0, 1, 2  # places in a `Spot`
+STEP, BLOCK, BUDGET = 0, 1, 2  # places in a `Point`
 
 
 class Dot(NamedTuple):
@@ -144,8 +144,8 @@ def block_panels(each: Attempt, measurement: str, name: str) -> list[Panel]:
     return panels
 
 
-def along(rows: Sequence[Row], axis: int) -> list[tuple[float, float, float | None, float | None]]:
-    points = [(x, row.value, row.low, row.high) for row in rows if (x := row.spot[axis]) is not None]
+def along(rows: Sequence[Measured], axis: int) -> list[tuple[float, float, float | None, float | None]]:
+    points = [(x, row.value, row.low, row.high) for row in rows if (x := row.point[axis]) is not None]
     return sorted(points, key=lambda point: point[0])
 
 

@@ -12,7 +12,6 @@ from misdirect.reporting.figures import evaluation as drawing
 from misdirect.reporting.figures import style
 from misdirect.reporting.figures.style import Picture
 from misdirect.reporting.load.run import QUESTIONS, Pair, Run
-from misdirect.reporting.load.values import number
 from misdirect.runs.collateral import Change
 
 # file ending -> metadata, without which a file says when and by what it was drawn
@@ -31,8 +30,7 @@ def available(run: Run) -> dict[str, Picture]:
     scored = [
         pair
         for pair in run.headlines(*QUESTIONS)
-        if wording.is_share(pair.metric)
-        and any(number(row, "value") is not None for row in (pair.base, pair.unlearned))
+        if wording.is_share(pair.metric) and (pair.before is not None or pair.after is not None)
     ]
     if scored:
         title = "Accuracy of base and unlearned model"
@@ -49,7 +47,7 @@ def available(run: Run) -> dict[str, Picture]:
 def accuracy_in_words(pairs: Sequence[Pair]) -> str:
     parts = []
     for pair in pairs:
-        values = [wording.value(pair.metric, x) for x in (number(pair.base, "value"), number(pair.unlearned, "value"))]
+        values = [wording.value(pair.metric, x) for x in (pair.before, pair.after)]
         parts.append(f"{pair.kind} set {pair.set}: base {values[0]}, unlearned {values[1]}")
     return "; ".join(parts) + "."
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from misdirect.config import Kind
 from misdirect.reporting import wording
 from misdirect.reporting.load.run import KINDS, Pair
-from misdirect.reporting.load.values import number
 from misdirect.runs.collateral import Change
+from misdirect.runs.stored import LogLine
 
 MAX_ROWS = 80  # rows of one panel: MMLU has 57
 ROW, WIDE_ROW, MANY = 0.165, 0.22, 25  # inches a row where there are many, and where there are at most `MANY`
@@ -60,10 +60,10 @@ def accuracy(pairs: Sequence[Pair], palette: Palette) -> Any:
 def draw_accuracy(axes: Any, index: int, pair: Pair, palette: Palette) -> None:
     colour = palette[pair.kind]
     for key, style in (("chance", "--"), ("floor", ":")):
-        value = number({key: pair.both(key)}, key)
+        value = pair.both(key)
         if value is not None:
             axes.plot([value] * 2, [index - 0.2, index + 0.4], style, color=palette["muted"], linewidth=1.1)
-    points = [(number(row, "value"), row) for row in (pair.base, pair.unlearned)]
+    points = [(pair.before, pair.base), (pair.after, pair.unlearned)]
     heights = (index + 0.0, index + 0.22) if None not in (points[0][0], points[1][0]) else (index + 0.1,) * 2
     if heights[0] != heights[1]:
         axes.plot([points[0][0], points[1][0]], heights, color=palette["rule"], linewidth=2.5, zorder=1)
@@ -73,18 +73,23 @@ def draw_accuracy(axes: Any, index: int, pair: Pair, palette: Palette) -> None:
             axes.plot(
                 [value], [y], "o", color=colour, markerfacecolor=face, markersize=5, markeredgewidth=1.3, zorder=3
             )
-    smallest, largest = number(pair.seeds, "smallest"), number(pair.seeds, "largest")
-    if smallest is not None and largest is not None:
-        axes.plot([smallest, largest], [heights[1]] * 2, color=colour, alpha=0.3, linewidth=6, solid_capstyle="butt")
+    if pair.seeds is not None:
+        axes.plot(
+            [pair.seeds.low, pair.seeds.high],
+            [heights[1]] * 2,
+            color=colour,
+            alpha=0.3,
+            linewidth=6,
+            solid_capstyle="butt",
+        )
     shown = [f"{100 * value:.1f}" for value, _ in points if value is not None]
     note = "" if pair.base_knows else "  (base does not know)"
     write_row(axes, index, label(pair.set, LABEL_CHARS - len(note)) + note, " → ".join(shown) + " %", palette)
 
 
 def whisker(axes: Any, row: Any, y: float, colour: str) -> None:
-    low, high = number(row, "low"), number(row, "high")
-    if low is not None and high is not None:
-        axes.plot([low, high], [y, y], color=colour, linewidth=1.2, solid_capstyle="butt", zorder=2)
+    if row.low is not None and row.high is not None:
+        axes.plot([row.low, row.high], [y, y], color=colour, linewidth=1.2, solid_capstyle="butt", zorder=2)
 
 
 def write_row(axes: Any, index: int, left: str, right: str, palette: Palette) -> None:
@@ -141,12 +146,12 @@ def plain(axes: Any, palette: Palette) -> None:
         spine.set_color(palette["rule"])
 
 
-def curves(log: Sequence[Mapping[str, Any]], palette: Palette) -> Any:
+def curves(log: Sequence[LogLine], palette: Palette) -> Any:
     """What the log holds of `CURVES` over the updates, a colour per topic."""
     from matplotlib.figure import Figure
 
     keys = curve_keys(log)
-    topics = list(dict.fromkeys(str(line.get("topic", "")) for line in log))
+    topics = list(dict.fromkeys(line.topic for line in log))
     num_rows = -(-len(keys) // 2)
     figure: Any = Figure(figsize=(WIDTH, 1.35 * num_rows + (0.3 if len(topics) > 1 else 0.05)), layout="constrained")
     figure.get_layout_engine().set(h_pad=0.06, w_pad=0.04)
@@ -162,15 +167,15 @@ def curves(log: Sequence[Mapping[str, Any]], palette: Palette) -> Any:
     return figure
 
 
-def curve_keys(log: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [key for key in CURVES if any(number(line, key) is not None for line in log)]
+def curve_keys(log: Sequence[LogLine]) -> list[str]:
+    return [key for key in CURVES if any(getattr(line, key) is not None for line in log)]
 
 
-def draw_curve(axes: Any, key: str, log: Sequence[Mapping[str, Any]], topics: Sequence[str], palette: Palette) -> None:
+def draw_curve(axes: Any, key: str, log: Sequence[LogLine], topics: Sequence[str], palette: Palette) -> None:
     values = []
     for index, topic in enumerate(topics if key != "lr" else [None]):
-        lines = [line for line in log if topic is None or str(line.get("topic", "")) == topic]
-        points = [(line["step"], y) for line in lines if (y := number(line, key)) is not None]
+        lines = [line for line in log if topic is None or line.topic == topic]
+        points = [(line.step, y) for line in lines if (y := getattr(line, key)) is not None]
         values += [y for _, y in points]
         colour = palette["muted" if topic is None else SERIES[index % len(SERIES)]]
         marker = "o" if len(points) == 1 else ""
