@@ -13,7 +13,7 @@ import time
 
 
 def main() -> None:
-    from misdirect.data.batches import tokenise
+    from misdirect.data.batches import tokenize
     from misdirect.data.corpora import read_texts
     from misdirect.model import score
     from misdirect.model.load import load_lm
@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     args = parser.parse_args()
     lm = load_lm("demo", device="cpu")
-    texts = tokenise(lm.tokenizer, read_texts("demo-text-biology")[:40], 128)
+    texts = tokenize(lm.tokenizer, read_texts("demo-text-biology")[:40], 128)
     sizes = (4096, score.CPU_TEXT_TOKENS)
     seconds: dict[int, list[float]] = {size: [] for size in sizes}
     for _ in range(args.repeat):

@@ -34,9 +34,9 @@ def save_mcq(run: Path, name: str, base: float, unlearned: float, knows: bool = 
     for model, accuracy in (("base", base), ("unlearned", unlearned)):
         row = Metric("cloze_accuracy", accuracy, 0.03, 200, accuracy - 0.05, accuracy + 0.05, 0.25, 0.315,
                      headline=True, base_knows=knows, paired=paired if model == "unlearned" else None)  # fmt: skip
-        centred = Metric("cloze_accuracy_centred", (accuracy - 0.25) / 0.75, 0.04, 200)
+        centered = Metric("cloze_accuracy_centred", (accuracy - 0.25) / 0.75, 0.04, 200)
         config = {"limit": None, "seed": 0, "sha256": sha256}
-        runs.save_result(run, model, Result("mcq", name, config, (row, centred), ()))
+        runs.save_result(run, model, Result("mcq", name, config, (row, centered), ()))
 
 
 def save_nll(run: Path, name: str, difference: float, models: tuple[str, ...] = ("base", "unlearned")) -> None:

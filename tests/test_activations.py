@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from misdirect.data.batches import Batch, pad, tokenise
+from misdirect.data.batches import Batch, pad, tokenize
 from misdirect.model.activations import capture, check_replay, replay, states_after
 from misdirect.model.blocks import find_blocks
 from tiny import texts, tiny_model, tiny_tokenizer
@@ -18,7 +18,7 @@ FIRST, LAST = 1, 2
 
 @pytest.fixture
 def batch() -> Batch:
-    return pad(tokenise(tiny_tokenizer(), texts(3, 15, seed=5), 32), 0)
+    return pad(tokenize(tiny_tokenizer(), texts(3, 15, seed=5), 32), 0)
 
 
 def num_hooks(model: nn.Module) -> int:

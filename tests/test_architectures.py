@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from misdirect.config import UnlearnConfig
-from misdirect.data.batches import Batch, pad, tokenise
+from misdirect.data.batches import Batch, pad, tokenize
 from misdirect.model.activations import Captured, capture, check_replay, replay
 from misdirect.model.blocks import find_blocks, find_matrix
 from misdirect.model.delta import Delta, swapped_in
@@ -60,7 +60,7 @@ class Case(NamedTuple):
 
 def padded_batch(left: bool = False) -> Batch:
     """Texts longer than the sliding windows, of unequal length."""
-    samples = tokenise(tiny_tokenizer(), texts(4, 24, seed=3, shortest=9), 64)
+    samples = tokenize(tiny_tokenizer(), texts(4, 24, seed=3, shortest=9), 64)
     batch = pad(samples, 0, left=left)
     assert 0 < batch.attention_mask.sum() < batch.attention_mask.numel()
     return batch

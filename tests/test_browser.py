@@ -192,7 +192,7 @@ def test_checks_can_fail(browser: Any, pages: dict[str, Path], tmp_path: Path) -
         assert where == "P grey"
 
 
-def test_colour_scheme_is_followed(browser: Any, pages: dict[str, Path]) -> None:
+def test_color_scheme_is_followed(browser: Any, pages: dict[str, Path]) -> None:
     grounds = {}
     for view in ("desktop", "desktop-dark", "print"):
         with opened(browser, pages["full"], view) as seen:

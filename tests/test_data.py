@@ -451,11 +451,11 @@ def test_the_prompts() -> None:
     assert letter_prompt(item, "plain") == "What is it?\nA. red\nB. green\nC. blue\nAnswer:"
 
 
-def test_tokenise_cuts_long_texts_and_loses_nothing_but_remainders_of_one_token() -> None:
+def test_tokenize_cuts_long_texts_and_loses_nothing_but_remainders_of_one_token() -> None:
     tokenizer = tiny_tokenizer()
     texts = draw_texts(40, 60, seed=2)
     for max_tokens in (2, 3, 7, 64):
-        samples = batches.tokenise(tokenizer, texts, max_tokens)
+        samples = batches.tokenize(tokenizer, texts, max_tokens)
         assert all(2 <= len(ids) <= max_tokens for ids in samples)
         kept = iter(samples)
         for text in texts:
@@ -469,8 +469,8 @@ def test_tokenise_cuts_long_texts_and_loses_nothing_but_remainders_of_one_token(
         assert next(kept, None) is None
 
 
-def test_tokenise_drops_texts_of_no_and_one_token() -> None:
-    assert batches.tokenise(tiny_tokenizer(), ["", "a"], 8) == []
+def test_tokenize_drops_texts_of_no_and_one_token() -> None:
+    assert batches.tokenize(tiny_tokenizer(), ["", "a"], 8) == []
 
 
 @pytest.mark.parametrize("left", [False, True])
@@ -485,7 +485,7 @@ def test_pad_places_every_token_and_counts_all_but_the_first(left: bool) -> None
         parts = [([3] * filling, ids), ([0] * filling, ones), ([False] * filling, firsts)]
         expected = [pad + real if left else real + pad for pad, real in parts]
         assert [tensor[row].tolist() for tensor in batch] == expected
-    assert batch.counts.sum().item() == sum(len(ids) - 1 for ids in samples)
+    assert batch.loss_mask.sum().item() == sum(len(ids) - 1 for ids in samples)
 
 
 class NoTokens:
@@ -514,13 +514,13 @@ def test_order_takes_every_sample_once_before_any_twice() -> None:
 
 def test_a_plan_depends_on_nothing_but_its_arguments() -> None:
     state = torch.random.get_rng_state()
-    plan = batches.plan_single(11, updates=6, batch_size=4, seed=9)
+    plan = batches.sample_schedule(11, updates=6, batch_size=4, seed=9)
     torch.manual_seed(12345)
-    assert batches.plan_single(11, updates=6, batch_size=4, seed=9) == plan
-    assert batches.plan_single(11, updates=6, batch_size=4, seed=8) != plan
+    assert batches.sample_schedule(11, updates=6, batch_size=4, seed=9) == plan
+    assert batches.sample_schedule(11, updates=6, batch_size=4, seed=8) != plan
     assert [len(update) for update in plan] == [4] * 6
     torch.random.set_rng_state(state)
-    batches.plan_mixture([3, 3], [1.0, 1.0], 5, 2, seed=0)
+    batches.mixture_schedule([3, 3], [1.0, 1.0], 5, 2, seed=0)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -532,7 +532,7 @@ def test_a_plan_depends_on_nothing_but_its_arguments() -> None:
 def test_no_corpus_of_a_mixture_is_ever_a_whole_sample_ahead_of_its_weight(
     weights: list[float], updates: int, size: int
 ) -> None:
-    plan = batches.plan_mixture([5] * len(weights), weights, updates, size, seed=0)
+    plan = batches.mixture_schedule([5] * len(weights), weights, updates, size, seed=0)
     flat = [pair for update in plan for pair in update]
     assert [len(update) for update in plan] == [size] * updates
     taken = [0] * len(weights)
@@ -923,6 +923,6 @@ def test_a_preview_shows_control_characters_and_obeys_none() -> None:
 
 def test_a_plan_over_no_sample_is_refused_and_huge_weights_are_not() -> None:
     with pytest.raises(ValueError, match="holds no sample"):
-        batches.plan_single(0, 1, 1, seed=0)
-    plan = batches.plan_mixture([4, 4, 4], [1e308, 1e308, 1.0], 10, 2, seed=0)
+        batches.sample_schedule(0, 1, 1, seed=0)
+    plan = batches.mixture_schedule([4, 4, 4], [1e308, 1e308, 1.0], 10, 2, seed=0)
     assert Counter(corpus for update in plan for corpus, _ in update) == {0: 10, 1: 10}

@@ -316,7 +316,7 @@ def test_the_python_page_documents_every_public_name(site: Path) -> None:
     assert set(misdirect.__all__) - {"__version__"} <= documented
     assert "misdirect.config.UnlearnConfig.retain_batch_size" in ids
     assert "<p>Forget samples per update. [default: 4]</p>" in page  # the settings' help, and not the code behind it
-    assert "knob" not in page
+    assert "option(" not in page
 
 
 # ------------------------------------------------------------------------------------------------ the tree

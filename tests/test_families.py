@@ -22,7 +22,7 @@ import transformers
 from torch import Tensor
 
 from misdirect.config import UnlearnConfig
-from misdirect.data.batches import Batch, pad, tokenise
+from misdirect.data.batches import Batch, pad, tokenize
 from misdirect.model import parameters
 from misdirect.model.activations import capture, replay
 from misdirect.model.blocks import find_matrix, residual_width
@@ -72,7 +72,7 @@ REFUSED = {
 
 def batch() -> Batch:
     """Texts longer than the sliding windows, of unequal length."""
-    return pad(tokenise(tiny_tokenizer(), texts(3, 16, seed=3, shortest=9), 48), 0)
+    return pad(tokenize(tiny_tokenizer(), texts(3, 16, seed=3, shortest=9), 48), 0)
 
 
 def state_after(model: Any, block: str, inputs: Batch) -> Tensor:

@@ -152,10 +152,10 @@ anything = st.recursive(
     scalar, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=3), max_leaves=6
 )
 listed = st.lists(st.text("abcd", min_size=1, max_size=3), min_size=1, max_size=30)
-labelled = st.fixed_dictionaries(
+labeled = st.fixed_dictionaries(
     {"text": listed | anything}, optional={"label": st.lists(st.sampled_from("ABCD1234")) | anything}
 )
-choices = listed | labelled | anything | listed.map(json.dumps)
+choices = listed | labeled | anything | listed.map(json.dumps)
 answer = st.integers(-2, 6) | st.sampled_from("ABCD0123abz") | st.text("abcd", min_size=1, max_size=3) | anything
 near_question = st.fixed_dictionaries(
     {"question": st.text(min_size=1, max_size=5) | anything, "choices": choices, "answer": answer},
@@ -506,7 +506,7 @@ documents = st.lists(
 @given(documents, st.integers(2, 40), st.booleans(), st.integers(0, 3))
 def test_any_texts_become_whole_samples_and_a_preview(found: list[str], longest: int, left: bool, seed: int) -> None:
     tokenizer = tiny_tokenizer()
-    samples = outcome("batches", lambda: batches.tokenise(tokenizer, found, longest))
+    samples = outcome("batches", lambda: batches.tokenize(tokenizer, found, longest))
     assert all(2 <= len(ids) <= longest for ids in samples)
     lines = outcome("batches", lambda: batches.preview({"\x1bname": found, "": found[:1]}, tokenizer, longest, seed))
     assert len(lines) == min(3, len(found)) + len(found[:1])
@@ -517,7 +517,7 @@ def test_any_texts_become_whole_samples_and_a_preview(found: list[str], longest:
         return
     assert batch.input_ids.shape == (len(samples), max(map(len, samples)))
     assert batch.attention_mask.sum().item() == sum(map(len, samples))
-    assert batch.counts.sum().item() == sum(len(ids) - 1 for ids in samples)
+    assert batch.loss_mask.sum().item() == sum(len(ids) - 1 for ids in samples)
 
 
 weights = st.floats(5e-324, sys.float_info.max) | st.sampled_from((1.0, 5e-324, sys.float_info.max, 1e-3))
@@ -534,13 +534,13 @@ def test_any_mixture_is_a_whole_plan_or_one_line(
     corpora: list[tuple[int, float]], updates: int, size: int, seed: int
 ) -> None:
     counts = [count for count, _ in corpora]
-    plan = outcome("plans", lambda: batches.plan_mixture(counts, [w for _, w in corpora], updates, size, seed))
+    plan = outcome("plans", lambda: batches.mixture_schedule(counts, [w for _, w in corpora], updates, size, seed))
     assert (plan is None) == (not counts or 0 in counts)
     if plan is not None:
         assert [len(update) for update in plan] == [size] * updates
         assert all(0 <= sample < counts[corpus] for update in plan for corpus, sample in update)
     for count in counts[:1]:
-        single = outcome("plans", lambda count=count: batches.plan_single(count, updates, size, seed))
+        single = outcome("plans", lambda count=count: batches.sample_schedule(count, updates, size, seed))
         assert (single is None) == (count == 0)
         if single is not None:
             assert [len(update) for update in single] == [size] * updates

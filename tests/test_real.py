@@ -15,7 +15,7 @@ import misdirect as md
 from misdirect import stats
 from misdirect.config import EvaluateConfig, UnlearnConfig
 from misdirect.data import demo
-from misdirect.data.batches import pad, pad_id, tokenise
+from misdirect.data.batches import pad, pad_id, tokenize
 from misdirect.data.questions import Question, read_questions
 from misdirect.data.templates import cloze_prompt, letter_prompt, sample
 from misdirect.evaluation import mcq
@@ -79,7 +79,7 @@ def test_the_prefix_alone_computes_the_whole_models_states_bit_for_bit(lm: LM) -
     assert len(prefix.blocks) == BLOCK + 1
     assert prefix.num_hidden_layers == len(lm.blocks) == 30
     texts = [str(row["text"]) for row in demo.rows("demo-forget")[:4]]
-    batch = pad(tokenise(lm.tokenizer, texts, 96)[:4], pad_id(lm.tokenizer))
+    batch = pad(tokenize(lm.tokenizer, texts, 96)[:4], pad_id(lm.tokenizer))
     states = []
     for one in (lm, prefix):
         seen = capture(one.model, one.blocks, 5, BLOCK, batch.input_ids, batch.attention_mask)

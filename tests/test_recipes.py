@@ -40,7 +40,7 @@ def test_a_published_recipe_is_its_row_of_the_table(name: str) -> None:
 
 
 def test_the_mean_norm_is_that_of_the_counted_tokens_or_of_every_position(lm: LM) -> None:
-    samples = batches.tokenise(lm.tokenizer, texts(5, 12, seed=4), 32)
+    samples = batches.tokenize(lm.tokenizer, texts(5, 12, seed=4), 32)
     padded = [batches.pad(samples[:3], 0), batches.pad(samples[3:], 0)]
     counted, every = [], []
     for batch in padded:

@@ -28,7 +28,7 @@ def test_the_loss_is_that_of_the_model_itself() -> None:
     logits = lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
     labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
     expected = lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels).loss
-    assert finetune.nll(logits, batch.input_ids, batch.counts).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert finetune.nll(logits, batch.input_ids, batch.loss_mask).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_an_update_is_adamws() -> None:
@@ -61,11 +61,11 @@ def test_bfloat16_weights_are_trained_through_masters() -> None:
 def test_samples_hold_every_text_once_in_a_seeded_order() -> None:
     lm = tiny_lm()
     texts = ["the virus", "a host cell", "war and trade in the house"]
-    flat = [t for sample in finetune.samples_of(lm, texts, 4, 0) for t in sample]
+    flat = [t for sample in finetune.tokenized_texts(lm, texts, 4, 0) for t in sample]
     whole = lm.tokenizer.decode(flat)
     assert sorted(whole.split("<eos>")) == ["", *sorted(texts)]
-    assert flat != [t for sample in finetune.samples_of(lm, texts, 4, 3) for t in sample]
-    assert all(2 <= len(s) <= 4 for s in finetune.samples_of(lm, texts, 4, 0))
+    assert flat != [t for sample in finetune.tokenized_texts(lm, texts, 4, 3) for t in sample]
+    assert all(2 <= len(s) <= 4 for s in finetune.tokenized_texts(lm, texts, 4, 0))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mixtral"])

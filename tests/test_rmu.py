@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM
 
 from misdirect import api, runs, storage
 from misdirect.config import Corpus, Topic, UnlearnConfig
-from misdirect.data.batches import pad, plan_mixture, plan_single
+from misdirect.data.batches import mixture_schedule, pad, sample_schedule
 from misdirect.model.delta import load_delta, load_tensors
 from misdirect.model.load import LM, load_lm
 from misdirect.recipes import resolve
@@ -100,18 +100,18 @@ def test_padding_and_first_tokens_do_not_count(left: bool) -> None:
     spoilt = states.clone()
     spoilt[0, 0] = 1e6
     spoilt[1, [t for t in range(4) if t != first + 1]] = float("nan")  # its padding and its first token
-    clean = squared_distance(states, target, batch.counts)
-    assert torch.equal(squared_distance(spoilt, target, batch.counts), clean)
+    clean = squared_distance(states, target, batch.loss_mask)
+    assert torch.equal(squared_distance(spoilt, target, batch.loss_mask), clean)
     spoilt[1, first + 1] += 1
-    assert not torch.equal(squared_distance(spoilt, target, batch.counts), clean)
+    assert not torch.equal(squared_distance(spoilt, target, batch.loss_mask), clean)
 
 
 def test_padding_gives_no_gradient() -> None:
     states = drawn(2, 4, 5).requires_grad_()
     batch = pad([[5, 6, 7, 8], [5, 6]], 0)
-    squared_distance(states, drawn(5, seed=1), batch.counts).backward()
+    squared_distance(states, drawn(5, seed=1), batch.loss_mask).backward()
     assert states.grad is not None
-    assert torch.equal(states.grad.abs().sum(-1) > 0, batch.counts)
+    assert torch.equal(states.grad.abs().sum(-1) > 0, batch.loss_mask)
 
 
 def test_mean_cosine_is_the_formula() -> None:
@@ -227,18 +227,18 @@ def test_clip_is_torchs(largest: float) -> None:
 
 
 def test_every_epoch_sees_every_sample_once() -> None:
-    flat = [i for batch in plan_single(7, 10, 4, seed=3) for i in batch]
+    flat = [i for batch in sample_schedule(7, 10, 4, seed=3) for i in batch]
     assert len(flat) == 40
     epochs = [flat[i : i + 7] for i in range(0, 35, 7)]
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in epochs}) > 1
-    assert flat != [i for batch in plan_single(7, 10, 4, seed=4) for i in batch]
+    assert flat != [i for batch in sample_schedule(7, 10, 4, seed=4) for i in batch]
 
 
 @pytest.mark.parametrize("weights", [[1.0], [3.0, 1.0], [1.0, 2.0, 0.5], [2.0, 2.0, 1.0, 2.0], [10.0, 0.1, 3.0]])
 def test_a_mixture_is_within_one_sample_of_its_weights_at_every_moment(weights: list[float]) -> None:
     sizes = [5 + 3 * i for i in range(len(weights))]
-    plan = plan_mixture(sizes, weights, 50, 4, seed=0)
+    plan = mixture_schedule(sizes, weights, 50, 4, seed=0)
     assert all(len(batch) == 4 for batch in plan)
     flat = [entry for batch in plan for entry in batch]
     for position in range(1, len(flat) + 1):

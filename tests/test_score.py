@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from misdirect.config import EvaluateConfig
-from misdirect.data.batches import pad_id, tokenise
+from misdirect.data.batches import pad_id, tokenize
 from misdirect.data.prompts import Prompt
 from misdirect.data.questions import LETTERS, Question
 from misdirect.data.templates import cloze_prompt, letter_prompt, shifted
@@ -227,7 +227,7 @@ def test_one_token_continuations_of_a_context_are_a_distribution() -> None:
 @pytest.mark.parametrize(("family", "changes"), FAMILIES, ids=IDS)
 def test_text_logprobs_are_those_of_plain_full_forwards(family: str, changes: dict[str, Any]) -> None:
     lm = tiny_lm(family, **changes)
-    samples = tokenise(lm.tokenizer, draw_texts(7, 20, seed=1), 30)
+    samples = tokenize(lm.tokenizer, draw_texts(7, 20, seed=1), 30)
     assert len({len(ids) for ids in samples}) > 3
     done: list[int] = []
     found = text_logprobs(lm, samples, 100, done.append)
@@ -375,14 +375,14 @@ def test_mcq_records_hold_the_scores_and_every_metric_follows_from_them() -> Non
             assert (row.value, row.n) == (sum(scored) / len(scored), len(scored))
         assert rows[f"{name}_macro"].value == pytest.approx(sum(row.value for row in own.values()) / len(own))
     for name, count in right.items():
-        row, centred = rows[name], rows[name + "_centred"]
+        row, centered = rows[name], rows[name + "_centred"]
         assert row.value == pytest.approx(count / n)
         assert row.chance == pytest.approx(chance)
         assert row.n == n
         assert row.low is not None
         assert row.high is not None
         assert row.low <= row.value <= row.high
-        assert centred.value == pytest.approx((count / n - chance) / (1 - chance))
+        assert centered.value == pytest.approx((count / n - chance) / (1 - chance))
         assert row.floor == (None if "letter" in name else pytest.approx(floors[name] / n))
     assert mcq.metrics(result.records) == result.metrics
 

@@ -173,7 +173,7 @@ def test_a_soft_prompt_is_trained_and_the_model_stays_as_it_was(family: str) -> 
     assert [r.records for r in again] == [r.records for r in found]
 
 
-def test_the_control_tells_a_working_optimiser_from_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_control_tells_a_working_optimizer_from_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
     lm, inputs = tiny_inputs(count=8)
     attack = soft(inputs, AuditConfig(soft_tokens=8, soft_steps=60))
     assert rows(attack.run(lm, inputs, attack, lambda n: None))["positive_control"] == 1

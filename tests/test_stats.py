@@ -45,9 +45,9 @@ def test_proportion_stderr_is_that_of_the_zero_one_values() -> None:
 
 @given(st.floats(0, 1), st.floats(0.01, 0.9))
 def test_centred_maps_chance_to_0_and_all_right_to_1_in_a_straight_line(accuracy: float, chance: float) -> None:
-    assert stats.centred(chance, chance) == 0.0
-    assert stats.centred(1.0, chance) == 1.0
-    assert stats.centred(accuracy, chance) * (1 - chance) + chance == pytest.approx(accuracy)
+    assert stats.centered(chance, chance) == 0.0
+    assert stats.centered(1.0, chance) == 1.0
+    assert stats.centered(accuracy, chance) * (1 - chance) + chance == pytest.approx(accuracy)
 
 
 answers = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)
@@ -68,10 +68,10 @@ def test_paired_is_a_slow_count_and_scipys_exact_test(pairs: list[tuple[bool, bo
     spread = math.sqrt(sum((d - mean) ** 2 for d in differences)) / len(differences)
     assert result.stderr == pytest.approx(spread, abs=1e-9)
     more = [*differences, 1, -1]  # the interval is the normal one with a question more lost and one more gained
-    centre = sum(more) / len(more)
-    half = stats.Z95 * math.sqrt(sum((d - centre) ** 2 for d in more)) / len(more)
-    assert result.low == pytest.approx(max(-1.0, min(mean, centre - half)))
-    assert result.high == pytest.approx(min(1.0, max(mean, centre + half)))
+    center = sum(more) / len(more)
+    half = stats.Z95 * math.sqrt(sum((d - center) ** 2 for d in more)) / len(more)
+    assert result.low == pytest.approx(max(-1.0, min(mean, center - half)))
+    assert result.high == pytest.approx(min(1.0, max(mean, center + half)))
 
 
 def test_an_interval_without_a_change_has_a_width_and_covers() -> None:
@@ -116,8 +116,8 @@ def test_ratio_of_sums_agrees_with_the_jackknife() -> None:
     result = stats.ratio_of_sums(sums, tokens)
     assert result.value == pytest.approx(sum(sums) / sum(tokens))
     left_out = [(sum(sums) - a) / (sum(tokens) - b) for a, b in zip(sums, tokens, strict=True)]
-    centre = sum(left_out) / n
-    jackknife = math.sqrt((n - 1) / n * sum((value - centre) ** 2 for value in left_out))
+    center = sum(left_out) / n
+    jackknife = math.sqrt((n - 1) / n * sum((value - center) ** 2 for value in left_out))
     assert result.stderr == pytest.approx(jackknife, rel=0.02)
     half = float(t.ppf(0.975, n - 1)) * result.stderr
     assert (result.low, result.high) == pytest.approx((result.value - half, result.value + half))

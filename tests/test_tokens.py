@@ -191,7 +191,7 @@ def test_every_measurement_is_that_of_the_tokenizer_without_it(before: str) -> N
     answers = [("the river", "the old water"), ("a", "b")]
     assert incoherence(lm, answers, chat=False) == incoherence(sound, answers, chat=False)
     both = (sound, lm)
-    samples = [finetune.samples_of(one, tiny.texts(5, 20), 16, seed=0) for one in both]
+    samples = [finetune.tokenized_texts(one, tiny.texts(5, 20), 16, seed=0) for one in both]
     assert samples[0] == samples[1]
     assert len({batches.preview({"x": ["The river"]}, one.tokenizer, 9)[0] for one in both}) == 1
     assert pair.likeness(sound) == pair.likeness(lm)
@@ -319,7 +319,7 @@ def test_ends_without_a_row_end_nothing() -> None:
     lm = dataclasses.replace(sound, tokenizer=tokenizer)
     config = EvaluateConfig(new_tokens=4)
     assert generation(lm, "x", ASKED, config).records == generation(sound, "x", ASKED, config).records
-    samples = finetune.samples_of(lm, tiny.texts(4, 9), 16, 0)
+    samples = finetune.tokenized_texts(lm, tiny.texts(4, 9), 16, 0)
     assert max(map(max, samples)) < tokenizer.eos_token_id
     published = resolve(UnlearnConfig(block=1, numerics="published"), 3)
     with pytest.raises(ValueError, match=r"padding of the published arithmetic holds the token '<\|im_end\|>'"):

@@ -85,7 +85,7 @@ def is_near(name: str, topic: str) -> bool:
     return not short and (begins or slip)
 
 
-def knob(default: Any, text: str) -> Any:
+def option(default: Any, text: str) -> Any:
     """A dataclass field whose help text sits beside its default."""
     return field(default=default, metadata={"help": text})
 
@@ -126,46 +126,46 @@ MOST_UPDATES = 10_000_000  # the order of a run's samples is drawn before it sta
 class UnlearnConfig:
     """Settings of one RMU run. `None` = from the recipe, else from the default beside it in the help."""
 
-    recipe: str | None = knob(
+    recipe: str | None = option(
         None,
         "Published settings to start from: zephyr-7b, yi-34b, mixtral-8x7b, adaptive-rmu or demo. Flags override them.",
     )
-    block: int | None = knob(
+    block: int | None = option(
         None, "Zero-based decoder block l whose output is steered. [default: 7, or the middle block of a short model]"
     )
-    num_blocks: int | None = knob(
+    num_blocks: int | None = option(
         None, "How many blocks are trained: l-N+1 .. l. [default: 3, or all up to l where there are fewer]"
     )
-    matrix: str | None = knob(
+    matrix: str | None = option(
         None,
         "The trained matrix's path inside a block, such as mlp.down_proj, or a part of one: 'mlp.experts.down_proj[0]'. "
         "[default: found by structure]",
     )
-    steering: str | None = knob(
+    steering: str | None = option(
         None,
         "Steering coefficient c: a number, or a multiple of the measured token norm: 5x of the median, 5xmean of the mean. "
         "[default: 5x]",
     )
-    alpha: float | None = knob(None, "Retain weight: the factor of the retain loss. [default: 100]")
-    updates: int | None = knob(
+    alpha: float | None = option(None, "Retain weight: the factor of the retain loss. [default: 100]")
+    updates: int | None = option(
         None,
         "Optimizer updates over all topics. [default: 150; under --numerics published at most the shortest corpus' batches]",
     )
-    epochs: float | None = knob(None, "Instead of --updates: passes over the forget text.")
-    batch_size: int | None = knob(None, "Forget samples per update. [default: 4]")
-    retain_batch_size: int | None = knob(None, "Retain samples per update. [default: as many as --batch-size]")
-    max_tokens: int | None = knob(None, "Longest sample in tokens; longer texts are cut into several. [default: 256]")
-    lr: float | None = knob(None, "Peak learning rate of AdamW. [default: 5e-5 as published]")
-    schedule: Schedule | None = knob(None, "Learning rate over the run. [default: constant]")
-    warmup: int | None = knob(None, "Updates over which the learning rate rises from zero. [default: 0]")
-    clip: float | None = knob(None, "Largest gradient norm, all trained matrices together; 0 is off. [default: 0]")
-    numerics: Numerics | None = knob(
+    epochs: float | None = option(None, "Instead of --updates: passes over the forget text.")
+    batch_size: int | None = option(None, "Forget samples per update. [default: 4]")
+    retain_batch_size: int | None = option(None, "Retain samples per update. [default: as many as --batch-size]")
+    max_tokens: int | None = option(None, "Longest sample in tokens; longer texts are cut into several. [default: 256]")
+    lr: float | None = option(None, "Peak learning rate of AdamW. [default: 5e-5 as published]")
+    schedule: Schedule | None = option(None, "Learning rate over the run. [default: constant]")
+    warmup: int | None = option(None, "Updates over which the learning rate rises from zero. [default: 0]")
+    clip: float | None = option(None, "Largest gradient norm, all trained matrices together; 0 is off. [default: 0]")
+    numerics: Numerics | None = option(
         None, "clean, or published: the arithmetic of the published code, bit for bit. [default: clean]"
     )
-    seed: int = knob(0, "Seed of the control vectors and of the sample order.")
-    device: Device = knob("auto", "Where to compute: auto takes a GPU when there is one.")
-    dtype: Dtype = knob("auto", "The model's dtype: auto is float32 on a CPU, bfloat16 on a GPU.")
-    checkpoint_every: int = knob(25, "Updates between checkpoints, from which a killed run resumes.")
+    seed: int = option(0, "Seed of the control vectors and of the sample order.")
+    device: Device = option("auto", "Where to compute: auto takes a GPU when there is one.")
+    dtype: Dtype = option("auto", "The model's dtype: auto is float32 on a CPU, bfloat16 on a GPU.")
+    checkpoint_every: int = option(25, "Updates between checkpoints, from which a killed run resumes.")
 
     def __post_init__(self) -> None:
         at_least = {
@@ -207,38 +207,38 @@ class UnlearnConfig:
 class EvaluateConfig:
     """Settings of an evaluation: how questions, text and prompts are measured."""
 
-    limit: int | None = knob(None, "Questions per set, drawn with the seed; 0 is all. [default: all]")
-    formats: Formats = knob(
+    limit: int | None = option(None, "Questions per set, drawn with the seed; 0 is all. [default: all]")
+    formats: Formats = option(
         "all",
         "How questions are asked: cloze (the answer's text is scored), letter (A, B, .., as given and permuted), or all.",
     )
-    prompt: Prompt = knob(
+    prompt: Prompt = option(
         "auto",
         "Letter prompts: current (lm-evaluation-harness since August 2024), paper (before, and in the WMDP paper: one "
         "newline less), plain (no description). auto is current where the questions have a subject.",
     )
-    shots: int = knob(0, "Answered examples before each question, of its subject where it has one.")
-    text_limit: int | None = knob(
+    shots: int = option(0, "Answered examples before each question, of its subject where it has one.")
+    text_limit: int | None = option(
         200, "Documents per text set (of whole text files: samples), drawn with the seed; 0 is all."
     )
-    max_tokens: int = knob(
+    max_tokens: int = option(
         512, "Longest text sample in tokens; longer ones are cut off, whole text files cut into samples."
     )
-    new_tokens: int = knob(40, "Longest answer to a prompt in tokens.")
-    samples: int = knob(0, "Sampled answers to each prompt, beside the greedy one.")
-    temperature: float = knob(0.7, "Temperature of sampled answers.")
-    top_p: float = knob(1.0, "Sampled answers draw from the likeliest tokens that hold this probability together.")
-    chat_template: ChatTemplate = knob(
+    new_tokens: int = option(40, "Longest answer to a prompt in tokens.")
+    samples: int = option(0, "Sampled answers to each prompt, beside the greedy one.")
+    temperature: float = option(0.7, "Temperature of sampled answers.")
+    top_p: float = option(1.0, "Sampled answers draw from the likeliest tokens that hold this probability together.")
+    chat_template: ChatTemplate = option(
         "auto", "Prompts as a user's turn where the model has a chat template, or as they are."
     )
-    judge: str | None = knob(
+    judge: str | None = option(
         None, "Address of an OpenAI-compatible endpoint that scores answers, such as http://localhost:8000/v1."
     )
-    judge_model: str | None = knob(None, "Name of the judge's model at that address.")
-    batch_tokens: int = knob(4096, "Tokens per forward pass: more is faster on a GPU, less needs less memory.")
-    seed: int = knob(0, "Seed of every draw: questions, documents, permuted choices, sampled answers.")
-    device: Device = knob("auto", "Where to compute: auto takes a GPU when there is one.")
-    dtype: Dtype = knob("auto", "The model's dtype: auto is float32 on a CPU, bfloat16 on a GPU.")
+    judge_model: str | None = option(None, "Name of the judge's model at that address.")
+    batch_tokens: int = option(4096, "Tokens per forward pass: more is faster on a GPU, less needs less memory.")
+    seed: int = option(0, "Seed of every draw: questions, documents, permuted choices, sampled answers.")
+    device: Device = option("auto", "Where to compute: auto takes a GPU when there is one.")
+    dtype: Dtype = option("auto", "The model's dtype: auto is float32 on a CPU, bfloat16 on a GPU.")
 
     def __post_init__(self) -> None:
         for name in ("limit", "text_limit"):
@@ -270,29 +270,29 @@ class EvaluateConfig:
 class AuditConfig:
     """Settings of an audit: how long it may take, on how many questions, and how hard each attack tries."""
 
-    minutes: float = knob(45.0, "Time to spend, in minutes; what does not fit is said before it starts.")
-    limit: int | None = knob(400, "Questions per forgotten set, half of them for the attacker; 0 is all.")
-    general: int = knob(
+    minutes: float = option(45.0, "Time to spend, in minutes; what does not fit is said before it starts.")
+    limit: int | None = option(400, "Questions per forgotten set, half of them for the attacker; 0 is all.")
+    general: int = option(
         100, "Questions per other set that are asked again after each attack: the general ability left."
     )
-    formats: Formats = knob(
+    formats: Formats = option(
         "all",
         "How base and unlearned model are asked before any attack; the audit then uses the "
         "format in which the base knows the answers.",
     )
-    steps: int = knob(60, "Relearning: updates of the longest curve.")
-    lr: str = knob("2e-5,1e-4", "Relearning: learning rates, with commas between.")
-    batch_size: int = knob(4, "Relearning: samples an update.")
-    max_tokens: int = knob(128, "Relearning: longest sample in tokens.")
-    soft_tokens: int = knob(10, "Soft prompt: length in tokens.")
-    soft_steps: int = knob(60, "Soft prompt and perturbation: updates.")
-    gcg_steps: int = knob(50, "GCG: steps of the search.")
-    gcg_candidates: int = knob(64, "GCG: candidates tried a step.")
-    suffix_tokens: int = knob(12, "GCG: length of the adversarial text in tokens.")
-    batch_tokens: int = knob(4096, "Tokens per forward pass: more is faster on a GPU, less needs less memory.")
-    seed: int = knob(0, "Seed of every draw: the split by fact, sample orders, probes, noise.")
-    device: Device = knob("auto", "Where to compute: auto takes a GPU when there is one.")
-    dtype: Dtype = knob("auto", "The model's dtype: auto is float32 on a CPU, bfloat16 on a GPU.")
+    steps: int = option(60, "Relearning: updates of the longest curve.")
+    lr: str = option("2e-5,1e-4", "Relearning: learning rates, with commas between.")
+    batch_size: int = option(4, "Relearning: samples an update.")
+    max_tokens: int = option(128, "Relearning: longest sample in tokens.")
+    soft_tokens: int = option(10, "Soft prompt: length in tokens.")
+    soft_steps: int = option(60, "Soft prompt and perturbation: updates.")
+    gcg_steps: int = option(50, "GCG: steps of the search.")
+    gcg_candidates: int = option(64, "GCG: candidates tried a step.")
+    suffix_tokens: int = option(12, "GCG: length of the adversarial text in tokens.")
+    batch_tokens: int = option(4096, "Tokens per forward pass: more is faster on a GPU, less needs less memory.")
+    seed: int = option(0, "Seed of every draw: the split by fact, sample orders, probes, noise.")
+    device: Device = option("auto", "Where to compute: auto takes a GPU when there is one.")
+    dtype: Dtype = option("auto", "The model's dtype: auto is float32 on a CPU, bfloat16 on a GPU.")
 
     def __post_init__(self) -> None:
         if self.limit == 0:

@@ -19,11 +19,11 @@ def wilson(successes: int, n: int) -> Interval:
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"{successes} of {n} is no proportion; expected 0 <= successes <= n and n of at least 1")
     p, z2 = successes / n, Z95 * Z95
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
+    center = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     # at the borders the formula is exact in algebra but not in floating point
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    return Interval(low, 1.0 if successes == n else min(1.0, centre + half))
+    low = 0.0 if successes == 0 else max(0.0, center - half)
+    return Interval(low, 1.0 if successes == n else min(1.0, center + half))
 
 
 def proportion_stderr(successes: int, n: int) -> float:
@@ -38,7 +38,7 @@ def adjusted_stderr(successes: int, n: int) -> float:
     return math.sqrt(p * (1 - p) / n)
 
 
-def centred(accuracy: float, chance: float) -> float:
+def centered(accuracy: float, chance: float) -> float:
     """(accuracy - chance) / (1 - chance): 0 is guessing, 1 is all right."""
     return (accuracy - chance) / (1 - chance)
 
@@ -73,9 +73,9 @@ def paired(first: Sequence[bool], second: Sequence[bool]) -> Paired:
     gained = sum(b and not a for a, b in zip(first, second, strict=True))
     difference = (gained - lost) / n
     stderr = math.sqrt(max(0.0, (gained + lost) / n - difference**2) / n)
-    centre = (gained - lost) / (n + 2)
-    half = Z95 * math.sqrt(((gained + lost + 2) / (n + 2) - centre**2) / (n + 2))
-    low, high = max(-1.0, min(difference, centre - half)), min(1.0, max(difference, centre + half))
+    center = (gained - lost) / (n + 2)
+    half = Z95 * math.sqrt(((gained + lost + 2) / (n + 2) - center**2) / (n + 2))
+    low, high = max(-1.0, min(difference, center - half)), min(1.0, max(difference, center + half))
     p_value = float(binomtest(lost, lost + gained, 0.5).pvalue) if lost + gained else 1.0
     return Paired(difference, stderr, low, high, lost, gained, n, p_value)
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from misdirect.attacks.interface import Advance, Attack, AttackInputs, Cost
 from misdirect.attacks.scoring import Point, language, results, score_sets
 from misdirect.config import AuditConfig
-from misdirect.data.batches import beginnings
+from misdirect.data.batches import first_chunks
 from misdirect.model import rope
 from misdirect.model.activations import states_after
 from misdirect.model.finite import not_finite
@@ -165,7 +165,7 @@ def orthonormal(vectors: Float[Tensor, "N D"]) -> Float[Tensor, "K D"]:
 
 def forget_samples(lm: LM, inputs: AttackInputs) -> list[list[int]]:
     """The beginnings of some texts on the topic."""
-    return beginnings(lm.tokenizer, inputs.topic_texts, TEXTS, TEXT_TOKENS, inputs.seed)
+    return first_chunks(lm.tokenizer, inputs.topic_texts, TEXTS, TEXT_TOKENS, inputs.seed)
 
 
 def forget_states(lm: LM, inputs: AttackInputs, block: int) -> Float[Tensor, "N D"]:
@@ -175,7 +175,7 @@ def forget_states(lm: LM, inputs: AttackInputs, block: int) -> Float[Tensor, "N 
     for rows in rope.split(lm.model, eights, list(map(len, samples))):
         batch = padded(lm, [samples[row] for row in rows])
         states = states_after(lm.model, lm.blocks, block, batch.input_ids, batch.attention_mask)
-        parts.append(states[batch.counts].float().cpu())
+        parts.append(states[batch.loss_mask].float().cpu())
     found = torch.cat(parts)
     if not found.isfinite().all():
         raise not_finite(lm, f"the states of {int((~found.isfinite().all(-1)).sum())} of {len(found)} tokens of text")

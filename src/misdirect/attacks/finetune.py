@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from misdirect.data.batches import plan_single, tokenise
+from misdirect.data.batches import sample_schedule, tokenize
 from misdirect.model import rope
 from misdirect.model.load import LM
 from misdirect.model.rows import num_rows, padded
@@ -31,11 +31,11 @@ CLIP = 1.0
 LORA_RANK, LORA_ALPHA = 16, 32
 
 
-def samples_of(lm: LM, texts: Sequence[str], max_tokens: int, seed: int) -> list[list[int]]:
+def tokenized_texts(lm: LM, texts: Sequence[str], max_tokens: int, seed: int) -> list[list[int]]:
     """The texts in a seeded order, joined with the end-of-text token, in samples of `max_tokens` (the last one shorter)."""
     order = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()
     longest = max(len(text.encode("utf-8", "surrogatepass")) for text in texts) + 2  # so many tokens at most
-    encoded = tokenise(lm.tokenizer, [texts[i] for i in order], longest)
+    encoded = tokenize(lm.tokenizer, [texts[i] for i in order], longest)
     end = lm.tokenizer.eos_token_id
     between = [end] if end is not None and end < num_rows(lm.model) else []
     flat = [token for ids in encoded for token in (*ids, *between)]
@@ -110,7 +110,7 @@ def train(
     """Yields (its number from 1, tokens it read) after each update. Raises ValueError where the loss is no finite number."""
     masters = [p.detach().float().clone().requires_grad_() if low(p) else p for p in parameters]
     optimizer = torch.optim.AdamW(masters, lr=lr, weight_decay=0.0, fused=True)
-    for step, rows in enumerate(plan_single(len(samples), steps, batch_size, seed), 1):
+    for step, rows in enumerate(sample_schedule(len(samples), steps, batch_size, seed), 1):
         chosen = [samples[row] for row in rows]
         for group in rope.apart(lm.model, list(map(len, chosen))):
             loss = loss_of(lm, [chosen[i] for i in group], sum(map(len, chosen)) - len(chosen))
@@ -143,7 +143,7 @@ def loss_of(lm: LM, samples: Sequence[Sequence[int]], total: int) -> Tensor:
     """What samples of one pass add to the mean over the `total` tokens that count in an update."""
     batch = padded(lm, samples, what="a text to train on")
     logits = forward(lm, batch.input_ids, batch.attention_mask, keep=batch.input_ids.shape[1]).logits
-    return nll(logits, batch.input_ids, batch.counts, total)
+    return nll(logits, batch.input_ids, batch.loss_mask, total)
 
 
 def nll(logits: Tensor, ids: Tensor, counts: Tensor, total: int | None = None) -> Tensor:

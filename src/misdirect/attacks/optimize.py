@@ -67,7 +67,7 @@ def nlls(lm: LM, items: Sequence[Encoded]) -> Float[Tensor, " B"]:
         found = torch.cat([nlls(lm, [items[row] for row in rows]) for rows in groups])
         return found[torch.tensor([row for rows in groups for row in rows]).argsort().to(found.device)]
     batch = padded(lm, [item.context + item.continuations[0] for item in items])
-    wanted = torch.zeros_like(batch.counts)
+    wanted = torch.zeros_like(batch.loss_mask)
     for row, item in enumerate(items):
         wanted[row, len(item.context) : len(item.context) + len(item.continuations[0])] = True
     keep = batch.input_ids.shape[1] - min(len(item.context) for item in items) + 1  # earlier logits predict no answer

@@ -27,7 +27,7 @@ from misdirect.attacks.direction import steered_block
 from misdirect.attacks.interface import Advance, Attack, AttackInputs, Cost
 from misdirect.attacks.scoring import Point, example_tokens, language, results, score_sets
 from misdirect.config import AuditConfig
-from misdirect.data.batches import plan_single
+from misdirect.data.batches import sample_schedule
 from misdirect.model.interventions import blocks_changed
 from misdirect.model.load import LM
 from misdirect.runs import Result
@@ -99,7 +99,7 @@ def run(lm: LM, inputs: AttackInputs, attack: Attack, advance: Advance) -> list[
     items = optimize.examples(lm, inputs)
     before = optimize.watched(lm, items, BATCH)
     points = [(Point(block=block, budget=0.0), score_sets(lm, inputs, general=False))]
-    plan = plan_single(len(items), steps, BATCH, inputs.seed)
+    plan = sample_schedule(len(items), steps, BATCH, inputs.seed)
     ends, spent = [0, *optimize.checkpoints(steps, len(EPSILONS))], 0.0
     for start, stop, epsilon in zip(ends, ends[1:], EPSILONS, strict=False):
         since, radius = time.perf_counter(), epsilon * inputs.medians[block].item()

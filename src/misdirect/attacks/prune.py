@@ -30,7 +30,7 @@ from misdirect.attacks import weights
 from misdirect.attacks.interface import Advance, Attack, AttackInputs
 from misdirect.attacks.scoring import Point
 from misdirect.config import AuditConfig
-from misdirect.data.batches import tokenise
+from misdirect.data.batches import tokenize
 from misdirect.model import interventions
 from misdirect.model.finite import not_finite
 from misdirect.model.hooks import hooked
@@ -129,10 +129,10 @@ def input_norms(lm: LM, samples: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     return norms
 
 
-def samples_of(lm: LM, inputs: AttackInputs, texts: Sequence[str], what: str) -> list[list[int]]:
+def tokenized_texts(lm: LM, inputs: AttackInputs, texts: Sequence[str], what: str) -> list[list[int]]:
     """The beginnings of `NUM_TEXTS` texts, drawn with the seed."""
     chosen = random.Random(f"prune:{what}:{inputs.seed}").sample(list(texts), min(NUM_TEXTS, len(texts)))
-    return [sample for text in chosen for sample in tokenise(lm.tokenizer, [text], MAX_TOKENS)[:1]]
+    return [sample for text in chosen for sample in tokenize(lm.tokenizer, [text], MAX_TOKENS)[:1]]
 
 
 class Kind(NamedTuple):
@@ -187,7 +187,7 @@ def texts_of(inputs: AttackInputs) -> dict[str, Sequence[str]]:
 
 def run(lm: LM, inputs: AttackInputs, attack: Attack, advance: Advance) -> list[Result]:
     kind, texts = KINDS[attack.name], texts_of(inputs)
-    samples = {what: samples_of(lm, inputs, texts[what], what) for what in kind.reads}
+    samples = {what: tokenized_texts(lm, inputs, texts[what], what) for what in kind.reads}
     norms = {what: input_norms(lm, found) for what, found in samples.items()}
     levels: list[tuple[Point, Rewrite]] = [
         (Point(budget=share), partial(kind.rule, share=share, **norms)) for share in attack.settings.shares

@@ -170,7 +170,7 @@ def run(lm: LM, inputs: AttackInputs, attack: Attack, advance: Advance) -> list[
     """Raises ValueError where the finetuning breaks down."""
     settings: Settings = attack.settings
     steps, seed = settings.steps, settings.seed
-    samples = finetune.samples_of(lm, texts_of(inputs, settings.text), settings.max_tokens, seed)
+    samples = finetune.tokenized_texts(lm, texts_of(inputs, settings.text), settings.max_tokens, seed)
     points = [(Point(step=0), inputs.plain or score_sets(lm, inputs))]
     seconds, tokens = 0.0, 0.0
     with finetune.trained(lm, settings.method) as parameters:

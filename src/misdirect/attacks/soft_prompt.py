@@ -24,7 +24,7 @@ from misdirect.attacks import optimize
 from misdirect.attacks.interface import Advance, Attack, AttackInputs, Cost
 from misdirect.attacks.scoring import Point, example_tokens, language, rendering, results, score_sets
 from misdirect.config import AuditConfig
-from misdirect.data.batches import plan_single
+from misdirect.data.batches import sample_schedule
 from misdirect.data.tokens import token_ids
 from misdirect.model.blocks import text_config
 from misdirect.model.interventions import embeddings_changed
@@ -93,7 +93,7 @@ def run(lm: LM, inputs: AttackInputs, attack: Attack, advance: Advance) -> list[
         return placed(lm, ids, vectors)
 
     before, start = optimize.watched(lm, plain, BATCH), optimize.watched(lm, items, BATCH, applied)
-    plan = plan_single(len(items), steps, BATCH, inputs.seed)
+    plan = sample_schedule(len(items), steps, BATCH, inputs.seed)
     points = [(Point(step=0), inputs.plain or score_sets(lm, inputs))]
     asked = optimize.checkpoints(steps, POINTS)
     spent, since = 0.0, time.perf_counter()

@@ -15,7 +15,7 @@ from misdirect.attacks.interface import AttackInputs, Form, Means, Shape
 from misdirect.auditing.inputs import AuditInputs
 from misdirect.auditing.pair import MODELS, Side
 from misdirect.config import AuditConfig, EvaluateConfig
-from misdirect.data.batches import beginnings
+from misdirect.data.batches import first_chunks
 from misdirect.evaluation import mcq
 from misdirect.evaluation.run import task_of
 from misdirect.model import rope
@@ -173,13 +173,13 @@ def activations(side: Side, inputs: AttackInputs, advance: Callable[[int], None]
 
 def mean_states(lm: LM, texts: Sequence[str], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     """(mean state (L, D), median token norm (L,)) after every block, first tokens and padding left out."""
-    kept = beginnings(lm.tokenizer, texts, MEAN_TEXTS, MEAN_TOKENS, seed)
+    kept = first_chunks(lm.tokenizer, texts, MEAN_TEXTS, MEAN_TOKENS, seed)
     found: list[torch.Tensor] = []
     fours = ([*range(i, min(i + MEAN_BATCH, len(kept)))] for i in range(0, len(kept), MEAN_BATCH))
     for rows in rope.split(lm.model, fours, list(map(len, kept))):
         batch = padded(lm, [kept[row] for row in rows], what="a text of --forget or --retain")
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        states = states_at(lm, inputs, batch.counts.flatten().nonzero().flatten())[1:]
+        states = states_at(lm, inputs, batch.loss_mask.flatten().nonzero().flatten())[1:]
         found.append(torch.stack([h.float().cpu() for h in states]))  # (L, N, D)
     if not found:
         raise ValueError(

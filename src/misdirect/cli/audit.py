@@ -15,7 +15,7 @@ from misdirect.auditing.gate import gate
 from misdirect.cli.app import Flag, Repeated, Settings
 from misdirect.cli.flags import pairs
 from misdirect.cli.output import print_audit, say_next
-from misdirect.config import AuditConfig, knob
+from misdirect.config import AuditConfig, option
 
 
 def listed(text: str) -> Any:
@@ -37,19 +37,19 @@ class Asked:
         "NAME=SOURCE: text that was to be kept. [default for a run: what it retained]"
     )
     text: Annotated[list[str], Repeated] = listed("NAME=SOURCE: text that has nothing to do with the topic.")
-    out: Path | None = knob(None, "Where the audit of two checkpoints goes.")
+    out: Path | None = option(None, "Where the audit of two checkpoints goes.")
     skip: Annotated[list[str], Repeated] = listed("A family or name of attacks to leave out; repeat for several.")
-    controls: Path | None = knob(
+    controls: Path | None = option(
         None,
         "The folder of an audit of another model unlearned from the same BASE: what was measured on the base is taken over.",
     )
-    fail_above: float | None = knob(
+    fail_above: float | None = option(
         None,
         "Exit with code 1 when a larger share than this (0.3 is 30 %) of what was removed comes back, when nothing was "
         "removed, or when relearning was not measured: for release gates.",
     )
-    trust_remote_code: Annotated[bool, Flag] = knob(False, "Run the code that comes with the model. Read it first.")
-    allow_pickle: Annotated[bool, Flag] = knob(
+    trust_remote_code: Annotated[bool, Flag] = option(False, "Run the code that comes with the model. Read it first.")
+    allow_pickle: Annotated[bool, Flag] = option(
         False, "Read pickle checkpoints, which can run code. Safetensors need no flag."
     )
 

@@ -70,7 +70,7 @@ def answered(drafts: Sequence[Draft], source: str, rule: str = "") -> list[int]:
     Where no reading reads all rows, the one that reads most names the first row that it cannot read.
     """
     names = [rule] if rule else [name for name in READINGS if name != FROM_1 or may_count_from_1(drafts)]
-    readings = {BY_LABEL: either(labelled)} if rule == BY_LABEL else READINGS
+    readings = {BY_LABEL: either(labeled)} if rule == BY_LABEL else READINGS
     read = {name: [readings[name](item) for item in drafts] for name in names}
     whole = [name for name in names if None not in read[name]]
     name = chosen(drafts, whole) if whole else max(names, key=lambda n: sum(index is not None for index in read[n]))
@@ -99,7 +99,7 @@ def count_of_form(drafts: Sequence[Draft]) -> str:
 
 def chosen(drafts: Sequence[Draft], whole: Sequence[str]) -> str:
     """A label that is there in every row, the count of the set's form, the first reading."""
-    if BY_LABEL in whole and all(labelled(item) is not None and not item.loose for item in drafts):
+    if BY_LABEL in whole and all(labeled(item) is not None and not item.loose for item in drafts):
         return BY_LABEL
     count = count_of_form(drafts)
     return count if count in whole else whole[0]
@@ -108,7 +108,7 @@ def chosen(drafts: Sequence[Draft], whole: Sequence[str]) -> str:
 def check_agreement(drafts: Sequence[Draft], name: str, read: dict[str, list[int | None]]) -> None:
     """Raises ValueError where another reading of the whole file gives another answer, and no label says which is meant."""
     for row, item in enumerate(drafts):
-        sure = name == BY_LABEL and not item.loose and labelled(item) is not None
+        sure = name == BY_LABEL and not item.loose and labeled(item) is not None
         for other in read:
             if read[other][row] != read[name][row] and not sure:
                 meant = {typed(item, each): item.choices[read[each][row] or 0] for each in read}
@@ -121,12 +121,12 @@ def check_agreement(drafts: Sequence[Draft], name: str, read: dict[str, list[int
 
 def typed(item: Draft, name: str) -> str:
     """What to put behind the # for a reading; `by-label` without a label is the count from 0."""
-    return FROM_0 if name == BY_LABEL and labelled(item) is None else name
+    return FROM_0 if name == BY_LABEL and labeled(item) is None else name
 
 
 def check_count(drafts: Sequence[Draft], name: str, source: str) -> None:
     """Says from what numbers are counted where it is not seen. Raises ValueError where the documented 0 is all but ruled out."""
-    numbers = [(item, token(item.answer) or "") for item in drafts if labelled(item) is None and item.right is None]
+    numbers = [(item, token(item.answer) or "") for item in drafts if labeled(item) is None and item.right is None]
     numbers = [(item, found) for item, found in numbers if found.isdigit()]
     if not numbers or name == BY_TEXT:
         return
@@ -154,7 +154,7 @@ def token(value: Any) -> str | None:
     return str(int(value))
 
 
-def labelled(item: Draft) -> int | None:
+def labeled(item: Draft) -> int | None:
     """One of the choices' own labels, as it is written or bare."""
     for value in (item.answer.strip() if isinstance(item.answer, str) else None, token(item.answer)):
         if value is not None and value in item.labels:
@@ -164,7 +164,7 @@ def labelled(item: Draft) -> int | None:
 
 def by_label(item: Draft) -> int | None:
     """A label; without labels an index or letter. A number beside numbered labels is one of them, or no label at all."""
-    found = labelled(item)
+    found = labeled(item)
     numbered = all(label.isdigit() for label in item.labels)
     if found is not None or item.loose or (item.labels and numbered and (token(item.answer) or "").isdigit()):
         return found

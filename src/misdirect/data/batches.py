@@ -27,13 +27,13 @@ class Batch(NamedTuple):
 
     input_ids: Int[Tensor, "B T"]
     attention_mask: Int[Tensor, "B T"]
-    counts: Bool[Tensor, "B T"]
+    loss_mask: Bool[Tensor, "B T"]
 
     def to(self, device: torch.device | str) -> Batch:
         return Batch(*(t.to(device) for t in self))
 
 
-def tokenise(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+def tokenize(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
     """Each text as one or more samples of 2 to `max_tokens` tokens; a long text is cut, not cut off.
 
     A remainder of one token is dropped: a sample's first token never counts in a loss.
@@ -43,10 +43,10 @@ def tokenise(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[list
     return [piece for piece in pieces if len(piece) >= 2]
 
 
-def beginnings(tokenizer: Any, texts: Sequence[str], count: int, max_tokens: int, seed: int) -> list[list[int]]:
+def first_chunks(tokenizer: Any, texts: Sequence[str], count: int, max_tokens: int, seed: int) -> list[list[int]]:
     """The first sample of each of `count` texts, drawn without repeats; a text of fewer than two tokens has none."""
     drawn = torch.randperm(len(texts), generator=torch.Generator().manual_seed(seed)).tolist()[:count]
-    return [sample for row in drawn for sample in tokenise(tokenizer, [texts[row]], max_tokens)[:1]]
+    return [sample for row in drawn for sample in tokenize(tokenizer, [texts[row]], max_tokens)[:1]]
 
 
 def preview(texts_by_name: Mapping[str, Sequence[str]], tokenizer: Any, max_tokens: int, seed: int = 0) -> list[str]:
@@ -61,7 +61,7 @@ def preview(texts_by_name: Mapping[str, Sequence[str]], tokenizer: Any, max_toke
         count = min(PREVIEWED, len(texts))
         for part in range(count):
             row = draw.randrange(part * len(texts) // count, (part + 1) * len(texts) // count)
-            samples = tokenise(tokenizer, [texts[row]], max_tokens)
+            samples = tokenize(tokenizer, [texts[row]], max_tokens)
             head = f"{shown(name, 40)}, text {row + 1} of {len(texts)}"
             if samples:
                 sample = draw.choice(samples)
@@ -77,13 +77,13 @@ def pad(samples: Sequence[Sequence[int]], pad_id: int, left: bool = False) -> Ba
     longest = max(len(ids) for ids in samples)
     input_ids = torch.full((len(samples), longest), pad_id, dtype=torch.long)
     attention_mask = torch.zeros_like(input_ids)
-    counts = torch.zeros_like(input_ids, dtype=torch.bool)
+    loss_mask = torch.zeros_like(input_ids, dtype=torch.bool)
     for row, ids in enumerate(samples):
         start = longest - len(ids) if left else 0
         input_ids[row, start : start + len(ids)] = torch.tensor(ids)
         attention_mask[row, start : start + len(ids)] = 1
-        counts[row, start + 1 : start + len(ids)] = True
-    return Batch(input_ids, attention_mask, counts)
+        loss_mask[row, start + 1 : start + len(ids)] = True
+    return Batch(input_ids, attention_mask, loss_mask)
 
 
 def pad_id(tokenizer: Any) -> int:
@@ -107,13 +107,13 @@ def order(num_samples: int, length: int, generator: torch.Generator) -> list[int
     return out[:length]
 
 
-def plan_single(num_samples: int, updates: int, batch_size: int, seed: int) -> list[list[int]]:
+def sample_schedule(num_samples: int, updates: int, batch_size: int, seed: int) -> list[list[int]]:
     """Which samples of one corpus each of `updates` updates takes."""
     flat = order(num_samples, updates * batch_size, torch.Generator().manual_seed(seed))
     return [flat[i : i + batch_size] for i in range(0, len(flat), batch_size)]
 
 
-def plan_mixture(
+def mixture_schedule(
     num_samples: Sequence[int], weights: Sequence[float], updates: int, batch_size: int, seed: int
 ) -> list[list[tuple[int, int]]]:
     """Which (corpus, sample) each update takes from several corpora mixed by weight.

@@ -94,7 +94,7 @@ def groups(name: str) -> Iterator[Group]:
     copy = local_copy(name)
     if copy is not None:
         for part in copy:
-            yield Group(shown(part.path), labelled(folders.part_rows(part), found))
+            yield Group(shown(part.path), labeled(folders.part_rows(part), found))
     elif name.startswith("mmlu-") and found.split == "test" and local_copy("mmlu") is not None:
         subject = found.config.replace("_", " ")
         for group in groups("mmlu"):
@@ -109,10 +109,10 @@ def hub_rows(name: str, found: HubSet) -> Iterator[Row]:
     instead = f"set {FOLDER} to a folder that holds {name}.jsonl"
     if name.startswith("mmlu"):
         instead += ", or demo-mmlu-dev" if found.split == "dev" else ", or demo-mmlu"
-    return labelled(hub.rows(hub.Place(name, found.dataset, found.config, found.split, instead)), found)
+    return labeled(hub.rows(hub.Place(name, found.dataset, found.config, found.split, instead)), found)
 
 
-def labelled(rows: Iterable[Row], found: HubSet) -> Iterator[Row]:
+def labeled(rows: Iterable[Row], found: HubSet) -> Iterator[Row]:
     """Rows with the subject that the prompt names: WMDP's field of knowledge, MMLU's subject without underscores."""
     for row in rows:
         subject = row.get("subject") or found.subject

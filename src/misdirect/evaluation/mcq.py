@@ -209,7 +209,7 @@ def metrics(records: Sequence[Mapping[str, Any]]) -> tuple[Metric, ...]:
     out = []
     for name in measured:
         row = accuracy(name, records)
-        out += [row, centred(row)]
+        out += [row, centered(row)]
     subjects = by_subject(records)
     if len(subjects) > 1:
         for name in measured:
@@ -230,9 +230,9 @@ def accuracy(name: str, records: Sequence[Mapping[str, Any]], subject: str | Non
     return Metric(name, right / n, stats.proportion_stderr(right, n), n, low, high, chance, floor, subject=subject)
 
 
-def centred(row: Metric) -> Metric:
+def centered(row: Metric) -> Metric:
     assert row.stderr is not None and row.low is not None and row.high is not None and row.chance is not None
-    value, low, high = (stats.centred(x, row.chance) for x in (row.value, row.low, row.high))
+    value, low, high = (stats.centered(x, row.chance) for x in (row.value, row.low, row.high))
     return Metric(row.metric + "_centred", value, row.stderr / (1 - row.chance), row.n, low, high)
 
 

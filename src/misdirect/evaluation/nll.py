@@ -63,11 +63,11 @@ def drawn(tokenizer: Any, texts: Sequence[str], config: EvaluateConfig, whole: b
         samples = {
             f"{row}.{part}": piece
             for row, text in enumerate(texts)
-            for part, piece in enumerate(batches.tokenise(tokenizer, [text], config.max_tokens))
+            for part, piece in enumerate(batches.tokenize(tokenizer, [text], config.max_tokens))
         }
         names = list(samples)
         return {names[i]: samples[names[i]] for i in rows(len(names), config)}
-    pieces = {row: batches.tokenise(tokenizer, [texts[row]], config.max_tokens) for row in rows(len(texts), config)}
+    pieces = {row: batches.tokenize(tokenizer, [texts[row]], config.max_tokens) for row in rows(len(texts), config)}
     return {str(row): found[0] for row, found in pieces.items() if found}
 
 

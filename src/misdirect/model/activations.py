@@ -100,7 +100,7 @@ def replay(blocks: nn.ModuleList, seen: Captured, weights: Weights) -> Float[Ten
         given = weights.get(call.block)
         args = (hidden, *call.args)
         if given:
-            values = parts.merged(dict(block.named_parameters()), given)
+            values = parts.assign_slices(dict(block.named_parameters()), given)
             output = torch.func.functional_call(block, values, args, call.kwargs)
         else:
             output = block(*args, **call.kwargs)
@@ -138,7 +138,7 @@ def check_replay(
         two = capture(*inputs)
         assert two.output is not None
         allowed = (one.output - two.output).abs().max().item()
-    for weights in [{}, moved(blocks, matrices or {})]:
+    for weights in [{}, perturbed(blocks, matrices or {})]:
         named = {f"{block_name(model, blocks)}.{i}.{n}": v for i, given in weights.items() for n, v in given.items()}
         whole = capture(*inputs, parameters=named).output if named else one.output
         with torch.no_grad():
@@ -187,11 +187,11 @@ def num_runs(model: nn.Module, blocks: Sequence[nn.Module], input_ids: Tensor, a
     return runs
 
 
-def moved(blocks: nn.ModuleList, matrices: Mapping[int, str]) -> Weights:
+def perturbed(blocks: nn.ModuleList, matrices: Mapping[int, str]) -> Weights:
     """Whole parameters in which the named matrices are changed, each block's by another factor."""
     with torch.no_grad():
         return {
-            index: parts.merged(
+            index: parts.assign_slices(
                 dict(blocks[index].named_parameters()), {path: parts.read_from(blocks[index], path) * (1 + 1 / (2 + i))}
             )
             for i, (index, path) in enumerate(matrices.items())

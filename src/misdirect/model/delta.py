@@ -52,7 +52,7 @@ def swapped_in(delta: Delta, model: nn.Module) -> Iterator[None]:
     own = {name: parameter.data for name, parameter in parameters.items()}
     # copies: who trains the model inside must not train the delta
     values = {name: value.to(own[parts.base_name(name)], copy=True) for name, value in delta.tensors.items()}
-    changed = parts.merged(own, values)
+    changed = parts.assign_slices(own, values)
     before = {name: parameters[name].data for name in changed}
     try:
         for name, value in changed.items():

@@ -156,8 +156,8 @@ def logits_at(lm: LM, packed: Packed) -> Float[Tensor, "N V"]:
     """Logits of the predicting positions alone: the hidden state is cut down on its way into the LM head."""
     head = lm.model.get_output_embeddings()
     dtype = next(lm.model.parameters()).dtype
-    shut = torch.zeros(packed.allowed.shape, dtype=dtype, device=lm.device)
-    shut.masked_fill_(~packed.allowed.to(lm.device), torch.finfo(dtype).min)
+    attention_bias = torch.zeros(packed.allowed.shape, dtype=dtype, device=lm.device)
+    attention_bias.masked_fill_(~packed.allowed.to(lm.device), torch.finfo(dtype).min)
     unique, inverse = packed.predicting.unique(return_inverse=True)
 
     def only_wanted(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -167,7 +167,7 @@ def logits_at(lm: LM, packed: Packed) -> Float[Tensor, "N V"]:
     with hooked([lambda: head.register_forward_pre_hook(only_wanted)]):
         logits = lm.model(
             input_ids=packed.input_ids.to(lm.device),
-            attention_mask=shut,
+            attention_mask=attention_bias,
             position_ids=packed.position_ids.to(lm.device),
             use_cache=False,
         ).logits

@@ -78,7 +78,7 @@ def read_from(module: nn.Module, name: str) -> Tensor:
     return read(module.get_parameter(base_name(name)), name)
 
 
-def put(whole: Tensor, name: str, value: Tensor) -> Tensor:
+def assign_slice(whole: Tensor, name: str, value: Tensor) -> Tensor:
     """`whole` with `name` replaced by `value`, as a new tensor, differentiable in `value`; `whole` stays as it is."""
     index = parse_index(name)
     if index is None:
@@ -88,12 +88,12 @@ def put(whole: Tensor, name: str, value: Tensor) -> Tensor:
     return changed
 
 
-def merged(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def assign_slices(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Whole parameters, each with all its parts of `values` put in: parameter name -> new value."""
     result: dict[str, Tensor] = {}
     for name, value in values.items():
         base = base_name(name)
-        result[base] = put(result.get(base, parameters[base]), name, value)
+        result[base] = assign_slice(result.get(base, parameters[base]), name, value)
     return result
 
 

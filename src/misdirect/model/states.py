@@ -131,8 +131,8 @@ def groups(lm: LM, items: Sequence[Encoded], batch_tokens: int) -> Iterator[list
 def as_packed(lm: LM, items: Sequence[Encoded], rows: list[list[int]]) -> Layout:
     made = packed.pack(items, rows, fill_id(lm))
     dtype = next(lm.model.parameters()).dtype
-    shut = torch.zeros(made.allowed.shape, dtype=dtype).masked_fill_(~made.allowed, torch.finfo(dtype).min)
-    inputs = {"input_ids": made.input_ids, "attention_mask": shut, "position_ids": made.position_ids}
+    attention_bias = torch.zeros(made.allowed.shape, dtype=dtype).masked_fill_(~made.allowed, torch.finfo(dtype).min)
+    inputs = {"input_ids": made.input_ids, "attention_mask": attention_bias, "position_ids": made.position_ids}
     return Layout(inputs, made.predicting.tolist(), made.targets.tolist(), made.owner.tolist())
 
 

@@ -200,14 +200,14 @@ def operations_per_second(shape: Shape, device: torch.device, dtype: torch.dtype
 
 def timed(device: torch.device, work: Callable[[], Any]) -> float:
     """Seconds of one call, the device's queue emptied before and after."""
-    synchronise(device)
+    synchronize(device)
     started = time.perf_counter()
     work()
-    synchronise(device)
+    synchronize(device)
     return time.perf_counter() - started
 
 
-def synchronise(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":

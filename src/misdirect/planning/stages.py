@@ -85,7 +85,7 @@ def unlearning_stages(case: Case) -> list[Stage]:
     return [
         *[fetch] * (case.model == "demo" and not case.is_local),
         Stage("start", case.started, case.base, "libraries loaded and the model's shape built: measured"),
-        Stage("read and tokenise", case.read, case.base, "the text: measured" if case.topics else "no text was named"),
+        Stage("read and tokenize", case.read, case.base, "the text: measured" if case.topics else "no text was named"),
         Stage("load", case.seeds * cost.disk_seconds(weights), case.base + weights, f"{part}, {size(weights)}"),
         Stage("prepare", case.seeds * prepare, memory, rehearsed),
         Stage("unlearn", case.seeds * seconds, memory, each + f", {case.seeds} seeds" * (case.seeds > 1)),

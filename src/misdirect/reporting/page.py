@@ -63,11 +63,9 @@ def fill(template: str, data: Mapping[str, Any], drawn: Mapping[str, str]) -> st
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    colours = "\n".join(f"    --{name}: {colour};" for name, colour in figures_style.PAPER.items())
+    colors = "\n".join(f"    --{name}: {color};" for name, color in figures_style.PAPER.items())
     style = (
-        (Path(__file__).parent / "templates" / "style.css")
-        .read_text(encoding="utf-8")
-        .replace("/* COLOURS */", colours)
+        (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8").replace("/* COLOURS */", colors)
     )
     policy = POLICY.format(base64.b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode("ascii"))
     markup = {name: Markup(text) for name, text in drawn.items()}

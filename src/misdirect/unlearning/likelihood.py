@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from misdirect.config import Topic, UnlearnConfig, as_dict, flag, knob
+from misdirect.config import Topic, UnlearnConfig, as_dict, flag, option
 from misdirect.data.batches import Batch
 from misdirect.model import parameters as parts
 from misdirect.model import rope
@@ -51,10 +51,12 @@ UNUSED = ("recipe", "block", "num_blocks", "steering", "alpha", "epochs", "check
 class LikelihoodConfig:
     """What these methods do their own way; everything else is the budget of the RMU run that they are compared with."""
 
-    method: Kind = knob("npo", "npo (arXiv 2404.05868), or gradient-difference: ascent on the forget text.")
-    beta: float = knob(0.02, "NPO: how soon a sample that has become unlikely stops being pushed; 0 would be never.")
-    retain_term: RetainTerm = knob("kl", "What holds the retain text: kl to the base's predictions, or its nll.")
-    trained: Matrices = knob("mlp", "Which matrices are trained: mlp is every block's MLP output, all is every matrix.")
+    method: Kind = option("npo", "npo (arXiv 2404.05868), or gradient-difference: ascent on the forget text.")
+    beta: float = option(0.02, "NPO: how soon a sample that has become unlikely stops being pushed; 0 would be never.")
+    retain_term: RetainTerm = option("kl", "What holds the retain text: kl to the base's predictions, or its nll.")
+    trained: Matrices = option(
+        "mlp", "Which matrices are trained: mlp is every block's MLP output, all is every matrix."
+    )
 
     def __post_init__(self) -> None:
         if not 0 < self.beta < 1e30:
@@ -143,13 +145,13 @@ def logits_of(lm: LM, weights: Mapping[str, Tensor], batch: Batch) -> Float[Tens
         return model(**inputs).logits
     parameters = dict(model.named_parameters())
     given = {name: value.to(parameters[parts.base_name(name)].dtype) for name, value in weights.items()}
-    return torch.func.functional_call(model, parts.merged(parameters, given), (), inputs).logits
+    return torch.func.functional_call(model, parts.assign_slices(parameters, given), (), inputs).logits
 
 
 def text_logprob(logits: Float[Tensor, "B T V"], batch: Batch) -> Float[Tensor, " B"]:
     """log pi of each sample: the sum over its tokens that count."""
     per_token = token_logprobs(logits[:, :-1], batch.input_ids[:, 1:])  # (B, T-1)
-    return torch.where(batch.counts[:, 1:], per_token, 0.0).sum(-1)
+    return torch.where(batch.loss_mask[:, 1:], per_token, 0.0).sum(-1)
 
 
 def npo(logprob: Float[Tensor, " B"], reference: Float[Tensor, " B"], beta: float) -> Float[Tensor, ""]:
@@ -187,7 +189,7 @@ def losses(job: Job, weights: Mapping[str, Tensor], update: Update) -> Losses:
 
 
 def num_counted(batches: Sequence[Batch]) -> int:
-    return sum(int(batch.counts.sum()) for batch in batches)
+    return sum(int(batch.loss_mask.sum()) for batch in batches)
 
 
 def retain_sum(job: Job, weights: Mapping[str, Tensor], batch: Batch) -> Float[Tensor, ""]:
@@ -195,7 +197,7 @@ def retain_sum(job: Job, weights: Mapping[str, Tensor], batch: Batch) -> Float[T
     logits = logits_of(job.lm, weights, batch)
     if job.config.retain_term == "nll":
         return -text_logprob(logits, batch).sum()
-    counts = batch.counts[:, 1:]  # logits at t-1 predict token t
+    counts = batch.loss_mask[:, 1:]  # logits at t-1 predict token t
     with torch.no_grad():
         base = logits_of(job.lm, {}, batch)[:, :-1][counts]
     return divergence(base, logits[:, :-1][counts])

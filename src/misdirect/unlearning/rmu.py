@@ -140,8 +140,8 @@ def losses(
             seen = trained.captured(retain)
     assert seen.output is not None
     return Losses(
-        arithmetic.distance(forget_states, target.steered, forget.counts),
-        arithmetic.distance(retain_states, seen.output, retain.counts),
+        arithmetic.distance(forget_states, target.steered, forget.loss_mask),
+        arithmetic.distance(retain_states, seen.output, retain.loss_mask),
         target.retain_weight,
         measured(forget_states.detach(), target, forget),
     )
@@ -151,8 +151,8 @@ def losses(
 def measured(states: Float[Tensor, "B T D"], target: Target, batch: Batch) -> dict[str, float]:
     """For the log: how far forget states point where they are steered, and their median norm."""
     return {
-        "cosine": mean_cosine(states, target.direction, batch.counts).item(),
-        "forget_norm": steering.token_norms(states, batch.counts).median().item(),
+        "cosine": mean_cosine(states, target.direction, batch.loss_mask).item(),
+        "forget_norm": steering.token_norms(states, batch.loss_mask).median().item(),
     }
 
 

@@ -56,7 +56,7 @@ def check_samples(lm: LM, samples: Samples) -> None:
 def as_samples(lm: LM, texts: Sequence[str], config: UnlearnConfig, index: int) -> Ids:
     """Each text cut into samples of `--max-tokens` at most, whatever the `index` of its corpus."""
     assert config.max_tokens is not None
-    return batches.tokenise(lm.tokenizer, texts, config.max_tokens)
+    return batches.tokenize(lm.tokenizer, texts, config.max_tokens)
 
 
 def num_updates(samples: Samples, config: UnlearnConfig) -> int:
@@ -75,11 +75,11 @@ def updates(samples: Samples, config: UnlearnConfig) -> list[Update]:
     count, topics, corpora = num_updates(samples, config), list(samples.forget), list(samples.retain.values())
     rounds = -(-count // len(topics))
     plans = [
-        batches.plan_single(len(samples.forget[topic]), rounds, config.batch_size, config.seed + 1 + i)
+        batches.sample_schedule(len(samples.forget[topic]), rounds, config.batch_size, config.seed + 1 + i)
         for i, topic in enumerate(topics)
     ]
     size = config.retain_batch_size or config.batch_size
-    mixed = batches.plan_mixture(list(map(len, corpora)), samples.weights, count, size, config.seed)
+    mixed = batches.mixture_schedule(list(map(len, corpora)), samples.weights, count, size, config.seed)
     return [
         Update(
             topic := topics[step % len(topics)],

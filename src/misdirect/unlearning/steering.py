@@ -47,7 +47,7 @@ def median_norm(lm: LM, block: int, batches: Sequence[Batch]) -> float:
     """Median token norm of the residual stream after `block`. First tokens, whose norm is often a hundred times larger,
     do not count. NaN where one of them is not finite."""
     norms = torch.cat([
-        token_norms(states_after(lm.model, lm.blocks, block, b.input_ids, b.attention_mask), b.counts)
+        token_norms(states_after(lm.model, lm.blocks, block, b.input_ids, b.attention_mask), b.loss_mask)
         for b in (batch.to(lm.device) for batch in batches)
     ])  # fmt: skip
     return norms.median().item() if norms.isfinite().all() else math.nan
@@ -61,7 +61,7 @@ def mean_norm(lm: LM, block: int, batches: Sequence[Batch], every_position: bool
     norms = [
         token_norms(
             states_after(lm.model, lm.blocks, block, b.input_ids, b.attention_mask),
-            torch.ones_like(b.counts) if every_position else b.counts,
+            torch.ones_like(b.loss_mask) if every_position else b.loss_mask,
         )
         for b in (batch.to(lm.device) for batch in batches)
     ]

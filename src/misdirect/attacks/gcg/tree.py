@@ -219,7 +219,9 @@ def pass_losses(lm: LM, one: Pass) -> Float[Tensor, " K"]:
     rows = one.rows
     dtype = next(lm.model.parameters()).dtype
     allowed = torch.cat([rows.frame_of[:, :, None] == one.cache_frames, rows.allowed], dim=2).unsqueeze(1).to(lm.device)
-    shut = torch.zeros(allowed.shape, dtype=dtype, device=lm.device).masked_fill_(~allowed, torch.finfo(dtype).min)
+    attention_bias = torch.zeros(allowed.shape, dtype=dtype, device=lm.device).masked_fill_(
+        ~allowed, torch.finfo(dtype).min
+    )
 
     def only_wanted(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return args[0].flatten(0, 1)[rows.wanted.to(args[0].device)].unsqueeze(0), *args[1:]
@@ -228,7 +230,7 @@ def pass_losses(lm: LM, one: Pass) -> Float[Tensor, " K"]:
     with hooked([lambda: lm.model.get_output_embeddings().register_forward_pre_hook(only_wanted)]):
         logits = lm.model(
             input_ids=rows.input_ids.to(lm.device),
-            attention_mask=shut,
+            attention_mask=attention_bias,
             position_ids=rows.position_ids.to(lm.device),
             use_cache=one.cache is not None,
             **arguments,

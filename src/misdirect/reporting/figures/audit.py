@@ -190,12 +190,12 @@ def draw_forest(dots: Sequence[Dot], palette: Palette) -> Any:
 
 
 def draw_dot(axes: Any, index: int, dot: Dot, palette: Palette) -> None:
-    colour = palette["forget" if dot.strongest else "series1"]
+    color = palette["forget" if dot.strongest else "series1"]
     size = 6.5 if dot.strongest else 5
     if dot.low is not None and dot.high is not None:
         width = 2.0 if dot.strongest else 1.3
-        axes.plot([dot.low, dot.high], [index + 0.14] * 2, color=colour, linewidth=width, solid_capstyle="butt")
-    axes.plot([dot.value], [index + 0.14], "D" if dot.strongest else "o", color=colour, markersize=size, zorder=3)
+        axes.plot([dot.low, dot.high], [index + 0.14] * 2, color=color, linewidth=width, solid_capstyle="butt")
+    axes.plot([dot.value], [index + 0.14], "D" if dot.strongest else "o", color=color, markersize=size, zorder=3)
     write_row(axes, index, label(dot.title, 66), audited.share(dot.value).replace(wording.SPACE, " "), palette)
 
 
@@ -240,15 +240,15 @@ def draw_panels(panels: Sequence[Panel], palette: Palette) -> Any:
 
 def draw_panel(axes: Any, panel: Panel, palette: Palette, chars: int) -> None:
     for name, y in panel.levels:
-        colour, style = LEVELS[name]
-        axes.axhline(y, linestyle=style, color=palette[colour], linewidth=0.9, alpha=0.8)
+        color, style = LEVELS[name]
+        axes.axhline(y, linestyle=style, color=palette[color], linewidth=0.9, alpha=0.8)
     for curve in panel.curves:
-        colour, style, width = STROKES[curve.who]
+        color, style, width = STROKES[curve.who]
         xs, ys, lows, highs = zip(*curve.points, strict=True)
         if curve.who in ("base", "unlearned") and all(y is not None for y in (*lows, *highs)):
-            axes.fill_between(xs, lows, highs, color=palette[colour], alpha=0.13, linewidth=0)
+            axes.fill_between(xs, lows, highs, color=palette[color], alpha=0.13, linewidth=0)
         marker = "o" if len(xs) <= 12 and curve.who in ("base", "unlearned") else ""
-        axes.plot(xs, ys, style, color=palette[colour], linewidth=width, marker=marker, markersize=2.6)
+        axes.plot(xs, ys, style, color=palette[color], linewidth=width, marker=marker, markersize=2.6)
     plain(axes, palette)
     axes.grid(axis="y", color=palette["rule"], linewidth=0.5)
     axes.set_axisbelow(True)
@@ -265,10 +265,10 @@ def legend(panels: Sequence[Panel], palette: Palette) -> list[Any]:
     from matplotlib.lines import Line2D
 
     handles = []
-    for who, (colour, style, width) in STROKES.items():
+    for who, (color, style, width) in STROKES.items():
         if any(curve.who == who for panel in panels for curve in panel.curves):
-            handles.append(Line2D([], [], color=palette[colour], linestyle=style, linewidth=width, label=NAMES[who]))
-    for name, (colour, style) in LEVELS.items():
+            handles.append(Line2D([], [], color=palette[color], linestyle=style, linewidth=width, label=NAMES[who]))
+    for name, (color, style) in LEVELS.items():
         if any(name == level for panel in panels for level, _ in panel.levels):
-            handles.append(Line2D([], [], color=palette[colour], linestyle=style, linewidth=0.9, label=name))
+            handles.append(Line2D([], [], color=palette[color], linestyle=style, linewidth=0.9, label=name))
     return handles

@@ -58,7 +58,7 @@ def accuracy(pairs: Sequence[Pair], palette: Palette) -> Any:
 
 
 def draw_accuracy(axes: Any, index: int, pair: Pair, palette: Palette) -> None:
-    colour = palette[pair.kind]
+    color = palette[pair.kind]
     for key, style in (("chance", "--"), ("floor", ":")):
         value = pair.both(key)
         if value is not None:
@@ -67,17 +67,15 @@ def draw_accuracy(axes: Any, index: int, pair: Pair, palette: Palette) -> None:
     heights = (index + 0.0, index + 0.22) if None not in (points[0][0], points[1][0]) else (index + 0.1,) * 2
     if heights[0] != heights[1]:
         axes.plot([points[0][0], points[1][0]], heights, color=palette["rule"], linewidth=2.5, zorder=1)
-    for (value, row), y, face in zip(points, heights, ("none", colour), strict=True):
+    for (value, row), y, face in zip(points, heights, ("none", color), strict=True):
         if value is not None:
-            whisker(axes, row, y, colour)
-            axes.plot(
-                [value], [y], "o", color=colour, markerfacecolor=face, markersize=5, markeredgewidth=1.3, zorder=3
-            )
+            whisker(axes, row, y, color)
+            axes.plot([value], [y], "o", color=color, markerfacecolor=face, markersize=5, markeredgewidth=1.3, zorder=3)
     if pair.seeds is not None:
         axes.plot(
             [pair.seeds.low, pair.seeds.high],
             [heights[1]] * 2,
-            color=colour,
+            color=color,
             alpha=0.3,
             linewidth=6,
             solid_capstyle="butt",
@@ -87,9 +85,9 @@ def draw_accuracy(axes: Any, index: int, pair: Pair, palette: Palette) -> None:
     write_row(axes, index, label(pair.set, LABEL_CHARS - len(note)) + note, " → ".join(shown) + " %", palette)
 
 
-def whisker(axes: Any, row: Any, y: float, colour: str) -> None:
+def whisker(axes: Any, row: Any, y: float, color: str) -> None:
     if row.low is not None and row.high is not None:
-        axes.plot([row.low, row.high], [y, y], color=colour, linewidth=1.2, solid_capstyle="butt", zorder=2)
+        axes.plot([row.low, row.high], [y, y], color=color, linewidth=1.2, solid_capstyle="butt", zorder=2)
 
 
 def write_row(axes: Any, index: int, left: str, right: str, palette: Palette) -> None:
@@ -103,7 +101,7 @@ def write_row(axes: Any, index: int, left: str, right: str, palette: Palette) ->
 def accuracy_legend(pairs: Sequence[Pair], palette: Palette) -> list[Any]:
     from matplotlib.lines import Line2D
 
-    colour = palette["muted"]
+    color = palette["muted"]
     marks: list[tuple[str, str, dict[str, Any]]] = [
         ("base", "base", {"marker": "o", "markerfacecolor": "none", "linestyle": ""}),
         ("unlearned", "unlearned", {"marker": "o", "linestyle": ""}),
@@ -114,7 +112,7 @@ def accuracy_legend(pairs: Sequence[Pair], palette: Palette) -> list[Any]:
     seen = {name for name in ("base", "unlearned") if any(getattr(p, name) is not None for p in pairs)}
     seen |= {name for name in ("chance", "floor") if any(p.both(name) is not None for p in pairs)}
     seen |= {"seeds"} if any(p.seeds for p in pairs) else set()
-    common: dict[str, Any] = {"color": colour, "markersize": 5, "linewidth": 1.1}
+    common: dict[str, Any] = {"color": color, "markersize": 5, "linewidth": 1.1}
     return [Line2D([], [], **(common | how), label=text) for name, text, how in marks if name in seen]
 
 
@@ -177,10 +175,10 @@ def draw_curve(axes: Any, key: str, log: Sequence[LogLine], topics: Sequence[str
         lines = [line for line in log if topic is None or line.topic == topic]
         points = [(line.step, y) for line in lines if (y := getattr(line, key)) is not None]
         values += [y for _, y in points]
-        colour = palette["muted" if topic is None else SERIES[index % len(SERIES)]]
+        color = palette["muted" if topic is None else SERIES[index % len(SERIES)]]
         marker = "o" if len(points) == 1 else ""
         axes.plot(
-            *zip(*points, strict=True), color=colour, linewidth=1.1, marker=marker, markersize=3
+            *zip(*points, strict=True), color=color, linewidth=1.1, marker=marker, markersize=3
         ) if points else None
     if min(values) > 0 and max(values) > 100 * min(values):
         axes.set_yscale("log")
@@ -251,10 +249,10 @@ def draw_map(axes: Any, rows: Sequence[Change], scale: float, palette: Palette, 
     axes.set_axisbelow(True)
     axes.axvline(0, color=palette["muted"], linewidth=1.0)
     for index, (change, name) in enumerate(zip(rows, names_of(rows), strict=True)):
-        colour = palette[change.kind] if change.changed else palette["muted"]
-        axes.plot([scale * change.low, scale * change.high], [index] * 2, color=colour, linewidth=1.1)
-        face = colour if change.changed else palette["page"]
-        axes.plot([scale * change.difference], [index], "o", color=colour, markerfacecolor=face, markersize=3.6)
+        color = palette[change.kind] if change.changed else palette["muted"]
+        axes.plot([scale * change.low, scale * change.high], [index] * 2, color=color, linewidth=1.1)
+        face = color if change.changed else palette["page"]
+        axes.plot([scale * change.difference], [index], "o", color=color, markerfacecolor=face, markersize=3.6)
         style = {"transform": where, "va": "center", "fontsize": font_size, "color": palette["ink"]}
         style |= {"weight": "bold"} if change.changed else {}
         axes.text(left, index, label(name, 30), ha="left", **style)
@@ -295,19 +293,19 @@ def tradeoff(plane: Plane, palette: Palette) -> Any:
         axes.axhline(100 * plane.base.retain[0], linestyle="--", color=palette["muted"], linewidth=0.9)
         draw_point(axes, plane.base, palette["muted"], palette["page"], palette)
     for index, point in enumerate(plane.points):
-        colour = palette[SERIES[index % len(SERIES)]]
-        draw_point(axes, point, colour, colour, palette)
+        color = palette[SERIES[index % len(SERIES)]]
+        draw_point(axes, point, color, color, palette)
     axes.margins(0.12)
     axes.set_xlabel("forget sets: % right (less is better)", color=palette["muted"], fontsize=8)
     axes.set_ylabel("retain sets: % right (more is better)", color=palette["muted"], fontsize=8)
     return figure
 
 
-def draw_point(axes: Any, point: Point, colour: str, face: str, palette: Palette) -> None:
+def draw_point(axes: Any, point: Point, color: str, face: str, palette: Palette) -> None:
     (x, *ends), (y, *heights) = ([100 * v for v in values] for values in (point.forget, point.retain))
-    axes.plot(ends, [y, y], color=colour, linewidth=1.1)
-    axes.plot([x, x], heights, color=colour, linewidth=1.1)
-    axes.plot([x], [y], "o", color=colour, markerfacecolor=face, markersize=5.5, zorder=3)
+    axes.plot(ends, [y, y], color=color, linewidth=1.1)
+    axes.plot([x, x], heights, color=color, linewidth=1.1)
+    axes.plot([x], [y], "o", color=color, markerfacecolor=face, markersize=5.5, zorder=3)
     box = {"facecolor": palette["page"], "edgecolor": "none", "pad": 0.8}
     axes.annotate(label(point.name, 24), (x, y), (5, 5), textcoords="offset points", color=palette["ink"],
                   fontsize=8, bbox=box, zorder=4)  # fmt: skip
