@@ -4,6 +4,8 @@ from jaxtyping import install_import_hook
 
 install_import_hook("misdirect", "beartype.beartype")  # before anything imports misdirect
 
+import gc  # noqa: E402
+
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
@@ -14,6 +16,13 @@ from hypothesis import Phase, settings  # noqa: E402
 # Without the phase that explains a failure: it traces every line, and CPython 3.11 has crashed under that in a generator.
 settings.register_profile("untraced", phases=[phase for phase in Phase if phase is not Phase.explain])
 settings.load_profile("untraced")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def swept() -> None:
+    """What is imported or was made by earlier tests is not looked through again at every garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

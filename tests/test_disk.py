@@ -296,7 +296,8 @@ def test_what_a_killed_fetch_left_is_removed_by_the_next(tmp_path: Path, monkeyp
 def test_a_folder_of_another_user() -> None:
     """Root may write anywhere; nobody may not."""
     code = (
-        "import os, sys; from pathlib import Path; from misdirect import runs, storage; os.setuid(65534)\n"
+        "import os, sys, secrets, filelock; from pathlib import Path\n"
+        "from misdirect import runs, storage; os.setuid(65534)\n"
         "for attempt in (lambda p: runs.writing(p).__enter__(), lambda p: storage.write_text(p / 'x', '1')):\n"
         "    try: attempt(Path(sys.argv[1]))\n    except ValueError as error: print(error)"
     )

@@ -65,13 +65,16 @@ def reason(error: BaseException) -> str:
 
 
 def clean(data: Any) -> Any:
-    """JSON data with every string, keys too, freed of what is `UNPRINTABLE`; lines end with \\n."""
+    """JSON data with every string, keys too, freed of what is `UNPRINTABLE`, and null for numbers that are not finite;
+    lines end with \\n."""
     if isinstance(data, str):
         return UNPRINTABLE.sub("", data.replace("\r\n", "\n"))
     if isinstance(data, Mapping):
         return {clean(key): clean(value) for key, value in data.items()}
     if isinstance(data, list):
         return [clean(value) for value in data]
+    if isinstance(data, float):
+        return data if data - data == 0 else None
     return data
 
 

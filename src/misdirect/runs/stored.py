@@ -6,8 +6,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from misdirect.storage import finite
-
 T = TypeVar("T")
 Number = float | None  # null: a number that was not finite
 
@@ -222,9 +220,10 @@ class AuditRecord(msgspec.Struct, frozen=True):
 
 
 def typed(data: Any, kind: type[T]) -> T:
-    """Raises ValueError with what is wrong and where: "Expected `float`, got `str` - at `$.metrics[3].value`"."""
+    """`data` as `text.clean` leaves it. Raises ValueError with what is wrong and where: "Expected `float`, got `str` - at
+    `$.metrics[3].value`"."""
     try:
-        return msgspec.convert(finite(data), kind)
+        return msgspec.convert(data, kind)
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from None
 
