@@ -130,6 +130,7 @@ def texts(home: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[tuple[str,
             yield f"{name}/audit", capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_every_byte_is_as_before(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = dict(texts(home, capsys))
     hashes = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in found.items()}

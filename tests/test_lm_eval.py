@@ -88,7 +88,7 @@ def mmlu(subject: str, count: int = 6) -> list[Question]:
     return mixed_lengths(made, count)
 
 
-@pytest.mark.parametrize(("dtype", "count", "allowed"), [("float32", 14, 1e-4), ("float64", 6, 1e-6)])
+@pytest.mark.parametrize(("dtype", "count", "allowed"), [("float32", 6, 1e-4), ("float64", 3, 1e-6)])
 def test_cloze_logprobs_are_the_harness_s(lm: LM, tmp_path: Path, dtype: str, count: int, allowed: float) -> None:
     """Per token: in fp32 a forward pass is itself off by some 2e-5 a token, which float64 shows to be all of it."""
     from lm_eval.tasks import TaskManager

@@ -63,7 +63,7 @@ def largest_difference(lm: LM, items: list[Encoded]) -> float:
 
 
 def test_scores_of_real_questions_are_those_of_plain_full_forwards(lm: LM, asked: list[Question]) -> None:
-    items = encoded(lm, sample(asked, 12, seed=1))
+    items = encoded(lm, sample(asked, 6, seed=1))
     assert any(len(tail) > 3 for item in items for tail in item.continuations)
     # a plain forward pass in fp32 is itself 2e-5 a token from one in float64
     assert largest_difference(lm, items) < 1e-4
@@ -71,7 +71,7 @@ def test_scores_of_real_questions_are_those_of_plain_full_forwards(lm: LM, asked
 
 def test_and_in_float64_to_its_precision(lm: LM, asked: list[Question]) -> None:
     double = dataclasses.replace(lm, model=load_lm("demo", device="cpu", dtype="float32").model.double())
-    assert largest_difference(double, encoded(double, sample(asked, 3, seed=2))) < 1e-9
+    assert largest_difference(double, encoded(double, sample(asked, 2, seed=2))) < 1e-9
 
 
 def test_the_prefix_alone_computes_the_whole_models_states_bit_for_bit(lm: LM) -> None:
