@@ -69,13 +69,12 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def named_run(folder: Path, name: str) -> Path:
-    """A run in which everything that comes from outside is `name`."""
+    """A run in which every string that comes from outside is `name`."""
     folder.mkdir()
     topic = {"name": name, "source": name}
-    chosen = {"trained": [name], "topics": {name: {"median_norm": name}}, "retain": {name: {"num_samples": name}}}
-    corpus = {"name": name, "source": name, "weight": name}
-    write_config(folder, topics=[topic], chosen=chosen, retain=[corpus], command=name, data={name: name}, model="demo",
-                 settings={"updates": 4, name: name})  # fmt: skip
+    chosen = {"trained": [name], "topics": {name: {"median_norm": 1.5}}, "retain": {name: {}}}
+    corpus = {"name": name, "source": name, "weight": 1.0}
+    write_config(folder, topics=[topic], chosen=chosen, retain=[corpus], command=name, data={"dtype": name, "forget_sha256": {name: name}})  # fmt: skip
     write_log(folder, topics=(name, "_second"))
     save_mcq(folder, name, 0.6, 0.3)
     save_mcq(folder, f"kept {name}", 0.6, 0.5)

@@ -58,7 +58,7 @@ def test_a_part_that_is_none_is_refused(name: str) -> None:
 def test_putting_a_part_in_leaves_the_rest_and_the_original() -> None:
     whole = torch.randn(4, 6, 5, generator=torch.Generator().manual_seed(0))
     before, value = whole.clone(), torch.ones(2, 5, requires_grad=True)
-    changed = parameters.merged({"a": whole}, {"a[1,2:4]": value, "a[3]": torch.zeros(6, 5)})
+    changed = parameters.assign_slices({"a": whole}, {"a[1,2:4]": value, "a[3]": torch.zeros(6, 5)})
     assert list(changed) == ["a"]
     assert torch.equal(whole, before)
     expected = before.clone()

@@ -280,7 +280,7 @@ def test_doubts_are_said_before_anything_is_loaded(tmp_path: Path, capsys: pytes
     folder = tmp_path / "run"
     folder.mkdir()
     made = {
-        "misdirect": "0", "model": str(tmp_path / "gone"), "settings": {}, "topics": [{"name": "bio", "source": "x"}],
+        "misdirect": "0", "model": str(tmp_path / "gone"), "settings": {"updates": 1}, "topics": [{"name": "bio", "source": "x"}],
         "retain": [], "data": {"model_sha256": "0", "dtype": "torch.float32"}, "chosen": {"block": 0},
     }  # fmt: skip
     storage.write_json(folder / runs.CONFIG, made)

@@ -80,6 +80,10 @@ def is_run(path: Path) -> bool:
     return True
 
 
+# What `config.json` of a finished run has at least
+FINISHED = ("model", "settings", "topics", "retain", "data.model_sha256", "data.dtype", "chosen.block")
+
+
 def read_config(run: Path) -> RunConfig:
     """Raises ValueError where `config.json` is not what misdirect writes."""
     config = read_json(run / CONFIG)
@@ -97,8 +101,11 @@ def require_run(path: Path) -> None:
     """Raises ValueError unless `path` is a finished run."""
     if not is_run(path):
         raise ValueError(f"{path} is no run (no {CONFIG}); expected a folder that `misdirect unlearn` wrote")
-    if missing := read_config(path).missing:
-        raise damaged(path, f"{missing[0]} is missing")
+    config = read_json(path / CONFIG)
+    for name in FINISHED:
+        group, _, entry = name.rpartition(".")
+        if (config.get(group, {}) if group else config).get(entry) is None:
+            raise damaged(path, f"{name} is missing")
     if not (path / DELTA).is_file():
         raise ValueError(
             f"{path} is an unfinished run (no {DELTA}); expected the same misdirect unlearn command again: it goes on"

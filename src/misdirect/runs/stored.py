@@ -127,16 +127,6 @@ class RunConfig(msgspec.Struct, frozen=True):
     command: str | None = None
 
     @property
-    def missing(self) -> list[str]:
-        """What a finished run has and this one lacks."""
-        there = {
-            "model": self.model, "settings": self.settings, "topics": self.topics, "retain": self.retain,
-            "data.model_sha256": self.data.model_sha256, "data.dtype": self.data.dtype,
-            "chosen.block": True if self.chosen.block is not None else None,
-        }  # fmt: skip
-        return [name for name, value in there.items() if not value]
-
-    @property
     def of_the_demo(self) -> bool:
         """Whether it names the demo's model and built-in topics alone; there, text may be shown."""
         return self.model == "demo" and all(str(topic.source).startswith("demo-") for topic in self.topics)
