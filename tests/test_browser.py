@@ -74,7 +74,8 @@ def named_run(folder: Path, name: str) -> Path:
     topic = {"name": name, "source": name}
     chosen = {"trained": [name], "topics": {name: {"median_norm": 1.5}}, "retain": {name: {}}}
     corpus = {"name": name, "source": name, "weight": 1.0}
-    write_config(folder, topics=[topic], chosen=chosen, retain=[corpus], command=name, data={"dtype": name, "forget_sha256": {name: name}})  # fmt: skip
+    write_config(folder, topics=[topic], chosen=chosen, retain=[corpus], command=name,
+                 data={"dtype": name, "forget_sha256": {name: name}})  # fmt: skip
     write_log(folder, topics=(name, "_second"))
     save_mcq(folder, name, 0.6, 0.3)
     save_mcq(folder, f"kept {name}", 0.6, 0.5)
