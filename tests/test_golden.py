@@ -26,7 +26,7 @@ from audit_data import (
     unattacked,
 )
 from misdirect import runs, storage
-from misdirect.cli.output import print_audit, print_collateral, print_table
+from misdirect.cli.output import print_audit, print_table
 from misdirect.reporting import compare, report
 from misdirect.reporting.card import card
 from misdirect.reporting.figures import catalogue
@@ -122,8 +122,7 @@ def texts(home: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[tuple[str,
     capsys.readouterr()
     for name in MADE:
         rows = storage.read_json(home / name / runs.SUMMARY)
-        print_table(rows)
-        print_collateral(rows, topics_of(home / name))
+        print_table(rows, topics_of(home / name))
         yield f"{name}/table", capsys.readouterr().out
         if (home / name / runs.AUDIT).exists():
             print_audit(rows, storage.read_json(home / name / runs.AUDIT), home / name)

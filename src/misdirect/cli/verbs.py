@@ -18,7 +18,7 @@ from misdirect import runs, storage
 from misdirect.cli import audit, chat
 from misdirect.cli.app import Measured, Repeated, Settings, app
 from misdirect.cli.flags import number, pairs, per_topic, weighted, without
-from misdirect.cli.output import print_collateral, print_plan, print_table, say_next
+from misdirect.cli.output import print_plan, print_table, say_next
 from misdirect.config import EvaluateConfig, Method, Topic, UnlearnConfig
 from misdirect.runs.collateral import topics_of
 
@@ -60,7 +60,7 @@ def demo(
     if limit < 0:
         raise ValueError(f"--limit {limit} is too small; expected at least 1, or 0 for all")
     run = api.demo(out, model, limit or None, seed, seeds=seeds)
-    print_table(storage.read_json(run / runs.SUMMARY))
+    print_table(storage.read_json(run / runs.SUMMARY), topics_of(run))
     print(f"\nThe page: {run / runs.REPORT}")
     say_next(f"misdirect audit {shlex.quote(str(run))}")
 
@@ -265,8 +265,7 @@ def evaluate(
         trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )
-    print_table(rows)
-    print_collateral(rows, topics_of(Path(target)))
+    print_table(rows, topics_of(Path(target)))
     say_next(f"misdirect report {shlex.quote(str(out or target))}")
 
 

@@ -12,22 +12,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from misdirect import runs, storage
-from misdirect.config import Kind
 from misdirect.data import builtin
 from misdirect.data.demo.fetch import HUB_ID
 from misdirect.data.sources import split_column
 from misdirect.progress import note
 from misdirect.reporting import wording
-from misdirect.reporting.content import audit_card
-from misdirect.reporting.load.run import QUESTIONS, Pair, Run, read_run
+from misdirect.reporting.content import audit_card, metrics, setup
+from misdirect.reporting.content.form import Table, in_line
+from misdirect.reporting.load.run import QUESTIONS, Run, read_run
 from misdirect.reporting.redact import public_name
-from misdirect.runs.collateral import Change
-from misdirect.runs.stored import Chosen, Corpus, Topic
 from misdirect.text import clean
 
 CARD = "README.md"
@@ -113,11 +111,10 @@ def plain(text: str) -> str:
     return MARKUP.sub(lambda found: f"&#{ord(found[0])};", line).replace("_", "\\_")
 
 
-def table(head: str, rows: Sequence[Sequence[str]]) -> Ours:
-    """A Markdown table; `head` holds our own words with a | between. Empty where there are no rows."""
-    titles = head.split(" | ")
-    lines = [titles, ["---"] * len(titles), *([plain(cell) for cell in row] for row in rows)]
-    return Ours("\n".join(f"| {' | '.join(line)} |" for line in lines) if rows else "")
+def table(data: Table) -> Ours:
+    """A Markdown table; empty where there are no rows."""
+    lines = [data.head, ["---"] * len(data.head), *([plain(in_line(cell)) for cell in row.cells] for row in data.lines)]
+    return Ours("\n".join(f"| {' | '.join(line)} |" for line in lines) if data.rows else "")
 
 
 def fenced(code: str, language: str) -> Ours:
@@ -239,47 +236,43 @@ def view(run: Run, folder: Path) -> dict[str, Any]:
     kept = [change for change in run.changes if change.kind != "forget"]
     chosen = run.config.chosen
     topics = wording.listed(run.topics) or "the topic"
+    there = [file for file in FILES if file.name in (CARD, runs.REPORT) or (folder / file.name).exists()]
     return {
         "title": title(run),
         "base": base_name(run.model),
         "method": Ours(wording.method_name(run.method)),
         "did": wording.method_did(run.method, topics, wording.setting(chosen.block)),
         "topics": topics,
-        "done": done(run),
+        "done": setup.done(run),
         "unfinished": not (folder / runs.DELTA).is_file(),
         "measured": sorted({r.model for r in run.results}),
-        "audit": audit_card.view(run.audit, table) if run.audit else None,
-        "forgotten": table(QUESTION_HEAD, [question_row(p) for p in run.headlines(*QUESTIONS, kind="forget")]),
-        "kept": table(QUESTION_HEAD, [question_row(p) for p in run.headlines(*QUESTIONS, kind="retain")]),
-        "texts": table(TEXT_HEAD, text_rows(run)),
-        "seeds": table(SEED_HEAD, seed_rows(run)),
-        "changes": table(CHANGE_HEAD, [change_row(change) for change in kept[:MAX_CHANGES]]),
+        "audit": audit_view(run),
+        "forgotten": table(metrics.questions(run, "forget")),
+        "kept": table(metrics.questions(run, "retain")),
+        "texts": table(metrics.texts(run)),
+        "seeds": table(metrics.seeds(run)),
+        "changes": table(metrics.worst(kept[:MAX_CHANGES])),
         "more_changes": max(0, len(kept) - MAX_CHANGES),
         "num_changed": sum(change.changed for change in kept),
         "num_changes": len(kept),
         "unknown": wording.listed([pair.set for pair in run.headlines(*QUESTIONS) if not pair.base_knows]),
-        "answers": table(ANSWER_HEAD, answer_rows(run)),
-        "strengths": table(STRENGTH_HEAD, strengths(run)),
-        "settings": settings(run),
+        "answers": table(metrics.answers(run)),
+        "strengths": table(setup.strengths(run)),
+        "settings": setup.settings_in_words(run),
         "trained": wording.listed(chosen.trained),
-        "data": table(DATA_HEAD, data_rows(run)),
+        "data": table(setup.data(run)),
         "apply": fenced(apply_code(run.model), "python"),
         "command": fenced(run.config.command or "", "sh"),
-        "files": table(FILE_HEAD, [f for f in FILES if f.name in (CARD, runs.REPORT) or (folder / f.name).exists()]),
+        "files": table(Table(("File", "What it is", "Publish"), there)),
         "is_demo": run.is_demo,
         "model_hash": run.config.data.model_sha256 or "",
         "versions": ", ".join(f"{name} {version}" for name, version in run.env.versions.items()),
     }
 
 
-QUESTION_HEAD = "Questions | Scored by | Base | Unlearned | Change | Chance | Floor | n"
-TEXT_HEAD = "Text | Was to be | Base | Unlearned | Change | Perplexity times | n"
-ANSWER_HEAD = "Prompts | Measured as | Base | Unlearned | Change | n"
-SEED_HEAD = "Set | Measured as | Seeds | Smallest | Mean | Largest"
-CHANGE_HEAD = "Set or subject | Measured as | Change | Adjusted p | Beyond chance | n"
-STRENGTH_HEAD = "Topic | Steering coefficient c | Median token norm | c over that norm | Retain weight alpha"
-DATA_HEAD = "Name | Role | Source | Size | SHA-256"
-FILE_HEAD = "File | What it is | Publish"
+def audit_view(run: Run) -> dict[str, Any] | None:
+    found = audit_card.view(run.audit) if run.audit else None
+    return found and found | {"attacks": table(found["attacks"])}
 
 
 def base_name(model: str) -> str:
@@ -293,139 +286,6 @@ def base_name(model: str) -> str:
 
 def title(run: Run) -> str:
     return f"{base_name(run.model).rpartition('/')[2]} with {wording.listed(run.topics) or 'a topic'} unlearned"
-
-
-def done(run: Run) -> str:
-    """How many updates, and how long they took."""
-    if run.updates is None:
-        return ""
-    took = f" in {wording.duration(run.seconds)}" if run.seconds else ""
-    return f"{wording.counted(run.updates, 'update')}{took}"
-
-
-def bounded(text: str, span: str) -> str:
-    return f"{text} ({span})" if span else text
-
-
-def question_row(pair: Pair) -> tuple[str, ...]:
-    floors = [row.floor for row in (pair.base, pair.unlearned) if row]
-    shown = [wording.value(pair.metric, floor) for floor in floors if floor is not None]
-    return (
-        pair.set,
-        wording.metric_label(pair.metric),
-        *values_of(pair),
-        change_of(pair),
-        wording.value(pair.metric, pair.both("chance")),
-        " \u2192 ".join(dict.fromkeys(shown)) or wording.NONE,
-        counted(pair),
-    )
-
-
-def values_of(pair: Pair) -> list[str]:
-    """Base and unlearned, each with its interval."""
-    rows = (pair.base, pair.unlearned)
-    values = [wording.value(pair.metric, value) for value in (pair.before, pair.after)]
-    return [bounded(text, wording.interval(pair.metric, row)) for text, row in zip(values, rows, strict=True)]
-
-
-def change_of(pair: Pair) -> str:
-    text = wording.change(pair.metric, pair.paired.difference)
-    return bounded(text, wording.change_interval(pair.metric, pair.paired))
-
-
-def counted(pair: Pair) -> str:
-    return wording.count(pair.both("n"))
-
-
-def text_rows(run: Run) -> list[tuple[str, ...]]:
-    """Text sets: set, role, NLL of base and unlearned, change, factor of the perplexity, n."""
-    rows = []
-    for pair in run.headlines("nll"):
-        difference = pair.paired.difference
-        times = wording.NONE if difference is None else wording.factor(difference)
-        values = [wording.value(pair.metric, value) for value in (pair.before, pair.after)]
-        rows.append((pair.set, ROLES[pair.kind], *values, change_of(pair), times, counted(pair)))
-    return rows
-
-
-ROLES: Mapping[Kind, str] = {"forget": "forgotten", "retain": "kept", "other": "measured"}
-
-
-def seed_rows(run: Run) -> list[tuple[str, ...]]:
-    """Spread of each headline number over seeds: set, metric, seeds, smallest, mean, largest."""
-    rows = []
-    for pair in run.headlines(*QUESTIONS, "nll"):
-        if pair.seeds is not None:
-            values = [wording.value(pair.metric, x) for x in (pair.seeds.low, pair.seeds.mean, pair.seeds.high)]
-            rows.append((pair.set, wording.metric_label(pair.metric), str(pair.seeds.n), *values))
-    return rows
-
-
-def change_row(change: Change) -> tuple[str, ...]:
-    span = wording.change_interval(change.metric, change)
-    shown = bounded(wording.change(change.metric, change.difference), span)
-    p = wording.p_value(change.adjusted_p)
-    said = "yes" if change.changed else "not shown"
-    return change.name, wording.metric_label(change.metric), shown, p, said, f"{change.n:,}"
-
-
-def answer_rows(run: Run) -> list[tuple[str, ...]]:
-    """Sets of prompts: name, metric, base, unlearned, change, prompts."""
-    found = [p for p in run.pairs if p.measurement == "generation" and p.metric in ANSWERED]
-    return [(p.set, wording.metric_label(p.metric), *values_of(p), change_of(p), counted(p)) for p in found]
-
-
-ANSWERED = ("degenerate_share", "degenerate_share_sampled", "repetition", "judge_score", "judge_score_sampled")
-
-
-def strengths(run: Run) -> list[tuple[str, ...]]:
-    """Topics: name, steering coefficient, median token norm, their ratio, retain weight."""
-    rows: list[tuple[str, ...]] = []
-    for name in run.topics:
-        made = run.config.chosen.topics.get(name, Chosen())
-        norm, strength = made.median_norm, made.steering_coefficient
-        ratio = f"{strength / norm:.3g}" if norm and strength is not None else wording.NONE
-        values = [wording.NONE if x is None else f"{x:.4g}" for x in (strength, norm, made.retain_weight)]
-        rows.append((name, values[0], values[1], ratio, values[2]))
-    return rows
-
-
-SHOWN = ("block", "num_blocks", "updates", "epochs", "batch_size", "retain_batch_size", "max_tokens", "lr", "schedule",
-         "warmup", "clip", "numerics", "seed", "recipe")  # fmt: skip
-
-
-def settings(run: Run) -> str:
-    found = run.config.settings
-    return ", ".join(f"{name} {wording.setting(found[name])}" for name in SHOWN if found.get(name) is not None)
-
-
-def data_rows(run: Run) -> list[tuple[str, ...]]:
-    """All data by name and hash: name, role, source as typed, items, SHA-256."""
-    config = run.config
-    rows = []
-    asked: tuple[tuple[str, Sequence[Topic | Corpus], Mapping[str, str], Mapping[str, Chosen]], ...] = (
-        ("forget text", config.topics, config.data.forget_sha256, config.chosen.topics),
-        ("retain text", config.retain, config.data.retain_sha256, config.chosen.retain),
-    )
-    for role, sources, hashes, chosen in asked:
-        for row in sources:
-            samples = chosen.get(row.name, Chosen()).num_samples
-            items = wording.NONE if samples is None else f"{samples:,} samples"
-            rows.append((row.name, role, wording.setting(row.source), items, hashes.get(row.name, wording.NONE)))
-    return [*rows, *measured_rows(run)]
-
-
-def measured_rows(run: Run) -> list[tuple[str, ...]]:
-    """Sets that were measured; results keep their hash and not their source."""
-    rows: dict[tuple[str, str], tuple[str, ...]] = {}
-    for result in run.results:
-        role, config = MEASURED.get(result.measurement, "measured"), result.config
-        items = wording.count(config.get("questions", config.get("texts")))
-        rows[role, result.set] = (result.set, role, wording.NONE, items, str(config.get("sha256") or wording.NONE))
-    return list(rows.values())
-
-
-MEASURED = {"mcq": "questions", "nll": "held-out text", "generation": "prompts", "harness": "harness task"}
 
 
 def apply_code(model: str) -> str:

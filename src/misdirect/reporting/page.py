@@ -18,7 +18,7 @@ from typing import Any
 
 from misdirect import runs, storage
 from misdirect.reporting import wording
-from misdirect.reporting.content import audit_page, evaluation
+from misdirect.reporting.content import audit_page, metrics, setup
 from misdirect.reporting.content.answers import answer_groups
 from misdirect.reporting.content.evaluation import panels
 from misdirect.reporting.figures import catalogue
@@ -84,11 +84,11 @@ def view(run: Run, show_text: bool | None) -> dict[str, Any]:
         "audit": audit_page.view(run.audit) if run.audit else None,
         "answers": answer_groups(run),
         "show_text": shown,
-        "metrics": evaluation.metric_groups(run),
-        "collateral": evaluation.collateral_table(run),
-        "topics": evaluation.topics_table(run),
-        "retain": evaluation.retain_table(run),
-        "settings": evaluation.settings_table(run),
+        "metrics": metrics.groups(run),
+        "collateral": metrics.collateral(run),
+        "topics": setup.topics(run),
+        "retain": setup.retain(run),
+        "settings": setup.settings(run),
         "trained": run.config.chosen.trained,
         "data": wording.flat(untyped(run.config.data)),
         "environment": [row for row in wording.flat(run.environment) if row[0] != "command"],
@@ -125,10 +125,7 @@ def summary(run: Run) -> str:
         text += " while other text stays where it was"
     else:
         text += f" becomes unlikely ({run.method}) while the predictions on other text stay what they were"
-    if run.updates is None:
-        return text + "."
-    took = f" in {wording.duration(run.seconds)}" if run.seconds else ""
-    return f"{text}: {wording.counted(run.updates, 'update')}{took}."
+    return f"{text}: {done}." if (done := setup.done(run)) else f"{text}."
 
 
 def missing(run: Run) -> list[str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 NONE = "\u2013"
 SPACE = "\u00a0"  # before a unit, so that it stays with its number
@@ -32,6 +32,24 @@ ENDINGS: Mapping[str, str] = {
 # endings of names whose values are fractions of 1
 SHARES = ("accuracy", "_share", "judge_unscored", "acc", "acc_norm", "acc_bytes", "exact_match")
 SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+class Number(NamedTuple):
+    """A number in words, and both ends of its 95 % interval; `low` is without the unit."""
+
+    text: str = NONE
+    low: str = ""
+    high: str = ""
+    unit: str = ""
+
+    @property
+    def interval(self) -> str:
+        """`55.1 to 69.4 %`; empty where there is none."""
+        return f"{self.low} to {self.high}{self.unit}" if self.high else ""
+
+    @property
+    def bare(self) -> str:
+        return self.text.removesuffix(self.unit)
 
 
 @runtime_checkable
@@ -74,11 +92,15 @@ def value(metric: str, x: float | None) -> str:
     return f"{100 * x:.1f}{SPACE}%" if is_share(metric) else f"{x:.3f}".replace("-", "\u2212")
 
 
-def interval(metric: str, row: Interval | None) -> str:
-    """`55.1 to 69.4 %`; empty where there is none."""
-    if row is None or row.low is None or row.high is None:
-        return ""
-    return f"{value(metric, row.low).removesuffix(SPACE + '%')} to {value(metric, row.high)}"
+def number(metric: str, x: float | None, row: Interval | None = None) -> Number:
+    """A value with its interval: `62.5 %`, `55.1 to 69.4 %`."""
+    unit = SPACE + "%" if is_share(metric) else ""
+    return Number(value(metric, x), *ends(row, lambda end: value(metric, end).removesuffix(unit)), unit)
+
+
+def ends(row: Interval | None, say: Callable[[float], str]) -> tuple[str, str]:
+    """Both ends of an interval in words, empty where there is none."""
+    return ("", "") if row is None or row.low is None or row.high is None else (say(row.low), say(row.high))
 
 
 def change(metric: str, x: float | None) -> str:
@@ -88,10 +110,10 @@ def change(metric: str, x: float | None) -> str:
     return f"{signed(100 * x, 1)}{SPACE}pp" if is_share(metric) else signed(x, 3)
 
 
-def change_interval(metric: str, paired: Interval) -> str:
-    if paired.low is None or paired.high is None:
-        return ""
-    return f"{change(metric, paired.low).removesuffix(SPACE + 'pp')} to {change(metric, paired.high)}"
+def changed(metric: str, x: float | None, row: Interval | None = None) -> Number:
+    """A change with its interval: `-1.2 pp`, `-3.0 to +0.6 pp`."""
+    unit = SPACE + "pp" if is_share(metric) else ""
+    return Number(change(metric, x), *ends(row, lambda end: change(metric, end).removesuffix(unit)), unit)
 
 
 def factor(nats: float) -> str:

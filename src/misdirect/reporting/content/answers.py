@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from misdirect.reporting import wording
-from misdirect.reporting.content.evaluation import Table
+from misdirect.reporting.content import metrics
+from misdirect.reporting.content.form import Table, in_line
 from misdirect.reporting.load.run import Run
 from misdirect.runs.stored import typed
 
@@ -125,18 +126,11 @@ def numbers(turn: Answer) -> list[str]:
 
 def in_words(run: Run, name: str) -> list[str]:
     """`degenerate share: 0.0 → 50.0 % (18.8 to 81.2 %)`."""
-    pairs = [p for p in run.pairs if (p.measurement, p.set) == ("generation", name) and p.metric in SUMMED]
     lines = []
-    for pair in pairs:
-        rows = [row for row in (pair.base, pair.unlearned) if row is not None]
-        values = [
-            f"{model} {wording.value(pair.metric, row.value)}"
-            + (f" ({span})" if (span := wording.interval(pair.metric, row)) else "")
-            for model, row in zip(MODELS, (pair.base, pair.unlearned), strict=True)
-            if row is not None
-        ]
-        n = wording.setting(rows[0].n)
-        lines.append(f"{wording.metric_label(pair.metric)}, n = {n}: {', '.join(values)}.")
+    for pair in run.pairs:
+        if (pair.measurement, pair.set) == ("generation", name) and pair.metric in SUMMED:
+            values = [f"{model} {in_line(x)}" for model, x in metrics.measured(pair).items()]
+            lines.append(f"{wording.metric_label(pair.metric)}, n = {metrics.count_of(pair)}: {', '.join(values)}.")
     return lines
 
 

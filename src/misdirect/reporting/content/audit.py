@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from misdirect.reporting import wording
+from misdirect.reporting.content.form import Cell, in_line
 from misdirect.reporting.load.audit import (
     DONE,
     FAILED,
@@ -20,7 +21,10 @@ from misdirect.reporting.load.audit import (
     at,
     headline,
 )
+from misdirect.reporting.wording import NONE, SPACE, Number
 from misdirect.runs.stored import NOWHERE, Point
+
+PERCENT = SPACE + "%"
 
 # access -> what an attacker must have, in a word or two, and who has it
 ACCESS: Mapping[str, tuple[str, str]] = {
@@ -44,20 +48,17 @@ EXPLAINED = (
 
 
 class Line(NamedTuple):
-    """One attack on one set, as text. `share` and `interval` are empty where there is nothing to report."""
+    """One attack on one set, as text."""
 
     name: str
     title: str
     note: str
     access: str
-    status: str  # "" for done, else what stands in place of the share
-    share: str
-    interval: str
+    status: str  # "" for done, else what stands in place of the numbers
+    share: Number
     after: str
     control: str
-    general: str
-    before: str
-    aside: str  # where or why general ability is of another point
+    general: Cell  # below it what it was before, and where or why it is of another point
     degenerate: str
     seconds: str
     tokens: str
@@ -73,27 +74,32 @@ class Line(NamedTuple):
 def share(x: float | None) -> str:
     """`64 %`: whole per cent, since a few dozen questions carry no more."""
     if x is None:
-        return wording.NONE
-    return f"{100 * x:.0f}{wording.SPACE}%".replace("-0" + wording.SPACE, "0" + wording.SPACE).replace("-", "\u2212")
+        return NONE
+    return f"{100 * x:.0f}{PERCENT}".replace("-0" + SPACE, "0" + SPACE).replace("-", "\u2212")
 
 
-def span(row: Measured | None) -> str:
-    if row is None or row.low is None or row.high is None:
-        return ""
-    return f"{share(row.low).removesuffix(wording.SPACE + '%')} to {share(row.high)}"
+def share_of(row: Measured | None) -> Number:
+    """A share with its interval."""
+    ends = wording.ends(row, lambda end: share(end).removesuffix(PERCENT))
+    return Number(share(row.value if row else None), *ends, PERCENT)
+
+
+def bracketed(number: Number) -> str:
+    """`61 % [47 to 73 %]`."""
+    return f"{number.text} [{number.interval}]" if number.interval else number.text
 
 
 def right(row: Measured | None) -> str:
-    return wording.NONE if row is None else wording.value("accuracy", row.value)
+    return NONE if row is None else wording.value("accuracy", row.value)
 
 
 def short_seconds(seconds: float | None) -> str:
-    return wording.NONE if seconds is None else wording.duration(seconds)
+    return NONE if seconds is None else wording.duration(seconds)
 
 
 def tokens_of(count: float | None) -> str:
     """`31,000`, three digits of it; none where an attack reads nothing of its own."""
-    return wording.NONE if count is None else "none" if count < 1 else f"{float(f'{count:.3g}'):,.0f}"
+    return NONE if count is None else "none" if count < 1 else f"{float(f'{count:.3g}'):,.0f}"
 
 
 UNITS = {"shots": "examples", "words": "added words", "rates": "of the letters", "bits": "bits", "shares": "of the weights",
@@ -162,9 +168,8 @@ def headline_of(audit: Audit, name: str) -> Headline:
                 "have been taught. No other attack has been run."
             )
         return Headline(name, "not attacked", text, [])
-    interval = f" [{span(found)}]" if span(found) else ""
     names, prices = strongest_in_words(audit, name)
-    text = f"{name}: {share(found.value)}{interval} of what was removed comes back under {names}"
+    text = f"{name}: {bracketed(share_of(found))} of what was removed comes back under {names}"
     text += f"; price: {prices}." if prices else "."
     small = []
     if found.low is not None and found.low <= 0:
@@ -191,14 +196,16 @@ def beside(audit: Audit, name: str) -> list[str]:
             text += f"; on the scale of the headline it scores {share(ceiling.value)}, which is what complete recovery would"
         said.append(text + ".")
     if gap is not None:
-        text = f"Over all tested questions the attack closes {share(gap.value)} [{span(gap)}] of the gap between the unlearned "
+        text = (
+            f"Over all tested questions the attack closes {bracketed(share_of(gap))} of the gap between the unlearned "
+        )
         said.append(text + "model and the base under the same attack.")
     chosen = audit.chosen(name)
     made = audit.attempt(chosen[0][0]) if chosen else None
     if made is not None:
-        (kept, *told), odd = general(audit, made, chosen[0][1]), degenerate(made)
-        parts = [f"general ability {kept}{bracketed(*told)}" if kept != wording.NONE else ""]
-        parts += [f"answers that are not language {odd}" if odd != wording.NONE else ""]
+        kept, odd = general(audit, made, chosen[0][1]), degenerate(made)
+        parts = [f"general ability {in_line(kept)}" if kept.value != NONE else ""]
+        parts += [f"answers that are not language {odd}" if odd != NONE else ""]
         if any(parts):
             which = "it" if len({attack for attack, _ in chosen}) == 1 else made.title
             said.append(f"After {which}: {'; '.join(part for part in parts if part)}.")
@@ -260,7 +267,7 @@ def price(made: Attempt | None, name: str) -> str:
 
 def access_word(made: Attempt) -> str:
     """`the weights, with the base model`."""
-    word = ACCESS[made.access][0] if made.access in ACCESS else made.access or wording.NONE
+    word = ACCESS[made.access][0] if made.access in ACCESS else made.access or NONE
     return f"{word}, with {made.holds}" if made.holds else word
 
 
@@ -328,11 +335,10 @@ def line(audit: Audit, each: Attempt, name: str) -> Line:
         note_of(each, name, point),
         access_word(each),
         "" if told else status_of(each, audit.removed(name)),
-        share(found.value) if told and found else "",
-        span(found) if told else "",
+        share_of(found) if told else Number(),
         right(after),
         right(control_of(each, name, point)),
-        *general(audit, each, point),
+        general(audit, each, point),
         degenerate(each),
         short_seconds(each.cost(name, "attack_seconds")),
         tokens_of(each.cost(name, "attack_tokens")),
@@ -375,9 +381,9 @@ def control_of(each: Attempt, name: str, point: Point) -> Measured | None:
     return at(rows, point) or headline(rows)
 
 
-def general(audit: Audit, each: Attempt, point: Point) -> tuple[str, str, str]:
-    """Mean accuracy on the sets to be kept after the attack, without it, and where the first was taken if not at `point`:
-    (`41.2 %`, `before 43.0 %`, `at step 60`)."""
+def general(audit: Audit, each: Attempt, point: Point) -> Cell:
+    """Mean accuracy on the sets to be kept after the attack; below it what it was before, and where it was taken if not at
+    `point`: `41.2 %`, `before 43.0 %`, `at step 60`."""
     after = [(general_row(each.accuracies("unlearned", name), point), name) for name in audit.retained]
     pairs = [(row.value, audit.untouched("unlearned", name)) for row, name in after if row]
     if not pairs:
@@ -385,24 +391,17 @@ def general(audit: Audit, each: Attempt, point: Point) -> tuple[str, str, str]:
     text = wording.value("accuracy", sum(value for value, _ in pairs) / len(pairs))
     before = [x for _, x in pairs if x is not None]
     taken = next(row.point for row, _ in after if row)
-    aside = f"at {place(taken, each)}" if taken != point and place(taken, each) else ""
-    if len(before) < len(pairs):
-        return text, "", aside
-    return text, f"before {wording.value('accuracy', sum(before) / len(before))}", aside
+    told = [f"before {wording.value('accuracy', sum(before) / len(before))}"] if len(before) == len(pairs) else []
+    told += [f"at {place(taken, each)}"] if taken != point and place(taken, each) else []
+    return Cell(text, told)
 
 
-def bracketed(*told: str) -> str:
-    """` (before 43.0 %, at step 60)`; nothing where nothing is told."""
-    text = ", ".join(filter(None, told))
-    return f" ({text})" if text else ""
-
-
-def unchanged(audit: Audit, each: Attempt) -> tuple[str, str, str]:
+def unchanged(audit: Audit, each: Attempt) -> Cell:
     """Of an attack through what is fed in, where nothing else was asked: the model is what it was."""
     found = [x for name in audit.retained if (x := audit.untouched("unlearned", name)) is not None]
     if each.access not in ("prompt", "gradients") or each.status != DONE or not found:
-        return wording.NONE, "", ""
-    return wording.value("accuracy", sum(found) / len(found)), "", "model unchanged"
+        return Cell()
+    return Cell(wording.value("accuracy", sum(found) / len(found)), ["model unchanged"])
 
 
 def general_row(rows: Sequence[Measured], point: Point) -> Measured | None:
@@ -416,4 +415,4 @@ def degenerate(each: Attempt) -> str:
         for row in each.rows("unlearned", "generation", name):
             if row.metric == "degenerate_share" and not each.results["unlearned", "generation", name].records:
                 return share(row.value)
-    return wording.NONE
+    return NONE

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from misdirect.reporting import wording
 from misdirect.reporting.content import audit as audited
+from misdirect.reporting.content.form import Cell, Table
 from misdirect.reporting.load.audit import DONE, FAILED, NOT_RUN, Audit
+from misdirect.reporting.wording import Number
 
-HEAD = "Attack | Set | Access | Comes back | Right after | Base, same attack | General ability | Time | Tokens"
+HEAD = (
+    "Attack",
+    "Set",
+    "Access",
+    "Comes back",
+    "Right after",
+    "Base, same attack",
+    "General ability",
+    "Time",
+    "Tokens",
+)
 MOST = 8  # attacks of a set
 
 
-def view(audit: Audit, table: Callable[[str, Sequence[Sequence[str]]], Any]) -> dict[str, Any]:
-    """All that the card's template shows. `table` writes a Markdown table."""
+def view(audit: Audit) -> dict[str, Any]:
+    """All that the card's template shows."""
     return {
         "said": sentences(audit),
-        "attacks": table(HEAD, rows(audit)),
+        "attacks": table(audit),
         "more": more(audit),
         "not_run": not_run(audit),
     }
@@ -30,18 +42,24 @@ def sentences(audit: Audit) -> list[str]:
     return [*found, *([audited.EXPLAINED] if crossed else []), *audited.silent(audit), *audited.unknown(audit)]
 
 
-def rows(audit: Audit) -> list[tuple[str, ...]]:
+def table(audit: Audit) -> Table:
     """The strongest attacks of every set."""
-    out: list[tuple[str, ...]] = []
+    rows: list[tuple[str | Number | Cell, ...]] = []
     for name in audit.forgotten:
         told = [line for line in audited.lines(audit, name) if not line.status]
         for line in told[:MOST]:
-            share = line.share + (f" ({line.interval})" if line.interval else "")
-            general = line.general + audited.bracketed(line.before, line.aside)
-            out.append(
-                (line.title, name, line.access, share, line.after, line.control, general, line.seconds, line.tokens)
-            )
-    return out
+            rows.append((line.title, name, line.access, *numbers(line)))
+    return Table(HEAD, rows, 3)
+
+
+def printed(lines: Sequence[audited.Line]) -> Table:
+    """What a terminal has room for."""
+    head = ("attack", "comes back (95 %)", "right after", "base, same attack", "general ability", "time", "tokens")
+    return Table(head, [(line.title, *numbers(line)) for line in lines], 1)
+
+
+def numbers(line: audited.Line) -> tuple[str | Number | Cell, ...]:
+    return line.share, line.after, line.control, line.general, line.seconds, line.tokens
 
 
 def more(audit: Audit) -> int:

@@ -8,8 +8,9 @@ from typing import Any
 from misdirect.reporting import wording
 from misdirect.reporting.content import audit as audited
 from misdirect.reporting.content.diagnostics import SHARED
-from misdirect.reporting.content.evaluation import Table
+from misdirect.reporting.content.form import Cell, Table
 from misdirect.reporting.load.audit import DONE, Attempt, Audit
+from misdirect.reporting.wording import NONE
 
 Audits = Sequence[tuple[str, Audit | None]]  # a run's label, its audit
 
@@ -21,11 +22,13 @@ def tables(runs: Audits) -> list[dict[str, Any]]:
 
 
 def table(runs: Audits, name: str) -> Table:
-    rows = [("Strongest attack\nchosen on the other half", *(strongest(audit, name) for _, audit in runs))]
-    rows.append(("Without attack\nbase \u2192 unlearned", *(removed(audit, name) for _, audit in runs)))
-    for key, title in listed(runs, name).items():
-        rows.append((title + differing(runs, key), *(cell(audit, name, key) for _, audit in runs)))
-    return Table(("Comes back", *(label for label, _ in runs)), rows)
+    rows: list[tuple[str | Cell, ...]] = [
+        (Cell("Strongest attack", ["chosen on the other half"]), *(strongest(audit, name) for _, audit in runs)),
+        (Cell("Without attack", ["base \u2192 unlearned"]), *(removed(audit, name) for _, audit in runs)),
+        *((Cell(title, differing(runs, key)), *(cell(audit, name, key) for _, audit in runs))
+          for key, title in listed(runs, name).items()),
+    ]  # fmt: skip
+    return Table(("Comes back", *(label for label, _ in runs)), rows, 1)
 
 
 def listed(runs: Audits, name: str) -> dict[str, str]:
@@ -40,7 +43,7 @@ def listed(runs: Audits, name: str) -> dict[str, str]:
     return {key: title for key, (_, title) in sorted(found.items(), key=lambda item: -item[1][0])}
 
 
-def strongest(audit: Audit | None, name: str) -> str:
+def strongest(audit: Audit | None, name: str) -> str | Cell:
     if audit is None or name not in audit.forgotten:
         return "not audited"
     if not audit.removed(name):
@@ -50,33 +53,30 @@ def strongest(audit: Audit | None, name: str) -> str:
         return "not attacked"
     chosen = dict.fromkeys(attack for attack, _ in audit.chosen(name))
     titles = [made.title if (made := audit.attempt(attack)) else attack for attack in chosen]
-    return "\n".join(part for part in (audited.share(share.value), audited.span(share), *titles) if part)
+    return Cell(audited.share_of(share), titles)
 
 
 def removed(audit: Audit | None, name: str) -> str:
-    if audit is None:
-        return wording.NONE
-    values = [audit.untouched(model, name) for model in ("base", "unlearned")]
-    return " \u2192 ".join(wording.value("accuracy", x) for x in values)
+    values = [audit.untouched(model, name) for model in ("base", "unlearned")] if audit else []
+    return " \u2192 ".join(wording.value("accuracy", x) for x in values) or NONE
 
 
-def cell(audit: Audit | None, name: str, key: str) -> str:
+def cell(audit: Audit | None, name: str, key: str) -> str | Cell:
     """The share with its interval, and the general ability left; a status where there is none."""
     each = audit.attempt(key) if audit else None
     if audit is None or each is None or name not in audit.forgotten:
-        return wording.NONE
+        return NONE
     line = audited.line(audit, each, name)
     if line.status:
         return each.status if each.status != DONE else line.status
-    general = f"general {line.general}" if line.general != wording.NONE else ""
-    return "\n".join(part for part in (line.share, line.interval, general) if part)
+    return Cell(line.share, [f"general {line.general.value}"] if line.general.value != NONE else [])
 
 
-def differing(runs: Audits, key: str) -> str:
-    """`, settings differ: seed`, where the attack was not the same in all runs that have it."""
+def differing(runs: Audits, key: str) -> list[str]:
+    """`settings differ: seed`, where the attack was not the same in all runs that have it."""
     made = [each for _, audit in runs if audit and (each := audit.attempt(key)) and each.status == DONE]
     names = dict.fromkeys(name for each in made for name in own(each) if own(each)[name] != own(made[0]).get(name))
-    return f"\nsettings differ: {wording.listed(list(names))}" if names else ""
+    return [f"settings differ: {wording.listed(list(names))}"] if names else []
 
 
 def own(each: Attempt) -> Mapping[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from misdirect import runs
 from misdirect.reporting import wording
 from misdirect.reporting.content import audit as audited
 from misdirect.reporting.content import diagnostics
+from misdirect.reporting.content.form import Cell, Row, Table
 from misdirect.reporting.load.audit import Audit
 from misdirect.reporting.redact import public_name
 
@@ -19,8 +21,8 @@ def view(audit: Audit) -> dict[str, Any]:
         groups.append(
             {
                 "set": name,
-                "lines": [line for line in lines if not line.unrun],
-                "unrun": [line for line in lines if line.unrun],
+                "attacks": attacks([line for line in lines if not line.unrun]),
+                "unrun": unrun([line for line in lines if line.unrun]),
                 "end": "" if index == 0 else f"-{index + 1}",
             }
         )
@@ -42,6 +44,25 @@ def view(audit: Audit) -> dict[str, Any]:
         "costs": [*((model, source(audit, model)) for model in ("base", "unlearned")), *diagnostics.cost_rows(audit)],
         "access": [words for key, words in audited.ACCESS.items() if key in used],
     }
+
+
+def attacks(lines: Sequence[audited.Line]) -> Table:
+    head = ("Attack", "Comes back, 95 %", "Right after", "Base, same attack", "General ability", "Not language", "Time",
+            "Tokens", "Access")  # fmt: skip
+    rows = []
+    for line in lines:
+        title = Cell(line.title, [line.note])
+        if line.status:
+            rows.append(Row((title, Cell(line.status, span=len(head) - 2), line.access), "silent"))
+        else:
+            rows.append(Row((title, line.share, line.after, line.control, line.general, line.degenerate, line.seconds,
+                             line.tokens, line.access)))  # fmt: skip
+    return Table(head, rows, 1, 1)
+
+
+def unrun(lines: Sequence[audited.Line]) -> Table:
+    rows = [Row((line.title, line.status, line.access), "silent") for line in lines]
+    return Table(("Attack", "Why not", "Access"), rows)
 
 
 def source(audit: Audit, model: str) -> str:

@@ -19,11 +19,13 @@ from misdirect import runs as running
 from misdirect import stats, storage
 from misdirect.config import SPEED_ONLY
 from misdirect.reporting import wording
-from misdirect.reporting.content import audit_comparison
-from misdirect.reporting.content.evaluation import Table, limit, over_seeds
+from misdirect.reporting.content import audit_comparison, metrics
+from misdirect.reporting.content.evaluation import limit, over_seeds
+from misdirect.reporting.content.form import Cell, Table, in_line
 from misdirect.reporting.figures import catalogue, evaluation, style
 from misdirect.reporting.load.run import QUESTIONS, Pair, Run, read_run
 from misdirect.reporting.page import fill
+from misdirect.reporting.wording import NONE, Number
 from misdirect.runs.stored import Paired, typed, untyped
 from misdirect.runs.stored import Row as StoredRow
 from misdirect.text import clean
@@ -181,7 +183,7 @@ def group_view(group: Sequence[Named], name: str) -> dict[str, Any]:
         "runs": runs_table(group, forget, retain, texts),
         "accuracy": side_by_side(group, questions, accuracy_cell),
         "attacks": audit_comparison.tables([(each.label, each.run.audit) for each in group]),
-        "texts": side_by_side(group, texts, lambda row, each, first: text_cell(row.pairs[each.letter])),
+        "texts": side_by_side(group, texts, lambda row, each, first: Cell(metrics.change_of(row.pairs[each.letter]))),
         "sentences": [*best(group, forget, retain), *asked_differently([*questions, *texts])],
     }
 
@@ -242,15 +244,13 @@ def best(group: Sequence[Named], forget: Sequence[Row], retain: Sequence[Row]) -
     after = [(mean, each.label) for each in group if (mean := ends(forget, each.letter, "unlearned"))]
     if after:
         mean, label = min(after, key=lambda found: found[0].value)
-        span = wording.interval("accuracy", mean)
-        value = wording.value("accuracy", mean.value)
-        sentences.append(f"Lowest on what was to be forgotten: {label}, {value} right ({span}).")
+        value = wording.number("accuracy", mean.value, mean)
+        sentences.append(f"Lowest on what was to be forgotten: {label}, {value.text} right ({value.interval}).")
     changes = [(mean, each.label) for each in group if (mean := moved(retain, each.letter))]
     if changes:
         mean, label = max(changes, key=lambda found: found[0].value)
-        span = wording.change_interval("accuracy", mean)
-        value = wording.change("accuracy", mean.value)
-        sentences.append(f"Least lost on what was to be kept: {label}, {value} ({span}).")
+        value = wording.changed("accuracy", mean.value, mean)
+        sentences.append(f"Least lost on what was to be kept: {label}, {in_line(value)}.")
     return sentences
 
 
@@ -259,78 +259,53 @@ def runs_table(group: Sequence[Named], forget: Sequence[Row], retain: Sequence[R
     rows = []
     for each in group:
         after, change = ends(forget, each.letter, "unlearned"), moved(retain, each.letter)
-        levels = [limit(row.pairs[each.letter])[1] for row in forget]
-        known = [level for level in levels if level is not None]
-        seconds = each.run.seconds
+        known = [level for row in forget if (level := limit(row.pairs[each.letter])[1]) is not None]
         rows.append(
             (
                 each.label,
-                beside(wording.value("accuracy", after.value), wording.interval("accuracy", after))
-                if after
-                else wording.NONE,
-                wording.value("accuracy", sum(known) / len(known)) if known else wording.NONE,
-                beside(wording.change("accuracy", change.value), wording.change_interval("accuracy", change))
-                if change
-                else wording.NONE,
+                wording.number("accuracy", after.value, after) if after else NONE,
+                wording.value("accuracy", sum(known) / len(known)) if known else NONE,
+                wording.changed("accuracy", change.value, change) if change else NONE,
                 worst_text(texts, each.letter, "forget"),
                 worst_text(texts, each.letter, "retain"),
                 wording.setting(each.run.updates),
-                wording.duration(seconds) if seconds else wording.NONE,
+                wording.duration(each.run.seconds) if each.run.seconds else NONE,
             )
         )
-    head = (
-        "Run",
-        "Forget, right",
-        "Floor",
-        "Retain, change",
-        "Forget text, NLL",
-        "Retain text, worst NLL",
-        "Updates",
-        "Time",
-    )
-    return Table(head, rows)
+    head = ("Run", "Forget, right", "Floor", "Retain, change", "Forget text, NLL", "Retain text, worst NLL", "Updates",
+            "Time")  # fmt: skip
+    return Table(head, rows, 1)
 
 
-def worst_text(texts: Sequence[Row], letter: str, kind: str) -> str:
+def worst_text(texts: Sequence[Row], letter: str, kind: str) -> Cell:
     """The largest rise of NLL over the run's own text sets of a kind, and of which set it is."""
     found = [row.pairs[letter] for row in texts if letter in row.pairs and row.pairs[letter].kind == kind]
     rises = [(x, pair) for pair in found if (x := pair.paired.difference) is not None]
     if not rises:
-        return wording.NONE
-    rise, pair = max(rises, key=lambda each: each[0])
-    return beside(wording.change(pair.metric, rise), wording.change_interval(pair.metric, pair.paired), pair.set)
+        return Cell()
+    _, pair = max(rises, key=lambda each: each[0])
+    return Cell(metrics.change_of(pair), [pair.set])
 
 
-def beside(value: str, *further: str) -> str:
-    """A value with what stands below it in its cell."""
-    return "\n".join([value, *(text for text in further if text)])
-
-
-def side_by_side(group: Sequence[Named], rows: Sequence[Row], cell: Callable[[Row, Named, Named], str]) -> Table:
+def side_by_side(group: Sequence[Named], rows: Sequence[Row], cell: Callable[[Row, Named, Named], Cell]) -> Table:
     """A line a set: the base, then every run; `cell` is given the row, the run, and the first run that has the row."""
-    lines = []
+    lines: list[tuple[str | Number | Cell, ...]] = []
     for row in rows:
         having = [each for each in group if each.letter in row.pairs]
         pair = row.pairs[having[0].letter]
-        base = wording.value(row.metric, pair.before)
-        cells = [cell(row, each, having[0]) if each in having else wording.NONE for each in group]
+        cells = [cell(row, each, having[0]) if each in having else Cell() for each in group]
         kinds = dict.fromkeys(pair.kind for pair in row.pairs.values())
         about = " / ".join(kind for kind in kinds if kind != "other")
-        name = beside(row.set, ", ".join(part for part in (about, wording.metric_label(row.metric)) if part))
-        lines.append(
-            (name, wording.count(pair.both("n")), beside(base, wording.interval(row.metric, pair.base)), *cells)
-        )
-    return Table(("Set", "n", "Base", *(each.label for each in group)), lines)
+        name = Cell(row.set, [", ".join(part for part in (about, wording.metric_label(row.metric)) if part)])
+        lines.append((name, metrics.count_of(pair), metrics.base_of(pair), *cells))
+    return Table(("Set", "n", "Base", *(each.label for each in group)), lines, 1)
 
 
-def accuracy_cell(row: Row, each: Named, first: Named) -> str:
+def accuracy_cell(row: Row, each: Named, first: Named) -> Cell:
     pair = row.pairs[each.letter]
-    change = wording.change(pair.metric, pair.paired.difference)
-    value = wording.value(pair.metric, pair.after)
     seeds = over_seeds(pair).removeprefix("unlearned ")
-    return beside(
-        value, wording.interval(pair.metric, pair.unlearned), f"change {change}", seeds, against(row, each, first)
-    )
+    change = f"change {metrics.change_of(pair).text}"
+    return Cell(metrics.unlearned_of(pair), [text for text in (change, seeds, against(row, each, first)) if text])
 
 
 def against(row: Row, each: Named, first: Named) -> str:
@@ -341,8 +316,7 @@ def against(row: Row, each: Named, first: Named) -> str:
     if not one or one.keys() != other.keys():
         return ""
     found = stats.paired(list(one.values()), [other[key] for key in one])
-    span = wording.change_interval(row.metric, found)
-    return f"to {first.letter} {wording.change(row.metric, found.difference)} ({span})"
+    return f"to {first.letter} {in_line(wording.changed(row.metric, found.difference, found))}"
 
 
 def right_answers(run: Run, row: Row) -> dict[str, bool]:
@@ -351,11 +325,6 @@ def right_answers(run: Run, row: Row) -> dict[str, bool]:
     result = next((r for r in run.results if (r.model, r.measurement, r.set) == wanted), None)
     records = [typed(record, Answered) for record in result.records] if result else []
     return {r.id: r.correct[key] for r in records} if all(key in r.correct for r in records) else {}
-
-
-def text_cell(pair: Pair) -> str:
-    value = wording.change(pair.metric, pair.paired.difference)
-    return beside(value, wording.change_interval(pair.metric, pair.paired))
 
 
 def notes(groups: Sequence[Sequence[Named]]) -> list[str]:
@@ -375,7 +344,7 @@ def differing_settings(named: Sequence[Named]) -> Table:
     """The settings that are not the same in every run; what was chosen from a measurement is among them."""
     flat = [dict(wording.flat(asked(each.run))) for each in named]
     names = [name for name in dict.fromkeys(n for row in flat for n in row) if len({row.get(name) for row in flat}) > 1]
-    rows = [(name, *(row.get(name, wording.NONE) for row in flat)) for name in names]
+    rows = [(name, *(row.get(name, NONE) for row in flat)) for name in names]
     return Table(("Setting", *(each.label for each in named)), rows)
 
 

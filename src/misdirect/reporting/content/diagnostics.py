@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from misdirect.reporting import wording
-from misdirect.reporting.content.audit import place, right, share, span, status_of
-from misdirect.reporting.content.evaluation import Table
+from misdirect.reporting.content.audit import place, right, share, share_of, status_of
+from misdirect.reporting.content.form import Table
 from misdirect.reporting.load.audit import DONE, SHARE, Attempt, Audit, Measured, at, by_metric, headline
+from misdirect.reporting.wording import NONE, Number
 from misdirect.runs.stored import NOWHERE
 
 
@@ -21,12 +22,10 @@ def points_table(audit: Audit) -> Table:
             for point in dict.fromkeys(row.point for found in both.values() for row in found):
                 own = [row for row in shares if row.point == point and point != NOWHERE]
                 cells = [right(at(both[model], point)) for model in ("base", "unlearned")]
-                found = share(own[0].value) + (f" ({span(own[0])})" if span(own[0]) else "") if own else wording.NONE
+                found = share_of(own[0]) if own else NONE
                 counts = [str(row.n) for row in both["unlearned"] + both["base"] if row.point == point and row.n]
-                rows.append(
-                    (each.title, name, place(point, each) or wording.NONE, *cells, found, (counts or [wording.NONE])[0])
-                )
-    return Table(("Attack", "Set", "Point", "Base", "Unlearned", "Comes back", "n"), rows)
+                rows.append((each.title, name, place(point, each) or NONE, *cells, found, (counts or [NONE])[0]))
+    return Table(("Attack", "Set", "Point", "Base", "Unlearned", "Comes back", "n"), rows, 3)
 
 
 def inside_table(audit: Audit) -> Table:
@@ -47,15 +46,15 @@ def inside_table(audit: Audit) -> Table:
         "Floor",
         "n",
     )
-    return Table(head, rows)
+    return Table(head, rows, 2)
 
 
-def inside_rows(each: Attempt, measurement: str, name: str) -> list[tuple[str, ...]]:
+def inside_rows(each: Attempt, measurement: str, name: str) -> list[tuple[str | Number, ...]]:
     found = by_metric(each.rows("unlearned", measurement, name))
     base: dict[str, list[Measured]] = {row.metric: [] for rows in found.values() for row in rows} | by_metric(
         each.rows("base", measurement, name)
     )
-    rows: list[tuple[str, ...]] = []
+    rows: list[tuple[str | Number, ...]] = []
     for metric, own in found.items():
         if len({row.point.block for row in own}) < 2 or not readable(metric):
             continue
@@ -63,8 +62,8 @@ def inside_rows(each: Attempt, measurement: str, name: str) -> list[tuple[str, .
         shuffled = at(found.get(metric.replace("_accuracy", "_shuffled_accuracy"), []), best.point)
         title = each.title if metric == "probe_accuracy" else f"{each.title}: {wording.metric_label(metric)}"
         least = best.floor if best.floor is not None else best.chance
-        chance = wording.NONE if least is None else wording.value("accuracy", least)
-        n = wording.NONE if best.n is None else str(best.n)
+        chance = NONE if least is None else wording.value("accuracy", least)
+        n = NONE if best.n is None else str(best.n)
         rows.append((title, name, f"{best.point.block:g}", with_span(best), with_span(at(base[metric], best.point)),
                      at_best(base[metric]), right(shuffled), chance, n))  # fmt: skip
     return rows
@@ -73,18 +72,15 @@ def inside_rows(each: Attempt, measurement: str, name: str) -> list[tuple[str, .
 def at_best(rows: Sequence[Measured]) -> str:
     """`52.0 % (block 29)`: the block by which the model is reported, else the largest."""
     found = headline([row for row in rows if row.headline]) or max(rows, key=lambda row: row.value, default=None)
-    return wording.NONE if found is None else f"{right(found)} (block {found.point.block:g})"
+    return NONE if found is None else f"{right(found)} (block {found.point.block:g})"
 
 
 def readable(metric: str) -> bool:
     return metric.endswith("accuracy") and "shuffled" not in metric
 
 
-def with_span(row: Measured | None) -> str:
-    if row is None:
-        return wording.NONE
-    interval = wording.interval("accuracy", row)
-    return right(row) + (f" ({interval})" if interval else "")
+def with_span(row: Measured | None) -> Number:
+    return wording.number("accuracy", None if row is None else row.value, row)
 
 
 LABELS = {
@@ -110,15 +106,15 @@ def other_table(audit: Audit) -> Table:
             both = [by_metric(each.rows(model, measurement, name)) for model in ("base", "unlearned")]
             for metric in (metric for metric in dict.fromkeys([*both[0], *both[1]]) if metric not in UNTOLD):
                 found = [next(iter(side.get(metric, [])), None) for side in both]
-                n = next((str(row.n) for row in found if row and row.n is not None), wording.NONE)
+                n = next((str(row.n) for row in found if row and row.n is not None), NONE)
                 said = LABELS.get(metric, wording.metric_label(metric))
                 rows.append((f"{each.title}: {said}", name, *(plain_value(row, metric) for row in found), n))
-    return Table(("Measured", "Set", "Base", "Unlearned", "n"), rows)
+    return Table(("Measured", "Set", "Base", "Unlearned", "n"), rows, 2)
 
 
 def plain_value(row: Measured | None, metric: str) -> str:
     if row is None:
-        return wording.NONE
+        return NONE
     return share(row.value) if metric.endswith("_said") else wording.value(metric, row.value)
 
 
@@ -131,11 +127,11 @@ def brittle_table(audit: Audit) -> Table:
             asked = dict.fromkeys(row.point for rows in both.values() for row in rows)
             for point in (p for p in asked if p.block is None and p.budget != 0):
                 cells = [x for m in both for x in (before(audit, m, name), with_span(at(both[m], point)))]
-                n = next((str(r.n) for r in both["unlearned"] + both["base"] if r.n), wording.NONE)
+                n = next((str(r.n) for r in both["unlearned"] + both["base"] if r.n), NONE)
                 title = each.title + (f" ({at_point})" if (at_point := place(point, each)) else "")
                 rows.append((title, name, *cells, n))
     head = ("Test", "Set", "Base, plain", "Base, tested", "Unlearned, plain", "Unlearned, tested", "n")
-    return Table(head, rows)
+    return Table(head, rows, 2)
 
 
 def before(audit: Audit, model: str, name: str) -> str:
