@@ -125,7 +125,7 @@ def test_attacks_are_sorted_by_what_comes_back(audited: Path) -> None:
     audit = read_run(audited).audit
     assert audit
     shown = lines(audit, "biology")
-    told = [float(line.share.split()[0].replace("\u2212", "-")) for line in shown if not line.status]
+    told = [float(line.share.text.split()[0].replace("\u2212", "-")) for line in shown if not line.status]
     assert told == sorted(told, reverse=True)
     assert len(told) == 18
     assert [bool(line.status) for line in shown] == [False] * 18 + [True] * 4
@@ -158,11 +158,11 @@ def test_diagnostics_have_their_own_tables(audited: Path) -> None:
     text = page(audited / "report.html").text
     # the block that reads out most, block 11: 55 + 27.5 - 12 %
     assert (
-        "Linear probe, true or false biology 11 70.5 % (64.5 to 76.5 %) 82.5 % (76.5 to 88.5 %) 82.5 % (block 11) 52.0 % 52.0 % "
+        "Linear probe, true or false biology 11 70.5 % 64.5 to 76.5 % 82.5 % 76.5 to 88.5 % 82.5 % (block 11) 52.0 % 52.0 % "
         "160" in text
     )
     asked = "Forget words before retained questions (3 added words) physics"
-    assert f"{asked} 53.3 % 46.7 % (34.6 to 59.1 %) 51.7 % 26.7 % (17.1 to 39.0 %) 60" in text
+    assert f"{asked} 53.3 % 46.7 % 34.6 to 59.1 % 51.7 % 26.7 % 17.1 to 39.0 % 60" in text
     assert "A text for one question: right answers that the text brings out biology 50 % 25 % 4" in text
     assert (
         "A text for one question: NLL per token: wrong answer less right answer, with the texts biology 1.234 1.234 4"
@@ -522,8 +522,8 @@ def test_terminal_table(audited: Path, capsys: pytest.CaptureFixture[str]) -> No
     rows = storage.read_json(audited / "summary.json")
     print_audit(rows, storage.read_json(audited / "audit.json"), audited)
     text = " ".join(capsys.readouterr().out.replace("\u00a0", " ").split())
-    assert "88,000 tokens" in text
-    assert "61 % [45, 75 %] 50.0 % 68.8 % 51.7 \u2192 50.0 % 4 minutes, 51,200 tokens" in text
+    assert "3 minutes 88,000" in text
+    assert "61 % [45, 75] 50.0 % 68.8 % 50.0 %, before 51.7 % 4 minutes 51,200" in text
     assert "GCG, one suffix for all questions: inconclusive (its control failed on the base): says nothing" in text
     assert "Quantised to nf4: not run (needs misdirect[quantise])" in text
     assert "biology: 61 % [47 to 73 %] of what was removed comes back under the strongest attack on either half" in text

@@ -17,7 +17,7 @@ from misdirect.config import kind_of
 from misdirect.reporting import report, write_figures
 from misdirect.reporting.load.run import read_run
 from misdirect.reporting.page import render
-from misdirect.reporting.wording import change, factor, flat, interval, is_share, listed, metric_label, p_value, value
+from misdirect.reporting.wording import change, factor, flat, is_share, listed, metric_label, number, p_value, value
 from misdirect.runs import Metric, Result
 from misdirect.runs.stored import Row
 from misdirect.text import clean
@@ -351,7 +351,7 @@ def test_wording() -> None:
     assert value("nll_per_token", None) == "\u2013"
     assert change("letter_accuracy", -0.3125) == "\u221231.2\u00a0pp"
     assert change("nll_per_token", -0.0001) == "0.000"
-    assert interval("cloze_accuracy", Row("cloze_accuracy", 0.2, low=0.1)) == ""
+    assert number("cloze_accuracy", 0.2, Row("cloze_accuracy", 0.2, low=0.1)).interval == ""
     assert p_value(1.0) == "1.000"
     assert p_value(2e-7) == "<\u00a00.001"
     assert [factor(x) for x in (0.1, -3.0, 2.5, 7.882, 13.0)] == ["1.105", "0.050", "12.2", "2,650", "442,000"]

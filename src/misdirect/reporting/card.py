@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from misdirect import runs, storage
 from misdirect.data import builtin
@@ -27,6 +27,9 @@ from misdirect.reporting.content.form import Table, in_line
 from misdirect.reporting.load.run import QUESTIONS, Run, read_run
 from misdirect.reporting.redact import public_name
 from misdirect.text import clean
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult
 
 CARD = "README.md"
 MARK = "<!-- `misdirect report` writes this file anew each time. Take this line out, and it leaves the file alone. -->"
@@ -93,7 +96,7 @@ def render(run: Run, folder: Path) -> str:
         keep_trailing_newline=True,
     )
     text = environment.get_template("card.md.j2").render(view(run, folder))
-    return f"---\n{front_matter(run)}---\n{MARK}\n\n{text}"
+    return f"---\n{front_matter(run)}\n---\n{MARK}\n\n{text}"
 
 
 class Ours(str):
@@ -129,17 +132,16 @@ def fenced(code: str, language: str) -> Ours:
 
 def front_matter(run: Run) -> str:
     """The card's metadata as YAML, in the hub's own shape."""
-    import yaml
+    from huggingface_hub import ModelCardData
 
-    return yaml.safe_dump(metadata(run), sort_keys=False, allow_unicode=True, width=10**9)
-
-
-def metadata(run: Run) -> dict[str, Any]:
     base = base_model(run.model)
-    found = {"base_model": base, "base_model_relation": "finetune" if base else None, **stated(run.model)}
-    found |= {"library_name": "misdirect", "pipeline_tag": "text-generation", "tags": [*TAGS, run.method, "misdirect"]}
-    found |= {"datasets": datasets(run), "model-index": model_index(run)}
-    return {key: value for key, value in found.items() if value}
+    tags = [*TAGS, run.method, "misdirect"]
+    results = eval_results(run)
+    data = ModelCardData(base_model=base, datasets=datasets(run) or None, eval_results=results or None, tags=tags,
+                         library_name="misdirect", pipeline_tag="text-generation",
+                         model_name=one_line(title(run)) if results else None,
+                         base_model_relation="finetune" if base else None, **stated(run.model))  # fmt: skip
+    return data.to_yaml()
 
 
 def base_model(model: str) -> str | None:
@@ -170,12 +172,10 @@ def stated(model: str) -> dict[str, Any]:
 def own_card(folder: Path) -> Mapping[str, Any]:
     """The metadata of a model folder's own card; empty where there is none that can be read."""
     import yaml
+    from huggingface_hub import metadata_load
 
     try:
-        text = (folder / CARD).read_text(encoding="utf-8")
-        head = re.match(r"---\r?\n(.*?)\r?\n---\s", text + "\n", re.DOTALL)
-        found = yaml.safe_load(head[1]) if head else {}
-        return found if isinstance(found, dict) else {}
+        return metadata_load(folder / CARD) or {}
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}
 
@@ -195,32 +195,30 @@ def dataset_of(source: str) -> str | None:
     return found.dataset if found else None
 
 
-def model_index(run: Run) -> list[dict[str, Any]]:
+def eval_results(run: Run) -> list[EvalResult]:
     """The headline numbers of the unlearned model; those of the base, and what bounds them, stand under `args`."""
+    from huggingface_hub import EvalResult
+
     results = []
     for pair in run.headlines(*QUESTIONS, "nll"):
-        row, value = pair.unlearned, pair.after
-        if row is None or value is None:
+        row = pair.unlearned
+        if row is None or row.value is None:
             continue
         limits = {"low": row.low, "high": row.high, "n": row.n, "chance": row.chance, "floor": row.floor}
-        args = {"set": pair.kind, **limits, "base": pair.before}
-        metric = {
-            "type": "accuracy" if wording.is_share(pair.metric) else pair.metric,
-            "value": round(value, 6),
-            "name": wording.metric_label(pair.metric),
-            "args": {key: rounded(x) for key, x in args.items() if x is not None},
-        }
-        task = {"type": "multiple-choice" if pair.measurement == "mcq" else "text-generation"}
+        known = {key: round(x, 6) for key, x in (limits | {"base": pair.before}).items() if x is not None}
         name = one_line(pair.set)
-        dataset = {"name": name, "type": re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "unnamed"}
-        results.append({"task": task, "dataset": dataset, "metrics": [metric]})
-    return [{"name": one_line(title(run)), "results": results}] if results else []
-
-
-def rounded(value: Any) -> Any:
-    if not isinstance(value, float):
-        return value
-    return int(value) if value.is_integer() and abs(value) >= 1 else round(value, 6)
+        results.append(
+            EvalResult(
+                task_type="multiple-choice" if pair.measurement == "mcq" else "text-generation",
+                dataset_name=name,
+                dataset_type=re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.") or "unnamed",
+                metric_type="accuracy" if wording.is_share(pair.metric) else pair.metric,
+                metric_name=wording.metric_label(pair.metric),
+                metric_value=round(row.value, 6),
+                metric_args={"set": pair.kind, **known},
+            )
+        )
+    return results
 
 
 def one_line(text: str) -> str:
