@@ -19,7 +19,8 @@ import torch
 
 from misdirect.attacks.gcg.loss import Form, Ids, Job, PromptSlot, gradient, job_of, losses
 from misdirect.attacks.gcg.search import PromptTemplate, allowed_tokens, prompt_slots, retokenizes, swapped
-from misdirect.model.load import LM, load_lm
+from misdirect.model.lm import LM
+from misdirect.model.load import load_lm
 
 TEXT = (
     "The water of a river carries sand and small stones from the hills to the sea. Where it slows down, the heavier grains "

@@ -26,8 +26,8 @@ Numbers = dict[str, float]
 
 def settings(args: argparse.Namespace) -> tuple[Any, Any, dict[str, dict[str, str]]]:
     """(of the unlearning, of the evaluation, the sets): the demo's, as large as asked."""
-    from misdirect.api import DemoSettings
     from misdirect.config import EvaluateConfig, UnlearnConfig
+    from misdirect.recipes import DemoSettings
 
     demo = DemoSettings()
     evaluate = EvaluateConfig(limit=args.limit, text_limit=args.texts, max_tokens=128, formats="cloze")
@@ -36,9 +36,9 @@ def settings(args: argparse.Namespace) -> tuple[Any, Any, dict[str, dict[str, st
 
 
 def predicted(args: argparse.Namespace) -> Numbers:
-    from misdirect.api import DemoSettings
     from misdirect.config import Topic
     from misdirect.planning import plan
+    from misdirect.recipes import DemoSettings
 
     unlearn, evaluate, sets = settings(args)
     topics = [Topic("biology", "demo-forget")]
@@ -59,13 +59,13 @@ def peak_mib() -> float:
 def measured(args: argparse.Namespace) -> Numbers:
     """The demo in this process, into a folder that is removed."""
     started = time.perf_counter()
-    from misdirect import api, runs
+    from misdirect import api, recipes, runs
     from misdirect.config import Topic
 
     unlearn, evaluate, sets = settings(args)
     with tempfile.TemporaryDirectory() as folder:
         run = api.unlearn(
-            "demo", [Topic("biology", "demo-forget")], api.DemoSettings().retain, Path(folder, "run"), unlearn
+            "demo", [Topic("biology", "demo-forget")], recipes.DemoSettings().retain, Path(folder, "run"), unlearn
         )
         unlearning = peak_mib()
         api.evaluate(run, **sets, config=evaluate)

@@ -13,7 +13,7 @@ from misdirect.attacks.interface import AttackInputs, Form, Means, Shape
 from misdirect.data.fact_splits import split
 from misdirect.data.questions import Question
 from misdirect.model.blocks import count_parameters, residual_width
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 
 
 def tiny_lm(family: str = "llama", **overrides: Any) -> LM:

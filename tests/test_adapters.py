@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from misdirect.model.load import LM, load_lm
+from misdirect.model.lm import LM
+from misdirect.model.load import load_lm
 from tiny import tiny_folder
 
 peft = pytest.importorskip("peft", reason="peft is absent: pip install 'misdirect[lora]'")

@@ -17,7 +17,8 @@ from misdirect.data.batches import Batch, pad, tokenize
 from misdirect.model.activations import Captured, capture, check_replay, replay
 from misdirect.model.blocks import find_blocks, find_matrix
 from misdirect.model.delta import Delta, swapped_in
-from misdirect.model.load import LM, load_lm
+from misdirect.model.lm import LM
+from misdirect.model.load import load_lm
 from misdirect.recipes import resolve
 from misdirect.unlearning.methods import unlearn
 from tiny import LAYERS, WIDTH, texts, tiny_config, tiny_folder, tiny_model, tiny_tokenizer

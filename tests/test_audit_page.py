@@ -31,7 +31,8 @@ from misdirect import runs, storage
 from misdirect.cli.output import print_audit
 from misdirect.reporting import compare, report, write_figures
 from misdirect.reporting.card import card
-from misdirect.reporting.content.audit import headlines, lines, share, tokens_of
+from misdirect.reporting.content.audit import lines, share, tokens_of
+from misdirect.reporting.content.audit_headline import headlines
 from misdirect.reporting.content.diagnostics import texts_table
 from misdirect.reporting.figures import catalogue
 from misdirect.reporting.load.audit import audit_of, results_of, without_answers

@@ -20,7 +20,8 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaForSe
 from misdirect.cli.main import main
 from misdirect.model import stored
 from misdirect.model.identity import weights_hash
-from misdirect.model.load import LM, load_lm
+from misdirect.model.lm import LM
+from misdirect.model.load import load_lm
 from tiny import COMMON, fill_shelf, tiny_folder, tiny_tokenizer
 
 Tensors = dict[str, Tensor]

@@ -17,7 +17,7 @@ from misdirect.attacks.interface import Attack, AttackInputs, Means
 from misdirect.attacks.scoring import score_sets
 from misdirect.config import AuditConfig
 from misdirect.model.hooks import first_output, hooked
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.states import states_at
 from misdirect.model.writers import anonymous, folded, without, writers
 

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from misdirect import runs, stats, storage
-from misdirect.cli.app import app
 from misdirect.cli.flags import expand_config
+from misdirect.cli.verbs import app
 from misdirect.data import builtin
 from misdirect.recipes import RECIPES
 from misdirect.runs import Metric, Result

@@ -27,7 +27,8 @@ from misdirect.model import parameters
 from misdirect.model.activations import capture, replay
 from misdirect.model.blocks import find_matrix, residual_width
 from misdirect.model.delta import load_delta, save_delta, swapped_in
-from misdirect.model.load import LM, load_lm, whole_class
+from misdirect.model.lm import LM
+from misdirect.model.load import load_lm, whole_class
 from misdirect.recipes import resolve
 from misdirect.unlearning.methods import unlearn
 from tiny import FAMILIES, LAYERS, NAMED, texts, tiny_config, tiny_folder, tiny_tokenizer

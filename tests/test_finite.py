@@ -24,7 +24,7 @@ from misdirect.config import AuditConfig
 from misdirect.model import packed
 from misdirect.model.delta import Delta, load_delta, save_delta
 from misdirect.model.finite import NotFinite
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.score import Encoded, score, score_batch, score_plainly, text_logprobs
 from misdirect.runs import unsound
 from misdirect.runs.collateral import collateral

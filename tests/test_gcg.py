@@ -32,7 +32,7 @@ from misdirect.attacks.gcg.search import (
 )
 from misdirect.attacks.scoring import rendering
 from misdirect.config import AuditConfig
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.score import encode, score
 
 FAMILIES: list[tuple[str, dict[str, Any], set[str]]] = [  # and the forms that the family allows

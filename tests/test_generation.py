@@ -18,7 +18,7 @@ from misdirect.data.prompts import Prompt, read_prompts
 from misdirect.evaluation import degeneration
 from misdirect.evaluation import generation as g
 from misdirect.model import generate
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 
 TURN = "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
 TEMPLATE = TURN + "{% if add_generation_prompt %}[assistant]{% endif %}"

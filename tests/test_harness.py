@@ -22,7 +22,8 @@ from misdirect.config import EvaluateConfig
 from misdirect.evaluation import harness as ours
 from misdirect.evaluation.harness_tasks import HarnessTask, members, parse_tasks, read_task, settings, task_manager
 from misdirect.model.delta import Delta, swapped_in
-from misdirect.model.load import LM, load_lm
+from misdirect.model.lm import LM
+from misdirect.model.load import load_lm
 from tiny import LAYERS, texts, tiny_model, tiny_tokenizer
 
 lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is absent: pip install 'misdirect[eval]'")

@@ -14,7 +14,7 @@ import misdirect as md
 from misdirect import runs
 from misdirect.config import EvaluateConfig, UnlearnConfig
 from misdirect.model.delta import load_delta
-from misdirect.model.load import LM, find_in_memory
+from misdirect.model.lm import LM, find_in_memory
 from tiny import texts, tiny_folder
 
 CONFIG = UnlearnConfig(block=2, updates=2, batch_size=2, max_tokens=16, device="cpu")

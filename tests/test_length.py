@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from misdirect.model.load import LM, check_length, load_lm
+from misdirect.model.lm import LM
+from misdirect.model.load import check_length, load_lm
 from misdirect.model.score import text_logprobs
 from tiny import tiny_folder
 

@@ -14,7 +14,7 @@ from misdirect.config import AuditConfig
 from misdirect.model import lens as model_lens
 from misdirect.model import states
 from misdirect.model.hooks import hooked
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.packed import Encoded
 from misdirect.model.score import encode, score, score_plainly
 

@@ -16,7 +16,8 @@ from misdirect.data.demo.fetch import arrow_rows
 from misdirect.data.questions import Question, read_questions
 from misdirect.data.templates import letter_prompt
 from misdirect.evaluation.mcq import mcq
-from misdirect.model.load import LM, load_lm
+from misdirect.model.lm import LM
+from misdirect.model.load import load_lm
 
 pytestmark = [pytest.mark.real, pytest.mark.filterwarnings("default")]
 lm_eval = pytest.importorskip("lm_eval", reason="lm-evaluation-harness is absent: pip install 'misdirect[eval]'")

@@ -20,7 +20,8 @@ from misdirect import runs, storage
 from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig
 from misdirect.data import batches
 from misdirect.model.delta import load_delta, swapped_in
-from misdirect.model.load import LM, load_lm
+from misdirect.model.lm import LM
+from misdirect.model.load import load_lm
 from misdirect.recipes import resolve
 from misdirect.unlearning import likelihood, schedule
 from misdirect.unlearning import run as running

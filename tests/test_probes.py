@@ -21,7 +21,7 @@ from misdirect.attacks.interface import Attack, AttackInputs
 from misdirect.auditing import budget
 from misdirect.config import AuditConfig
 from misdirect.data.fact_splits import split
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.packed import Encoded
 from misdirect.model.states import last_states
 from misdirect.runs import Metric, Result

@@ -20,7 +20,7 @@ from misdirect.attacks.interface import Attack, AttackInputs, Form
 from misdirect.config import AuditConfig
 from misdirect.data.fact_splits import words
 from misdirect.data.questions import Question
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 
 METAL = Question("m", "Which of these is a metal?", ("iron", "helium", "wood"), 0, "chemistry")
 FORMS: list[Form] = ["cloze", "letter", "letter_permuted"]

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from misdirect.config import Topic, UnlearnConfig
-from misdirect.model.load import LM, load_lm
+from misdirect.model.lm import LM
+from misdirect.model.load import load_lm
 from misdirect.recipes import resolve
 from misdirect.unlearning.arithmetic import PUBLISHED, tokenized
 from misdirect.unlearning.methods import unlearn

@@ -23,7 +23,7 @@ from misdirect.data.questions import Question, read_questions
 from misdirect.data.templates import cloze_prompt, letter_prompt
 from misdirect.evaluation import mcq
 from misdirect.model.blocks import find_blocks
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.progress import note_once
 from misdirect.storage import fingerprint
 from tiny import tiny_model, tiny_tokenizer

@@ -21,7 +21,8 @@ from misdirect.data.templates import cloze_prompt, letter_prompt, sample
 from misdirect.evaluation import mcq
 from misdirect.model.activations import capture
 from misdirect.model.demo import model_folder
-from misdirect.model.load import LM, load_lm
+from misdirect.model.lm import LM
+from misdirect.model.load import load_lm
 from misdirect.model.score import Encoded, encode, score
 
 pytestmark = pytest.mark.real

@@ -10,7 +10,8 @@ import torch
 from misdirect.config import UnlearnConfig
 from misdirect.data import batches
 from misdirect.model.activations import states_after
-from misdirect.model.load import LM, load_lm
+from misdirect.model.lm import LM
+from misdirect.model.load import load_lm
 from misdirect.recipes import RECIPES, resolve
 from misdirect.unlearning import steering
 from misdirect.unlearning.arithmetic import tokenized

@@ -12,7 +12,7 @@ from misdirect.attacks import finetune, relearn, scoring
 from misdirect.attacks.interface import Attack, AttackInputs
 from misdirect.config import AuditConfig
 from misdirect.data.batches import pad
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 
 CONFIG = AuditConfig(steps=10, lr="1e-3,1e-2", max_tokens=24)
 

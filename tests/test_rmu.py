@@ -22,7 +22,8 @@ from misdirect import api, runs, storage
 from misdirect.config import Corpus, Topic, UnlearnConfig
 from misdirect.data.batches import mixture_schedule, pad, sample_schedule
 from misdirect.model.delta import load_delta, load_tensors
-from misdirect.model.load import LM, load_lm
+from misdirect.model.lm import LM
+from misdirect.model.load import load_lm
 from misdirect.recipes import resolve
 from misdirect.unlearning import run as running
 from misdirect.unlearning import steering

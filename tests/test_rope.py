@@ -30,7 +30,8 @@ from misdirect.evaluation import generation
 from misdirect.model import lens as model_lens
 from misdirect.model import rope, states
 from misdirect.model.blocks import find_blocks
-from misdirect.model.load import LM, load_lm
+from misdirect.model.lm import LM
+from misdirect.model.load import load_lm
 from misdirect.model.score import Encoded, score, text_logprobs
 from misdirect.unlearning.schedule import Samples, check_samples
 from tiny import VOCABULARY, tiny_config, tiny_folder, tiny_model, tiny_tokenizer

@@ -24,7 +24,7 @@ from misdirect.data.templates import cloze_prompt, letter_prompt, shifted
 from misdirect.evaluation import generation, mcq, nll
 from misdirect.model import packed
 from misdirect.model.blocks import find_blocks
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.score import (
     Encoded,
     by_length,

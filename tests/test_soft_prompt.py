@@ -18,7 +18,7 @@ from misdirect.attacks.scoring import score_sets
 from misdirect.config import AuditConfig
 from misdirect.data.fact_splits import split
 from misdirect.model import packed
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.score import Encoded, score, score_batch, score_plainly
 from misdirect.runs import Result
 

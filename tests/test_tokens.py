@@ -37,7 +37,8 @@ from misdirect.data.tokens import appending_nothing, starting_ids, steadied, tok
 from misdirect.evaluation.generation import generation, incoherence
 from misdirect.evaluation.mcq import mcq
 from misdirect.evaluation.nll import nll
-from misdirect.model.load import LM, load_lm
+from misdirect.model.lm import LM
+from misdirect.model.load import load_lm
 from misdirect.model.rows import fill_id, padded
 from misdirect.model.score import encode, score
 from misdirect.planning import estimate as planning

@@ -15,7 +15,7 @@ from misdirect.attacks.interface import Attack, AttackInputs
 from misdirect.attacks.scoring import Point
 from misdirect.config import AuditConfig
 from misdirect.model.interventions import Matrix, matrices, read, shaped, weights_changed
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 
 FAMILIES = ["llama", "gpt2", "mixtral", "gemma2", "gpt_oss", "jetmoe", "dbrx"]
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from misdirect.api import audit, demo, evaluate, plan, report, unlearn
     from misdirect.cli.chat import chat
     from misdirect.config import AuditConfig, Corpus, EvaluateConfig, Topic, UnlearnConfig
-    from misdirect.model.load import LM as LM
+    from misdirect.model.lm import LM as LM
     from misdirect.recipes import RECIPES
 
 __version__ = "0.1.0"
@@ -55,7 +55,7 @@ __all__ = [
 
 _CONFIGS = ("AuditConfig", "Corpus", "EvaluateConfig", "Topic", "UnlearnConfig")
 _HOME = {
-    "LM": "misdirect.model.load",
+    "LM": "misdirect.model.lm",
     "chat": "misdirect.cli.chat",
     "RECIPES": "misdirect.recipes",
     **dict.fromkeys(_CONFIGS, "misdirect.config"),

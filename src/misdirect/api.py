@@ -11,20 +11,18 @@ import dataclasses
 import functools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from misdirect import runs, storage
-from misdirect.config import AuditConfig, Corpus, EvaluateConfig, Topic, UnlearnConfig, doubtful
+from misdirect.config import AuditConfig, Corpus, EvaluateConfig, Topic, UnlearnConfig
 from misdirect.progress import note
-from misdirect.recipes import resolve
-from misdirect.runs.collateral import topics_of
+from misdirect.recipes import DemoSettings, resolve
+from misdirect.runs.collateral import say_doubtful
 from misdirect.runs.seeds import over_seeds, seed_folder
-from misdirect.text import shown
 
 if TYPE_CHECKING:
-    from misdirect.model.load import LM
+    from misdirect.model.lm import LM
     from misdirect.planning.table import Plan
 
 
@@ -49,7 +47,8 @@ def unlearn(
     holds a run with other settings, and a loss that is not finite.
     """
     from misdirect.data.corpora import read_texts
-    from misdirect.model.load import load_lm, source_of
+    from misdirect.model.lm import source_of
+    from misdirect.model.load import load_lm
     from misdirect.planning.stages import unlearn_line
     from misdirect.unlearning import run as running
     from misdirect.unlearning.methods import METHODS
@@ -63,7 +62,7 @@ def unlearn(
         raise ValueError(f"--seeds {seeds} is too small; expected at least 1")
     if method not in METHODS:
         raise ValueError(f"no method is called {method!r}; expected one of {', '.join(METHODS)}")
-    run = writable(out)
+    run = storage.writable(out)
     given = config or UnlearnConfig()
     raw = resolve(given).numerics == "published"  # only there are raw JSON lines text
     source = source_of(model)
@@ -83,21 +82,10 @@ def unlearn(
         return load_lm(source, last, given.device, given.dtype, trust_remote_code, allow_pickle)
 
     for seed in range(given.seed, given.seed + seeds):
-        folder = run if seed == given.seed else writable(seed_folder(run, seed))
+        folder = run if seed == given.seed else storage.writable(seed_folder(run, seed))
         with runs.writing(folder):
             running.unlearn(order, dataclasses.replace(given, seed=seed), folder, load, unlearn_line)
     return run
-
-
-def writable(out: str | Path) -> Path:
-    """The output folder, made if need be. Raises ValueError where it cannot be one."""
-    try:
-        path = Path(out).expanduser()
-        path.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError, RuntimeError) as error:  # not allowed, a null character, no such home folder
-        reason = getattr(error, "strerror", None) or error
-        raise ValueError(f"--out {shown(out)} cannot be a folder: {reason}; expected a folder to write to") from None
-    return path
 
 
 def refuse_repeats(flag: str, names: Sequence[str]) -> None:
@@ -131,32 +119,15 @@ def evaluate(
     from misdirect.evaluation import judge
     from misdirect.evaluation import run as running
     from misdirect.model.identity import check_same_base, files_of
-    from misdirect.model.load import load_lm, pick_device, pick_dtype, source_of
-    from misdirect.model.sources import takes_base
+    from misdirect.model.lm import source_of, with_dtype
+    from misdirect.model.load import load_lm
 
     target, model = source_of(target), None if model is None else source_of(model)
-
-    config = config or EvaluateConfig()
-    dtype: Any = str(pick_dtype(config.dtype, pick_device(config.device))).removeprefix("torch.")
-    config = dataclasses.replace(config, dtype=dtype)  # `auto` is not the same everywhere; a result says which it was
+    config = with_dtype(config or EvaluateConfig())
     if config.judge:
         judge.check(config)
-    path = Path(target).expanduser()
-    is_run = runs.is_run(path)
-    if is_run:
-        runs.require_run(path)
-    if is_run and out is not None:
-        raise ValueError(f"{target} is a run, so its results go into it; expected no --out")
-    if not is_run and out is None:
-        raise ValueError(f"{target} is a model, not a run; expected --out FOLDER for its results")
-    if not is_run and model is not None and not takes_base(str(target)):
-        raise ValueError(
-            f"--model names the base of a run, of an adapter or of a model without a tokenizer, and {target} is none of "
-            "these; expected it left out"
-        )
-    folder = path if is_run else writable(out or "")
-    if not is_run:
-        refuse_other_model(folder, str(target), model)
+    is_run = runs.is_run(Path(target).expanduser())
+    folder = running.results_folder(target, model, out)
     wanted = running.make_tasks(questions or {}, texts or {}, prompts or {}, config, examples, tasks)
     if not wanted:
         raise ValueError(
@@ -186,37 +157,6 @@ def evaluate(
         return runs.write_summary(folder, over_seeds(folder))
 
 
-def say_doubtful(run: Path, names: Sequence[str] = ()) -> None:
-    """Says which of these sets, and of those measured already, may be named unlike the topic that they are meant for."""
-    stored = storage.read_json(run / runs.SUMMARY) if (run / runs.SUMMARY).is_file() else []
-    rows = [row for row in stored if isinstance(row, dict)] if isinstance(stored, list) else []
-    there = [
-        str(row.get("set")) for row in rows if row.get("attack") is None and row.get("measurement") != "generation"
-    ]
-    for doubt in doubtful(list(dict.fromkeys([*names, *there])), topics_of(run)):
-        note(doubt)
-
-
-def refuse_other_model(folder: Path, model: str, base: str | None = None) -> None:
-    """Raises ValueError where the folder for a model's results holds a run, a model, or another model's results."""
-    from misdirect.model.identity import changed_files
-
-    if (folder / runs.CONFIG).exists():
-        what = "a run" if runs.is_run(folder) else "a model"
-        raise ValueError(f"{folder} holds {what}; expected a folder of its own for --out")
-    env = runs.read_env(folder)
-    stored, named = env.get("model", model), env.get("base") if env else base
-    if stored != model:
-        raise ValueError(f"{folder} holds the results of {stored}, not of {model}; expected another --out")
-    if changed := changed_files(env.get("model_files"), model):
-        raise ValueError(
-            f"{folder} holds the results of {model} as it was: {changed[0]} has been written since; expected another --out"
-        )
-    if named != base:
-        on = [f"with --model {name}" if name else "without --model" for name in (named, base)]
-        raise ValueError(f"{folder} holds the results of {model} {on[0]}, not {on[1]}; expected another --out")
-
-
 def audit(
     base: str | Path | LM,
     unlearned: str | Path | LM | None = None,
@@ -243,11 +183,9 @@ def audit(
     """
     from misdirect.auditing import inputs, pair
     from misdirect.auditing import run as running
-    from misdirect.model.load import pick_device, pick_dtype, source_of
+    from misdirect.model.lm import source_of, with_dtype
 
-    config = config or AuditConfig()
-    dtype: Any = str(pick_dtype(config.dtype, pick_device(config.device))).removeprefix("torch.")
-    config = dataclasses.replace(config, dtype=dtype)
+    config = with_dtype(config or AuditConfig())
     folder, run, both = audited(source_of(base), None if unlearned is None else source_of(unlearned), out)
     questions, forget, retain, texts = (dict(x or {}) for x in (questions, forget, retain, texts))
     topics = list(forget)
@@ -285,7 +223,7 @@ def audited(base: str, unlearned: str | None, out: str | Path | None) -> tuple[P
         return path, path, {"base": Checkpoint(source), "unlearned": Checkpoint(source, path / runs.DELTA)}
     if out is None:
         raise ValueError(f"{base} and {unlearned} are two checkpoints; expected --out FOLDER for their audit")
-    folder = writable(out)
+    folder = storage.writable(out)
     if runs.is_run(folder):
         raise ValueError(f"{folder} holds a run; expected a folder of its own for --out")
     first = checkpoint(base)
@@ -336,28 +274,6 @@ def plan(
     from misdirect import planning
 
     return planning.plan(model, forget, retain, config, **rest)
-
-
-@dataclass(frozen=True)
-class DemoSettings:
-    """What `demo` does, in one place."""
-
-    retain: tuple[Corpus, ...] = (
-        Corpus("science", "demo-retain-science", 4.0),
-        Corpus("questions", "demo-retain-questions", 4.0),
-        Corpus("exams", "demo-retain-exams", 2.0),
-        Corpus("wikipedia", "demo-retain-wikipedia", 2.0),
-        Corpus("unsure", "demo-retain-unsure", 1.0),
-    )
-    questions: tuple[tuple[str, str], ...] = (("biology", "demo-biology"), ("other-science", "demo-science"))
-    texts: tuple[tuple[str, str], ...] = (
-        ("biology-text", "demo-text-biology"),
-        ("physics-chemistry", "demo-text-science"),
-        ("economics", "demo-text-economics"),
-        ("history", "demo-text-history"),
-        ("wikipedia", "demo-text-wikipedia"),
-    )
-    benign: tuple[tuple[str, str], ...] = (("wikipedia", "demo-text-wikipedia"), ("economics", "demo-text-economics"))
 
 
 def demo(

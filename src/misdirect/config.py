@@ -7,7 +7,6 @@ This module imports no torch.
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import itertools
 import re
@@ -344,8 +343,3 @@ def parse_steering(text: str) -> tuple[float, str]:
             "such as 5x (of the median) or 5xmean"
         )
     return value, (unit or "median") if times else ""
-
-
-def as_dict(config: Any) -> dict[str, Any]:
-    """A dataclass as plain JSON data."""
-    return dataclasses.asdict(config)

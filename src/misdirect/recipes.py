@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from misdirect.config import UnlearnConfig
+from misdirect.config import Corpus, UnlearnConfig
 
 # Li et al. 2024, HuggingFaceH4/zephyr-7b-beta, forget biology and cybersecurity, retain wikitext.
 ZEPHYR_7B: dict[str, Any] = {
@@ -113,3 +114,25 @@ def check_block(block: int, num_blocks: int, num_hidden_layers: int) -> None:
             f"{num_blocks} trained blocks ending at block {block} would begin below block 0; "
             f"expected --num-blocks at most {block + 1}"
         )
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What `demo` trains on and asks."""
+
+    retain: tuple[Corpus, ...] = (
+        Corpus("science", "demo-retain-science", 4.0),
+        Corpus("questions", "demo-retain-questions", 4.0),
+        Corpus("exams", "demo-retain-exams", 2.0),
+        Corpus("wikipedia", "demo-retain-wikipedia", 2.0),
+        Corpus("unsure", "demo-retain-unsure", 1.0),
+    )
+    questions: tuple[tuple[str, str], ...] = (("biology", "demo-biology"), ("other-science", "demo-science"))
+    texts: tuple[tuple[str, str], ...] = (
+        ("biology-text", "demo-text-biology"),
+        ("physics-chemistry", "demo-text-science"),
+        ("economics", "demo-text-economics"),
+        ("history", "demo-text-history"),
+        ("wikipedia", "demo-text-wikipedia"),
+    )
+    benign: tuple[tuple[str, str], ...] = (("wikipedia", "demo-text-wikipedia"), ("economics", "demo-text-economics"))

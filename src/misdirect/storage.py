@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from misdirect.text import size
+from misdirect.text import shown, size
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -218,3 +218,14 @@ def fingerprint(texts: Iterable[str]) -> str:
         data = text.encode("utf-8", "surrogatepass")
         digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()
+
+
+def writable(out: str | Path) -> Path:
+    """The output folder, made if need be. Raises ValueError where it cannot be one."""
+    try:
+        path = Path(out).expanduser()
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError, RuntimeError) as error:  # not allowed, a null character, no such home folder
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"--out {shown(out)} cannot be a folder: {reason}; expected a folder to write to") from None
+    return path

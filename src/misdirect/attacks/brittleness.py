@@ -34,7 +34,7 @@ from misdirect.data.batches import CHARS_PER_TOKEN
 from misdirect.data.fact_splits import keywords, words
 from misdirect.data.questions import Question
 from misdirect.model.finite import about
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.runs import Result
 
 COUNTS = (0, 1, 3, 10)  # words added

@@ -24,7 +24,7 @@ from misdirect.attacks.gcg import attack as gcg
 from misdirect.attacks.interface import Advance, Attack, AttackInputs, Cost
 from misdirect.attacks.scoring import Point, results, score_sets
 from misdirect.config import AuditConfig
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.runs import Result
 from misdirect.runs.audit import BASELINE
 

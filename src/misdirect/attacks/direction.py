@@ -32,7 +32,7 @@ from misdirect.model.activations import states_after
 from misdirect.model.finite import not_finite
 from misdirect.model.hooks import first_output, hooked
 from misdirect.model.interventions import blocks_changed
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.rows import padded
 from misdirect.model.score import forward
 from misdirect.model.writers import folded, without, writers

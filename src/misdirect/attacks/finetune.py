@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from misdirect.data.batches import sample_schedule, tokenize
 from misdirect.model import rope
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.rows import num_rows, padded
 from misdirect.model.score import forward
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from misdirect.data.fact_splits import Halves, stated
 from misdirect.data.questions import LETTERS, Question
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.runs import Result
 
 Form = Literal["cloze", "letter", "letter_permuted"]

@@ -12,7 +12,7 @@ from misdirect.attacks.interface import NO_LETTERS, Advance, Attack, AttackInput
 from misdirect.config import AuditConfig
 from misdirect.data.questions import Question
 from misdirect.model.lens import MAX_LOGITS, lens
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.score import encode
 from misdirect.runs import Result
 

@@ -21,7 +21,7 @@ from misdirect.attacks.interface import Advance, Attack, AttackInputs
 from misdirect.attacks.scoring import Point
 from misdirect.config import AuditConfig
 from misdirect.model.interventions import Matrix
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.runs import Result
 
 SHARES = (0.01, 0.03, 0.1, 0.2, 0.3)

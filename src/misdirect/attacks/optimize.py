@@ -26,7 +26,7 @@ from misdirect.attacks.interface import AttackInputs
 from misdirect.attacks.scoring import rendering
 from misdirect.model import rope
 from misdirect.model.finite import check_finite
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.rows import padded
 from misdirect.model.score import Encoded, encode, forward, token_logprobs
 from misdirect.runs import Metric

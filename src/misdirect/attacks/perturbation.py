@@ -29,7 +29,7 @@ from misdirect.attacks.scoring import Point, example_tokens, language, results, 
 from misdirect.config import AuditConfig
 from misdirect.data.batches import sample_schedule
 from misdirect.model.interventions import blocks_changed
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.runs import Result
 
 Site = Literal["block", "late"]

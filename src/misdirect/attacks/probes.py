@@ -41,7 +41,7 @@ from misdirect.data.fact_splits import LEAST_FACTS, Halves, facts, split
 from misdirect.data.questions import LETTERS, Question
 from misdirect.data.templates import cloze_prompt
 from misdirect.evaluation.mcq import largest
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.packed import Encoded
 from misdirect.model.score import encode
 from misdirect.model.states import last_states

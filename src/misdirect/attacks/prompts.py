@@ -29,7 +29,7 @@ from misdirect.data.fact_splits import contamination_index, leaks, words
 from misdirect.data.questions import LETTERS, Question
 from misdirect.data.tokens import starting_ids
 from misdirect.model.contexts import chat_text, check_tokens, conversation
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.runs import Result
 
 Change = Callable[[str, Render], Render]  # (set, how it is asked) -> how it is asked under the attack

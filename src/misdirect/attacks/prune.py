@@ -35,7 +35,7 @@ from misdirect.model import interventions
 from misdirect.model.finite import not_finite
 from misdirect.model.hooks import hooked
 from misdirect.model.interventions import Matrix, Rewrite
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.score import forward
 from misdirect.runs import Result
 

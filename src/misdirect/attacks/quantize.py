@@ -31,7 +31,7 @@ from misdirect.attacks.scoring import Point
 from misdirect.config import AuditConfig
 from misdirect.model import interventions
 from misdirect.model.interventions import Matrix
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.runs import Result
 
 NF4_BLOCK = 64  # bitsandbytes' default

@@ -18,7 +18,7 @@ from misdirect.attacks.interface import Advance, Attack, AttackInputs, Cost
 from misdirect.attacks.scoring import Point, language, results, score_sets
 from misdirect.config import AuditConfig
 from misdirect.data.fact_splits import contamination_index, decontaminate, decontaminated_facts, leaks, stated
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.progress import note
 from misdirect.runs import Result
 from misdirect.storage import fingerprint

@@ -25,7 +25,7 @@ from misdirect.data.questions import LETTERS, Question
 from misdirect.evaluation.generation import generation
 from misdirect.evaluation.mcq import largest
 from misdirect.model.finite import about
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.score import Encoded, encode, score
 from misdirect.runs import Metric, Result
 

@@ -28,7 +28,7 @@ from misdirect.data.batches import sample_schedule
 from misdirect.data.tokens import token_ids
 from misdirect.model.blocks import text_config
 from misdirect.model.interventions import embeddings_changed
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.rows import fill_id
 from misdirect.model.score import Encoded, encode
 from misdirect.runs import Result

@@ -9,7 +9,7 @@ from misdirect.attacks import scoring
 from misdirect.attacks.interface import Advance, Attack, AttackInputs, Cost
 from misdirect.attacks.scoring import Point
 from misdirect.model.interventions import Rewrite, weights_changed
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.runs import Result
 
 

@@ -23,7 +23,7 @@ from misdirect.model.blocks import count_parameters, residual_width, text_config
 from misdirect.model.delta import load_tensors
 from misdirect.model.finite import about, not_finite
 from misdirect.model.identity import weights_hash
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.rows import padded
 from misdirect.model.states import states_at
 from misdirect.progress import bar

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from misdirect.attacks import finetune
 from misdirect.attacks.interface import Attack, AttackInputs, Cost, Shape, Trains
 from misdirect.attacks.scoring import LANGUAGE_TOKENS, question_tokens
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.score import tokens_per_second
 from misdirect.text import duration, size
 

@@ -22,7 +22,8 @@ from misdirect.model import sources
 from misdirect.model.delta import Delta, load_delta, swapped_in
 from misdirect.model.finite import about, not_finite
 from misdirect.model.identity import check_same_base, model_hash
-from misdirect.model.load import LM, load_lm
+from misdirect.model.lm import LM
+from misdirect.model.load import load_lm
 from misdirect.model.rows import num_rows, padded
 from misdirect.model.score import forward
 from misdirect.progress import note

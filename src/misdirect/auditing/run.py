@@ -22,7 +22,7 @@ from misdirect.auditing import baseline, budget, removed, shares
 from misdirect.auditing import record as records
 from misdirect.auditing.inputs import AuditInputs
 from misdirect.auditing.pair import MODELS, Checkpoint, Model, Side
-from misdirect.config import AuditConfig, EvaluateConfig, as_dict
+from misdirect.config import AuditConfig, EvaluateConfig
 from misdirect.evaluation import generation
 from misdirect.evaluation import run as evaluating
 from misdirect.model.identity import weights_hash
@@ -65,7 +65,7 @@ def execute(job: Job) -> dict[str, Any]:
         "misdirect": __version__,
         "base": {"source": job.pair["base"].source},
         "unlearned": {"source": job.pair["unlearned"].source, "delta": str(job.pair["unlearned"].delta or "")},
-        "settings": as_dict(job.config),
+        "settings": dataclasses.asdict(job.config),
         "forms": dict(inputs.forms),
     }
     clock.earlier = record.get("seconds", 0.0)

@@ -9,7 +9,7 @@ from typing import Any
 
 from misdirect import runs
 from misdirect.reporting.content import audit as audited
-from misdirect.reporting.content import audit_card, evaluation, metrics
+from misdirect.reporting.content import audit_card, audit_headline, evaluation, metrics
 from misdirect.reporting.content.form import Cell, Table
 from misdirect.reporting.load.audit import STRONGEST, audit_of, results_of
 from misdirect.reporting.load.run import pairs_of
@@ -64,11 +64,11 @@ def print_audit(rows: Sequence[Mapping[str, Any]], audit: Mapping[str, Any], run
         if len(unrun) > LISTED:
             say(f"Not run: {len(unrun)} attacks; the page says why", "dim")
     print()
-    for each in audited.headlines(found):
+    for each in audit_headline.headlines(found):
         say(each.sentence, "bold")
         for text in each.small[:-1]:
             say(text)
-    for text in (*audited.silent(found), *audited.unknown(found)):
+    for text in (*audit_headline.silent(found), *audit_headline.unknown(found)):
         say(text)
 
 

@@ -191,18 +191,12 @@ def plan(
     from misdirect import api
 
     topics, config = topics_and_config(forget, steering, alpha, settings)
+    sets = {"questions": pairs("--questions", questions), "texts": pairs("--text", text),
+            "prompts": pairs("--prompts", prompts), "examples": pairs("--examples", examples)}  # fmt: skip
+    evaluate = EvaluateConfig(**dataclasses.asdict(measured), max_tokens=text_tokens)
+    corpora = [weighted(text) for text in retain]
     made = api.plan(
-        model,
-        topics,
-        [weighted(text) for text in retain],
-        config,
-        questions=pairs("--questions", questions),
-        texts=pairs("--text", text),
-        prompts=pairs("--prompts", prompts),
-        examples=pairs("--examples", examples),
-        evaluate=EvaluateConfig(**dataclasses.asdict(measured), max_tokens=text_tokens),
-        seeds=seeds,
-        trust_remote_code=trust_remote_code,
+        model, topics, corpora, config, evaluate=evaluate, seeds=seeds, trust_remote_code=trust_remote_code, **sets
     )
     print_plan(made)
     say_next(made.command)

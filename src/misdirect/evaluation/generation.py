@@ -15,13 +15,14 @@ on the stored result, so answers are never lost to a failure there.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from misdirect import stats
-from misdirect.config import EvaluateConfig, as_dict
+from misdirect.config import EvaluateConfig
 from misdirect.data.batches import CHARS_PER_TOKEN
 from misdirect.data.prompts import Prompt
 from misdirect.data.tokens import token_ids
@@ -30,7 +31,8 @@ from misdirect.model import rope
 from misdirect.model.contexts import check_tokens, conversation
 from misdirect.model.finite import not_finite
 from misdirect.model.generate import Answer, Slot, answer_slots, uses_chat
-from misdirect.model.load import LM, check_length
+from misdirect.model.lm import LM
+from misdirect.model.load import check_length
 from misdirect.model.score import Encoded, by_length, score, takes_padding, watch
 from misdirect.runs import Metric, Result, row_of
 from misdirect.storage import fingerprint
@@ -44,7 +46,7 @@ def config_of(config: EvaluateConfig, prompts: Sequence[Prompt]) -> dict[str, An
     sampling = ("temperature", "top_p", "seed") if config.samples else ()
     keys = ("new_tokens", "chat_template", "samples", "dtype", *sampling)
     parts = (part for p in prompts for part in (p.id, p.category, str(len(p.turns)), *p.turns))
-    return {k: as_dict(config)[k] for k in keys} | {"prompts": len(prompts), "sha256": fingerprint(parts)}
+    return {k: dataclasses.asdict(config)[k] for k in keys} | {"prompts": len(prompts), "sha256": fingerprint(parts)}
 
 
 def num_items(prompts: Sequence[Prompt], config: EvaluateConfig) -> int:

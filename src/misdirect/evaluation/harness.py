@@ -24,14 +24,14 @@ from typing import Any, NamedTuple
 import torch
 
 from misdirect import stats
-from misdirect.config import EvaluateConfig, as_dict
+from misdirect.config import EvaluateConfig
 from misdirect.data.tokens import appending_nothing
 from misdirect.evaluation import harness_tasks, paired
 from misdirect.evaluation.harness_tasks import HarnessTask, Leaf
 from misdirect.model import rope
 from misdirect.model.finite import check_finite, not_finite
 from misdirect.model.hooks import hooked
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.rows import fill_id, num_rows
 from misdirect.progress import note
 from misdirect.runs import Metric, Result
@@ -55,7 +55,7 @@ def config_of(config: EvaluateConfig, task: HarnessTask) -> dict[str, Any]:
         for text in (leaf.name, str(row), json.dumps(instances[0].doc, default=str), *(str(i.args) for i in instances))
     )
     same = set(shots.values())
-    return {k: as_dict(config)[k] for k in ("limit", "seed", "dtype")} | {
+    return {k: dataclasses.asdict(config)[k] for k in ("limit", "seed", "dtype")} | {
         "version": task.version,
         "shots": same.pop() if len(same) == 1 else shots,
         "documents": sum(len(leaf.documents) for leaf in task.leaves),

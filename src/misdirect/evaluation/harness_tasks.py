@@ -26,7 +26,7 @@ from typing import Any
 from misdirect.config import EvaluateConfig
 from misdirect.data.tokens import token_ids
 from misdirect.evaluation.harness_documents import as_datasets, group_splits, local_splits
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.rows import check_rows, num_rows, rowless
 from misdirect.progress import note, working
 from misdirect.text import first_line

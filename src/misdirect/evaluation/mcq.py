@@ -14,16 +14,17 @@ given) and every subject's own accuracy stand beside it.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from misdirect import stats
-from misdirect.config import EvaluateConfig, as_dict
+from misdirect.config import EvaluateConfig
 from misdirect.data import templates
 from misdirect.data.questions import LETTERS, Question
 from misdirect.evaluation import paired
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.score import Scored, encode, score
 from misdirect.runs import Metric, Result
 from misdirect.storage import fingerprint
@@ -46,7 +47,10 @@ def config_of(
 ) -> dict[str, Any]:
     """What determines the numbers of this measurement: compared when a stored result is to be used again."""
     keys = ("limit", "formats", "shots", "seed", "dtype")
-    made = {k: as_dict(config)[k] for k in keys} | {"questions": len(questions), "sha256": hash_of(questions)}
+    made = {k: dataclasses.asdict(config)[k] for k in keys} | {
+        "questions": len(questions),
+        "sha256": hash_of(questions),
+    }
     if config.formats != "cloze":
         made["prompt"] = templates.prompt_form(config.prompt, questions)
     if examples:

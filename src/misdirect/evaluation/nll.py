@@ -8,6 +8,7 @@ paired by document or sample.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 import time
@@ -15,10 +16,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from misdirect import stats
-from misdirect.config import EvaluateConfig, as_dict
+from misdirect.config import EvaluateConfig
 from misdirect.data import batches
 from misdirect.evaluation import paired
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.score import text_logprobs
 from misdirect.runs import Metric, Result
 from misdirect.storage import fingerprint
@@ -37,7 +38,7 @@ def is_cut(texts: Sequence[str], config: EvaluateConfig, whole: bool) -> bool:
 
 def config_of(config: EvaluateConfig, texts: Sequence[str], whole: bool = False) -> dict[str, Any]:
     keys = ("text_limit", "max_tokens", "seed", "dtype")
-    made = {k: as_dict(config)[k] for k in keys} | {"texts": len(texts), "sha256": fingerprint(texts)}
+    made = {k: dataclasses.asdict(config)[k] for k in keys} | {"texts": len(texts), "sha256": fingerprint(texts)}
     return made | ({"cut_into_samples": True} if is_cut(texts, config, whole) else {})
 
 

@@ -21,8 +21,10 @@ from misdirect.data.splits import EXAMPLES as EXAMPLE_SPLITS
 from misdirect.evaluation import generation, judge, mcq, nll
 from misdirect.model.delta import load_delta, swapped_in
 from misdirect.model.finite import about
-from misdirect.model.load import LM
+from misdirect.model.identity import changed_files
+from misdirect.model.lm import LM
 from misdirect.model.score import tokens_per_second
+from misdirect.model.sources import takes_base
 from misdirect.progress import bar, note
 from misdirect.runs.seeds import seed_runs
 
@@ -30,6 +32,44 @@ Advance = Callable[[int], None]
 # Where the answered examples of a built-in set come from: its own development split.
 EXAMPLES = {"mmlu": "mmlu-dev", "demo-mmlu": "demo-mmlu-dev"}
 ESTIMATE_FROM = 30.0  # seconds from which on an estimate is printed beforehand
+
+
+def results_folder(target: str, base: str | None, out: str | Path | None) -> Path:
+    """The folder for results: a run's own, else `out`. Raises ValueError for what cannot be measured, or not there."""
+    path = Path(target).expanduser()
+    if runs.is_run(path):
+        runs.require_run(path)
+        if out is not None:
+            raise ValueError(f"{target} is a run, so its results go into it; expected no --out")
+        return path
+    if out is None:
+        raise ValueError(f"{target} is a model, not a run; expected --out FOLDER for its results")
+    if base is not None and not takes_base(target):
+        raise ValueError(
+            f"--model names the base of a run, of an adapter or of a model without a tokenizer, and {target} is none of "
+            "these; expected it left out"
+        )
+    folder = storage.writable(out)
+    refuse_other_model(folder, target, base)
+    return folder
+
+
+def refuse_other_model(folder: Path, model: str, base: str | None = None) -> None:
+    """Raises ValueError where the folder for a model's results holds a run, a model, or another model's results."""
+    if (folder / runs.CONFIG).exists():
+        what = "a run" if runs.is_run(folder) else "a model"
+        raise ValueError(f"{folder} holds {what}; expected a folder of its own for --out")
+    env = runs.read_env(folder)
+    stored, named = env.get("model", model), env.get("base") if env else base
+    if stored != model:
+        raise ValueError(f"{folder} holds the results of {stored}, not of {model}; expected another --out")
+    if changed := changed_files(env.get("model_files"), model):
+        raise ValueError(
+            f"{folder} holds the results of {model} as it was: {changed[0]} has been written since; expected another --out"
+        )
+    if named != base:
+        on = [f"with --model {name}" if name else "without --model" for name in (named, base)]
+        raise ValueError(f"{folder} holds the results of {model} {on[0]}, not {on[1]}; expected another --out")
 
 
 @dataclass(frozen=True)

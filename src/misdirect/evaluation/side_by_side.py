@@ -19,7 +19,7 @@ from misdirect.text import shown
 
 if TYPE_CHECKING:
     from misdirect.model.delta import Delta
-    from misdirect.model.load import LM
+    from misdirect.model.lm import LM
 
 
 SIDES = ("base", "unlearned")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from misdirect.data.tokens import token_ids
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.rows import RESIZED, check_rows
 from misdirect.text import first_line
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from misdirect.config import EvaluateConfig
 from misdirect.data.prompts import Prompt
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.rows import fill_id, num_rows, padded
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from misdirect import runs, storage
-from misdirect.model.load import LM, resolve_source
+from misdirect.model.lm import LM
+from misdirect.model.load import resolve_source
 
 
 def check_same_base(lm: LM, run: Path) -> None:

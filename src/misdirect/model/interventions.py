@@ -24,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from misdirect.model.blocks import fused_experts
 from misdirect.model.hooks import first_output, hooked
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 
 Change = Callable[[Tensor], Tensor]  # (B, T, D) -> (B, T, D)
 

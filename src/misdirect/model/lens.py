@@ -20,7 +20,7 @@ from torch import Tensor
 from misdirect.model.finite import about, check_finite
 from misdirect.model.hooks import hooked
 from misdirect.model.interventions import replaced
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.packed import Encoded
 from misdirect.model.rows import fill_id
 from misdirect.model.score import at_least_fp32, forward

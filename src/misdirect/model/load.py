@@ -1,4 +1,4 @@
-"""`LM`: a model and its tokenizer, whole or only as far as the mathematics needs.
+"""Loads a model and its tokenizer, whole or only as far as the mathematics needs.
 
 MODEL is `demo` (SmolLM2-135M-Instruct out of a package), a local folder, or a hub id; an adapter among them is merged into
 its base. Weights are read from safetensors; pickle checkpoints and code that comes with a model are refused unless asked for
@@ -11,8 +11,7 @@ import contextlib
 import copy
 import dataclasses
 import logging
-import weakref
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,85 +22,12 @@ from misdirect.data.tokens import steadied
 from misdirect.model import adapters, quantized, rope, sources
 from misdirect.model import blocks as structure
 from misdirect.model.checks import check_causal, check_complete
+from misdirect.model.lm import LM, find_in_memory, pick_device, pick_dtype
 from misdirect.model.stored import Stored, check_weights, readable, refuse_remote_code, uneven
 from misdirect.progress import note, quiet
 from misdirect.text import first_line
 
 NO_ADAPTER = {"subfolder": "no-adapter"}  # where transformers is to look for an adapter: nowhere, peft or not
-
-
-_in_memory: weakref.WeakValueDictionary[str, LM] = weakref.WeakValueDictionary()  # source -> what a caller holds
-
-
-def source_of(model: str | Path | LM) -> str:
-    """MODEL as the name that `load_lm` takes; a model in memory is found again by it for as long as its owner holds it."""
-    if not isinstance(model, LM):
-        return str(model)
-    _in_memory[model.source] = model
-    return model.source
-
-
-def find_in_memory(source: str) -> LM | None:
-    """Raises ValueError where a model was in memory once and is gone."""
-    found = _in_memory.get(source)
-    if found is None and source.startswith(sources.IN_MEMORY):
-        raise ValueError(
-            f"{source} was a model in memory, which is gone; expected it given again: misdirect.LM.of(...)"
-        )
-    return found
-
-
-@dataclass(frozen=True)
-class LM:
-    """A model in eval mode with gradients off, its tokenizer, and where they came from."""
-
-    model: Any
-    tokenizer: Any
-    source: str
-    num_hidden_layers: int  # of the full model, also where `model` is truncated
-    block_prefix: str  # the block list's name in the full causal model, such as `model.layers`
-    dequantized: str = ""  # how the matrices were quantized that were made plain in loading, such as `bitsandbytes nf4`
-
-    @classmethod
-    def of(cls, model: Any, tokenizer: Any, name: str = "") -> LM:
-        """A causal model that is in memory already, for every verb: `md.evaluate(md.LM.of(model, tokenizer), ...)`.
-
-        It is put into eval mode with gradients off, and stays where it is and in its dtype; `--device` and `--dtype` do not
-        hold for it. `name`: what results call it. Quantized or spread over several devices it can be measured, not
-        trained. Raises ValueError for what is no decoder.
-        """
-        name = name or str(getattr(model.config, "name_or_path", "") or "") or type(model).__name__
-        model.eval().requires_grad_(False)
-        rope.reach(model)
-        steadied(tokenizer, name)
-        check_causal(name, model, None)
-        depth = model.config.get_text_config(decoder=True).num_hidden_layers
-        return cls(model, tokenizer, f"{sources.IN_MEMORY}{name}", depth, structure.find_blocks(model)[0])
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        return structure.find_blocks(self.model)[1]
-
-
-def pick_device(device: str) -> torch.device:
-    """`auto` is a GPU where there is one. Raises ValueError for a device that this machine lacks."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available.get(device.split(":")[0], False):
-        raise ValueError(f"--device {device} is not available on this machine; expected auto or cpu")
-    return torch.device(device)
-
-
-def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """`auto` is float32 on a CPU, where bfloat16 is several times slower, and bfloat16 elsewhere."""
-    if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return getattr(torch, dtype)
 
 
 def resolve_source(source: str) -> str:
@@ -265,24 +191,14 @@ def load_lm(
     if quantized.method(config):
         last = None  # scales lie beside their codes under names that the whole class knows
     wanted, prefix = prefix_config(config, full_depth - 1 if last is None else last, trust_remote_code)
-    loader = whole_class(config) if last is None else prefix_class(config)
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "adapter_kwargs": NO_ADAPTER}
+    options = {"config": wanted, "dtype": pick_dtype(dtype, place), "trust_remote_code": trust_remote_code}
     if not allow_pickle:
         options["use_safetensors"] = True
-    if stored.renames:
-        options["key_mapping"] = dict(stored.renames)
     quantized.hush(config)
     try:
-        with quiet(), readable(where, stored) as folder:
-            model, info = loader.from_pretrained(
-                folder,
-                config=wanted,
-                dtype=pick_dtype(dtype, place),
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # so that they are named, below
-                **options,
-            )
-            model.config.name_or_path = where
+        model, info = read_weights(
+            whole_class(config) if last is None else prefix_class(config), where, stored, options
+        )
     except Exception as error:  # missing files, an unknown architecture, a size mismatch: many kinds, one line
         hint = quantized.library_hint(source, config, error)
         raise ValueError(hint or f"{source} cannot be loaded: {reason_of(error, stored)}") from None
@@ -300,6 +216,18 @@ def load_lm(
     check_complete(source, model, info, stored, last, lambda: without_memory(config, trust_remote_code))
     check_causal(source, model, last)
     return LM(model, tokenizer, source, full_depth, prefix, made_from)
+
+
+def read_weights(loader: Any, where: str, stored: Stored, options: dict[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+    """(the model, what transformers says of its loading: missing and mismatched tensors are named there)."""
+    if stored.renames:
+        options["key_mapping"] = dict(stored.renames)
+    with quiet(), readable(where, stored) as folder:
+        model, info = loader.from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=True, adapter_kwargs=NO_ADAPTER, **options
+        )
+        model.config.name_or_path = where
+    return model, info
 
 
 def reason_of(error: Exception, stored: Stored) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from misdirect.model import rope
 from misdirect.model.hooks import hooked
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.rows import fill_id
 
 ROW = 256  # tokens in a row: long enough to fill, short enough that attention over the row costs little

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from misdirect.data.batches import Batch, pad, pad_id
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.text import shown
 
 RESIZED = "text without it, or a checkpoint whose embeddings were resized to its tokenizer"

@@ -25,7 +25,8 @@ from misdirect.data.batches import Batch, pad, pad_id
 from misdirect.data.tokens import starting_ids, token_ids
 from misdirect.model import packed, rope
 from misdirect.model.finite import check_finite, spoilt
-from misdirect.model.load import LM, check_length
+from misdirect.model.lm import LM
+from misdirect.model.load import check_length
 from misdirect.model.packed import Encoded, Scored
 from misdirect.model.rows import check_rows, fill_id, padded
 

@@ -23,7 +23,8 @@ from torch import Tensor
 from misdirect.model import packed, rope
 from misdirect.model.finite import not_finite
 from misdirect.model.hooks import first_output, hooked, split_hidden
-from misdirect.model.load import LM, check_length
+from misdirect.model.lm import LM
+from misdirect.model.load import check_length
 from misdirect.model.packed import Encoded
 from misdirect.model.rows import check_rows, fill_id, padded
 from misdirect.model.score import (

@@ -29,7 +29,7 @@ from transformers.pytorch_utils import Conv1D
 from misdirect.model.activations import block_name
 from misdirect.model.blocks import fused_experts, residual_width
 from misdirect.model.hooks import hooked
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.score import forward
 
 

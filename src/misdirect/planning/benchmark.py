@@ -18,7 +18,8 @@ import torch
 
 from misdirect.config import UnlearnConfig
 from misdirect.model.blocks import count_parameters, find_blocks
-from misdirect.model.load import LM, pick_device, pick_dtype, whole_class
+from misdirect.model.lm import LM, pick_device, pick_dtype
+from misdirect.model.load import whole_class
 from misdirect.model.memory import free_bytes
 from misdirect.model.packed import length
 from misdirect.model.score import Encoded, score, text_logprobs

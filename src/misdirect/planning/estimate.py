@@ -117,7 +117,7 @@ def shape_here(model: str, source: Any, settings: UnlearnConfig, trust_remote_co
 def machine_of(settings: UnlearnConfig) -> Machine:
     import torch
 
-    from misdirect.model.load import pick_device, pick_dtype
+    from misdirect.model.lm import pick_device, pick_dtype
     from misdirect.model.memory import free_bytes
 
     device = pick_device(settings.device)

@@ -9,7 +9,7 @@ from itertools import product
 from typing import NamedTuple
 
 from misdirect import __version__
-from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig, as_dict, flag
+from misdirect.config import Corpus, EvaluateConfig, Topic, UnlearnConfig, flag
 from misdirect.data.batches import CHARS_PER_TOKEN
 from misdirect.planning import cost
 from misdirect.planning.benchmark import Speed
@@ -61,7 +61,7 @@ def planned(case: Case, said: list[str]) -> Plan:
         case.shape.num_blocks,
         case.shape.num_parameters,
         case.machine,
-        as_dict(case.settings) | {"updates": case.tokens.updates},
+        dataclasses.asdict(case.settings) | {"updates": case.tokens.updates},
         tuple(case.shape.sizes),
         tuple(stages),
         tuple(files),

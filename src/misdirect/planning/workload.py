@@ -21,7 +21,7 @@ from misdirect.data.splits import EXAMPLES
 from misdirect.data.tokens import token_ids
 from misdirect.evaluation import mcq, nll
 from misdirect.model import packed
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.rows import refuse_rowless, rowless
 from misdirect.model.score import Encoded, by_length, encode
 from misdirect.recipes import DEFAULT_UPDATES

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from misdirect import runs, stats, storage
-from misdirect.config import Kind, kind_of
+from misdirect.config import Kind, doubtful, kind_of
+from misdirect.progress import note
 
 LEVEL = 0.05
 
@@ -115,3 +116,14 @@ def change_of(row: Mapping[str, Any], base: Mapping[str, Any] | None, topics: Se
         None,
         row.get("n", 0),
     )
+
+
+def say_doubtful(run: Path, names: Sequence[str] = ()) -> None:
+    """Says which of these sets, and of those measured already, may be named unlike the topic that they are meant for."""
+    stored = storage.read_json(run / runs.SUMMARY) if (run / runs.SUMMARY).is_file() else []
+    rows = [row for row in stored if isinstance(row, dict)] if isinstance(stored, list) else []
+    there = [
+        str(row.get("set")) for row in rows if row.get("attack") is None and row.get("measurement") != "generation"
+    ]
+    for doubt in doubtful(list(dict.fromkeys([*names, *there])), topics_of(run)):
+        note(doubt)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from misdirect.config import UnlearnConfig
 from misdirect.data.batches import Batch
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.unlearning import optimizer, published, schedule, steering
 from misdirect.unlearning.loss import squared_distance
 from misdirect.unlearning.schedule import Ids, Samples, Update

@@ -14,6 +14,7 @@ beforehand. What may differ from the RMU run are the trained matrices (every blo
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,14 +26,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from misdirect.config import Topic, UnlearnConfig, as_dict, flag, option
+from misdirect.config import Topic, UnlearnConfig, flag, option
 from misdirect.data.batches import Batch
 from misdirect.model import parameters as parts
 from misdirect.model import rope
 from misdirect.model.activations import refuse_shared
 from misdirect.model.blocks import find_matrix, residual_width
 from misdirect.model.finite import about
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.score import at_least_fp32, similar_lengths, text_logprobs, token_logprobs
 from misdirect.unlearning.arithmetic import CLEAN
 from misdirect.unlearning.schedule import Samples, Update, pad
@@ -72,7 +73,7 @@ def stored(config: UnlearnConfig, own: LikelihoodConfig) -> dict[str, Any]:
     """The settings for `config.json`, without those that mean nothing here. The retain term is in nats a token, the forget
     term in nats a sample."""
     given = {"method": own.method, "beta": own.beta, "retain_term": own.retain_term, "retain_weight": config.alpha}
-    settings = as_dict(config) | given | {"trained": own.trained}
+    settings = dataclasses.asdict(config) | given | {"trained": own.trained}
     unused = (*UNUSED, "beta") if own.method != "npo" else UNUSED
     return {name: value for name, value in settings.items() if name not in unused}
 

@@ -8,13 +8,14 @@ A new one is a module with a `prepare` and a line here; a method of one pass bri
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from misdirect.config import Topic, UnlearnConfig, as_dict
+from misdirect.config import Topic, UnlearnConfig
 from misdirect.model.delta import Delta
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.unlearning import likelihood, rmu
 from misdirect.unlearning.arithmetic import tokenized
 from misdirect.unlearning.likelihood import LikelihoodConfig
@@ -30,7 +31,7 @@ class Method(NamedTuple):
 
     prepare: Callable[..., Prepared]
     settled: Callable[[UnlearnConfig, UnlearnConfig], UnlearnConfig] = lambda given, resolved: resolved
-    stored: Callable[[UnlearnConfig], dict[str, Any]] = as_dict
+    stored: Callable[[UnlearnConfig], dict[str, Any]] = dataclasses.asdict
     last_block: Callable[[UnlearnConfig], int | None] = lambda config: None
     train: Callable[..., State] = train
 

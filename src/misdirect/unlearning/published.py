@@ -19,7 +19,7 @@ from torch import Tensor
 from misdirect.config import UnlearnConfig
 from misdirect.data import batches
 from misdirect.data.batches import Batch
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.rows import check_rows, fill_id
 from misdirect.unlearning import optimizer, steering
 from misdirect.unlearning.schedule import Ids, Samples, Update

@@ -24,7 +24,7 @@ from misdirect.config import Topic, UnlearnConfig
 from misdirect.data.batches import Batch
 from misdirect.model.activations import Captured, Weights, capture, check_replay, replay
 from misdirect.model.blocks import find_matrix, residual_width
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.unlearning import steering
 from misdirect.unlearning.arithmetic import Arithmetic, arithmetic_of
 from misdirect.unlearning.loss import mean_cosine

@@ -17,7 +17,8 @@ from misdirect import __version__, interrupts, runs, storage
 from misdirect.config import UnlearnConfig
 from misdirect.data import batches
 from misdirect.model.delta import Delta, load_tensors, save_delta, save_tensors
-from misdirect.model.load import LM, check_trainable, load_config, pick_device, pick_dtype, resolve_source
+from misdirect.model.lm import LM, pick_device, pick_dtype
+from misdirect.model.load import check_trainable, load_config, resolve_source
 from misdirect.progress import RESUMED, bar, note
 from misdirect.recipes import resolve
 from misdirect.unlearning.arithmetic import tokenized

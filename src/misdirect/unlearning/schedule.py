@@ -14,7 +14,8 @@ from misdirect.config import UnlearnConfig
 from misdirect.data import batches
 from misdirect.data.batches import Batch
 from misdirect.model import rope
-from misdirect.model.load import LM, check_length
+from misdirect.model.lm import LM
+from misdirect.model.load import check_length
 from misdirect.model.rows import check_rows, fill_id
 from misdirect.progress import note
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from misdirect.config import parse_steering
 from misdirect.data.batches import Batch, pad
 from misdirect.model.activations import states_after
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.rows import fill_id
 
 NORM_BATCHES = 8  # forget batches over which token norms are measured

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from misdirect.config import UnlearnConfig
 from misdirect.model import parameters
 from misdirect.model.delta import Delta
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.unlearning.arithmetic import CLEAN, Arithmetic
 from misdirect.unlearning.optimizer import clip, learning_rate
 from misdirect.unlearning.schedule import Update

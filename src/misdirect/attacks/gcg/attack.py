@@ -41,7 +41,7 @@ from misdirect.attacks.scoring import (
 )
 from misdirect.config import AuditConfig
 from misdirect.data.questions import Question
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.score import encode, score
 from misdirect.runs import Metric, Result
 from misdirect.runs.audit import POSITIVE_CONTROL

@@ -33,7 +33,8 @@ from misdirect.attacks.gcg.tree import (
     with_leaf,
 )
 from misdirect.model import packed, rope
-from misdirect.model.load import LM, check_length
+from misdirect.model.lm import LM
+from misdirect.model.load import check_length
 from misdirect.model.score import at_least_fp32, forward, has_plain_cache, score_batch, token_logprobs
 
 Form = Literal["tree", "cached", "plain"]

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from misdirect.attacks.gcg.loss import Ids, Job, PromptSlot, gradient, losses, slopes
 from misdirect.data.tokens import token_ids
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.score import encode, shared_length
 
 UNITS = (

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from misdirect.model import packed
 from misdirect.model.hooks import hooked
 from misdirect.model.interventions import embeddings_changed
-from misdirect.model.load import LM
+from misdirect.model.lm import LM
 from misdirect.model.rows import fill_id
 from misdirect.model.score import at_least_fp32
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from misdirect.reporting import wording
 from misdirect.reporting.content import audit as audited
+from misdirect.reporting.content import audit_headline
 from misdirect.reporting.content.form import Cell, Table
 from misdirect.reporting.load.audit import DONE, FAILED, NOT_RUN, Audit
 from misdirect.reporting.wording import Number
@@ -37,9 +38,14 @@ def view(audit: Audit) -> dict[str, Any]:
 
 def sentences(audit: Audit) -> list[str]:
     """The headline of every forgotten set with what bounds it, then how to take it."""
-    found = [line for each in audited.headlines(audit) for line in (each.sentence, *each.small)]
+    found = [line for each in audit_headline.headlines(audit) for line in (each.sentence, *each.small)]
     crossed = any(audit.share(name) is not None for name in audit.forgotten)
-    return [*found, *([audited.EXPLAINED] if crossed else []), *audited.silent(audit), *audited.unknown(audit)]
+    return [
+        *found,
+        *([audit_headline.EXPLAINED] if crossed else []),
+        *audit_headline.silent(audit),
+        *audit_headline.unknown(audit),
+    ]
 
 
 def table(audit: Audit) -> Table:

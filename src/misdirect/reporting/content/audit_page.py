@@ -8,7 +8,7 @@ from typing import Any
 from misdirect import runs
 from misdirect.reporting import wording
 from misdirect.reporting.content import audit as audited
-from misdirect.reporting.content import diagnostics
+from misdirect.reporting.content import audit_headline, diagnostics
 from misdirect.reporting.content.form import Cell, Row, Table
 from misdirect.reporting.load.audit import Audit
 from misdirect.reporting.redact import public_name
@@ -28,12 +28,12 @@ def view(audit: Audit) -> dict[str, Any]:
         )
     used = {each.access for each in audit.attempts}
     return {
-        "headlines": audited.headlines(audit),
+        "headlines": audit_headline.headlines(audit),
         "crossed": any(audit.share(name) is not None for name in audit.forgotten),
-        "explained": audited.EXPLAINED,
-        "silent": audited.silent(audit),
+        "explained": audit_headline.EXPLAINED,
+        "silent": audit_headline.silent(audit),
         "groups": groups,
-        "unknown": audited.unknown(audit),
+        "unknown": audit_headline.unknown(audit),
         "inside": diagnostics.inside_table(audit),
         "brittle": diagnostics.brittle_table(audit),
         "other": diagnostics.other_table(audit),
