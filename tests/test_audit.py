@@ -356,7 +356,7 @@ def test_controls_of_another_attack_are_not_taken_over(
     assert audit(*more, "--batch-size", "3") == 0
     assert "The base under 1 of 2 attacks is taken over" in " ".join(capsys.readouterr().err.split())
     assert audit(*more[:-1], "forgot", out="else") == 2
-    assert "--controls forgot is no audit (no audit.json)" in " ".join(capsys.readouterr().err.split())
+    assert "--controls forgot is not an audit (no audit.json)" in " ".join(capsys.readouterr().err.split())
 
 
 def test_other_text_is_another_audit(audited: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -387,7 +387,7 @@ def other_models(folder: Path) -> None:
         ("llama", "in knows and"),
         ("qwen2", "in knows and"),
         ("tokens", "have different tokenizers"),
-        ("nowhere", "nowhere is no model"),
+        ("nowhere", "nowhere is not a model"),
         ("biology.jsonl", "biology.jsonl holds no config.json"),
     ],
 )
@@ -421,7 +421,7 @@ def test_a_model_without_numbers_is_refused(here: Path, capsys: pytest.CaptureFi
         (["--minutes", "0"], "--minutes 0.0 is out of range"),
         (["--lr", "fast"], "--lr 'fast' is no list of learning rates"),
         (["--lr", "1e-4,1e-4"], "is no list of learning rates"),
-        (["--fail-above", "-1"], "--fail-above -1.0 is no share"),
+        (["--fail-above", "-1"], "--fail-above -1.0 is not a share"),
         (["--limit", "1"], "--limit 1 is too small"),
     ],
 )
@@ -441,7 +441,7 @@ def test_other_settings_than_stored_are_refused(audited: Path, here: Path, capsy
 
 def test_a_folder_that_holds_something_else_is_refused(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["audit", "knows"]) == 2
-    assert "knows is no run; expected a run directory, or BASE and UNLEARNED" in capsys.readouterr().err
+    assert "knows is not a run; expected a run directory, or BASE and UNLEARNED" in capsys.readouterr().err
     assert main(["audit", "knows", "forgot"]) == 2
     assert "expected --out FOLDER" in capsys.readouterr().err
     assert main(["audit", "knows", "forgot", "--out", "x"]) == 2

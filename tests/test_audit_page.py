@@ -417,7 +417,7 @@ def test_pictures_show_what_exists(audited: Path) -> None:
     assert "updates" in words_of(audited, "relearning")
     budgets = " ".join(words_of(audited, "budgets"))
     assert "Smallest weights pruned: base 70.0 % to 65.0 %, unlearned 22.5 % to 27.5 %" in budgets
-    assert "Other wordings" not in budgets  # the numbers of wordings are no amounts
+    assert "Other wordings" not in budgets  # the numbers of wordings are not amounts
     assert "Quantised" not in budgets  # one point is no curve
     assert "shuffled 50.0 % to 52.0 %, floor 52.0 % to 52.0 %" in " ".join(words_of(audited, "layers"))
 

@@ -253,7 +253,7 @@ def test_a_card_that_is_no_longer_ours_stays(run: Path) -> None:
 
 def test_the_folder_of_an_evaluation_has_none(tmp_path: Path) -> None:
     runs.save_result(tmp_path, "base", Result("mcq", "biology", {}, (accuracy(0.625),), ()))
-    with pytest.raises(ValueError, match="is no run"):
+    with pytest.raises(ValueError, match="is not a run"):
         card(tmp_path)
 
 

@@ -109,7 +109,7 @@ def test_piped_prompts_are_answered_one_a_line(run: Path, capsys: Capture, monke
     ]  # fmt: skip
     assert out.count("[base") == out.count("[unlearned") == 3
     assert out.index("[base") < out.index("[unlearned")
-    assert "forgotten" in err and "/nonsense \\x1b[2J is no command; expected /reset, /quit or /help" in err
+    assert "forgotten" in err and "/nonsense \\x1b[2J is not a command; expected /reset, /quit or /help" in err
     assert "\x1b" not in out + err
 
 
@@ -203,7 +203,7 @@ def test_a_prompt_that_is_too_long_is_told_and_the_chat_goes_on(
 def test_what_is_no_finished_run_is_one_line(run: Path, tmp_path: Path) -> None:
     base = storage.read_json(run / runs.CONFIG)["model"]
     for typed_name in (base, "demo", str(tmp_path / "nowhere")):
-        with pytest.raises(ValueError, match="is no run, and a model alone has nothing"):
+        with pytest.raises(ValueError, match="is not a run, and a model alone has nothing"):
             chat(typed_name)
     unfinished = tmp_path / "unfinished"
     storage.write_json(unfinished / runs.CONFIG, storage.read_json(run / runs.CONFIG))

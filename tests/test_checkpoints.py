@@ -401,7 +401,7 @@ def test_pickles_are_held_to_the_same(sound: Path, tmp_path: Path, capsys: pytes
     torch.save(without(HEAD)(tensors), folder / "pytorch_model.bin")
     assert HEAD in refused(folder, allow_pickle=True)
     (folder / "pytorch_model.bin").write_bytes(b"nothing")
-    assert "pytorch_model.bin is no checkpoint" in refused(folder, allow_pickle=True)
+    assert "pytorch_model.bin is not a checkpoint" in refused(folder, allow_pickle=True)
 
 
 # Encoders
@@ -423,7 +423,7 @@ def test_a_model_that_reads_the_tokens_after_is_refused(family: str, tmp_path: P
     tiny_tokenizer().save_pretrained(tmp_path)
     for last in (None, 0):
         text = refused(tmp_path, last)
-        assert "is an encoder" in text or "is no decoder" in text
+        assert "is an encoder" in text or "is not a decoder" in text
 
 
 def test_a_bert_that_was_made_a_decoder_is_one(tmp_path: Path) -> None:

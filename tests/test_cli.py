@@ -397,7 +397,7 @@ def test_exit_codes(words: list[str], code: int, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (KeyboardInterrupt(), 130, "misdirect: interrupted; the same command goes on from here"),
+        (KeyboardInterrupt(), 130, "misdirect: interrupted; the same command resumes from here"),
         (BrokenPipeError(), 1, ""),
         (PermissionError(13, "Permission denied", "/run"), 2, "misdirect: [Errno 13] Permission denied: '/run'"),
     ],

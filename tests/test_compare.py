@@ -67,7 +67,7 @@ def test_comparison_refuses_what_it_cannot_compare(run: Path, tmp_path: Path) ->
         compare([run], out)
     with pytest.raises(ValueError, match="named twice"):
         compare([run, run / ".." / "run"], out)
-    with pytest.raises(ValueError, match="is no run"):
+    with pytest.raises(ValueError, match="is not a run"):
         compare([run, tmp_path], out)
     assert not out.exists()
 

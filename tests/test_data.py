@@ -203,7 +203,7 @@ def test_a_folder_without_texts_is_named(tmp_path: Path) -> None:
     ["hub:", "hub:a/b:c:d:e", "hub::config", "hub:json", "hub:pandas:x", "hub:../x", "hub:/etc/x", "hub:a/b/c"],
 )
 def test_a_malformed_hub_source_is_refused_before_anything_is_fetched(source: str) -> None:
-    with pytest.raises(ValueError, match=r"is no hub source; expected hub:OWNER/DATASET\[:CONFIG\[:SPLIT\]\]"):
+    with pytest.raises(ValueError, match=r"is not a hub source; expected hub:OWNER/DATASET\[:CONFIG\[:SPLIT\]\]"):
         read_rows(source)
 
 
@@ -752,7 +752,7 @@ def test_without_a_network_and_a_copy_the_way_out_is_said(shelf: Path, name: str
 
 def test_a_data_folder_that_is_none(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MISDIRECT_DATA", str(shelf / "none"))
-    with pytest.raises(ValueError, match=r"MISDIRECT_DATA is .*none, which is no folder"):
+    with pytest.raises(ValueError, match=r"MISDIRECT_DATA is .*none, which is not a folder"):
         read_rows("wmdp-bio")
 
 

@@ -204,7 +204,7 @@ def command_line() -> str:
         "`misdirect VERB --help` prints the same. `--config FILE.yaml` takes the flags of any verb: a mapping such as\n"
         "`updates: 300`; what is typed on the command line wins.",
         "Exit code 0 is success, 2 bad input with one line on what to type, and 128 + N an end by signal N: what was computed\n"
-        "is kept, and the same command goes on.",
+        "is kept, and the same command resumes.",
     )
     return "\n\n".join(head) + "\n\n" + body.strip() + "\n"
 

@@ -270,6 +270,6 @@ def test_weights_that_are_not_the_models_are_one_line(
 def test_a_list_of_weight_files_that_leaves_the_folder_is_one_line(index: str, folder: Path, tmp_path: Path) -> None:
     copy = copy_of(folder, tmp_path)
     (copy / "model.safetensors.index.json").write_text(index)
-    with pytest.raises(ValueError, match=r"index\.json (names .* no file in that folder|is no list)") as refused:
+    with pytest.raises(ValueError, match=r"index\.json (names .* no file in that folder|is not a list)") as refused:
         load_lm(str(copy), 1)
     assert_one_clear_line(refused.value)

@@ -180,7 +180,7 @@ def test_a_signal_at_any_call(
     if code:
         assert code == 128 + number
         assert [NUMBERS[number] in line for line in said(err)] == [True], err
-        assert "the same command goes on from here" in said(err)[0]
+        assert "the same command resumes from here" in said(err)[0]
     made = runs.read_log(run)
     if (run / runs.CHECKPOINT).exists():  # what was computed is kept
         assert load_tensors(run / runs.CHECKPOINT)[1]["step"] == str(made[-1]["step"])
@@ -275,7 +275,7 @@ def test_what_is_raised_after_a_signal_is_its_doing(error: BaseException, capsys
         return 0
 
     assert interrupts.interruptible(work) == 130
-    assert said(capsys.readouterr().err) == ["misdirect: interrupted; the same command goes on from here"]
+    assert said(capsys.readouterr().err) == ["misdirect: interrupted; the same command resumes from here"]
     with pytest.raises(type(error)):  # without a signal it is nobody's doing
         interrupts.interruptible(lambda: (_ for _ in ()).throw(error))
 

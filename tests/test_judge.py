@@ -236,7 +236,7 @@ def test_a_reply_of_another_shape_is_no_score_and_no_crash(data: bytes, capsys: 
     assert scores(result) == [None]
     assert len(server.requests) == 2
     said = capsys.readouterr().err
-    assert "left 1 of 1 answers without a score (the reply is no chat completion)" in said
+    assert "left 1 of 1 answers without a score (the reply is not a chat completion)" in said
     assert said.count("\n") == 1
 
 

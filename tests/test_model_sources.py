@@ -1,4 +1,4 @@
-"""What MODEL names: adapters, quantized checkpoints, folders without a tokenizer, and what is no model."""
+"""What MODEL names: adapters, quantized checkpoints, folders without a tokenizer, and what is not a model."""
 
 from __future__ import annotations
 

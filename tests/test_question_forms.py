@@ -284,7 +284,7 @@ def test_a_set_is_read_as_it_is(tmp_path: Path, name: str, form: str) -> None:
     elif form == "parquet":
         table.to_parquet(path)
     elif name == "openbookqa-file":
-        pytest.skip("a file of nested objects is no table")
+        pytest.skip("a file of nested objects is not a table")
     else:
         table.to_csv(path, index=False)
     assert right(str(path)) == texts

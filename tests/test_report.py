@@ -309,7 +309,7 @@ def test_values_without_an_interval(run: Path) -> None:
 
 
 def test_no_folder_of_ours_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is no run"):
+    with pytest.raises(ValueError, match="is not a run"):
         report(tmp_path)
     (tmp_path / runs.CONFIG).write_text("{", encoding="utf-8")
     with pytest.raises(ValueError, match=r"config\.json cannot be read"):

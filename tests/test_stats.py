@@ -32,7 +32,7 @@ def test_wilson_holds_the_proportion_and_stays_within_0_and_1(counts: tuple[int,
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 0), (3, 2), (-1, 4), (0, -1)])
 def test_wilson_refuses_what_is_no_proportion(successes: int, n: int) -> None:
-    with pytest.raises(ValueError, match=f"{successes} of {n} is no proportion"):
+    with pytest.raises(ValueError, match=f"{successes} of {n} is not a proportion"):
         stats.wilson(successes, n)
 
 

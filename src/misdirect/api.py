@@ -41,7 +41,7 @@ def unlearn(
     """Unlearns topics from MODEL with RMU, or with another method on the same budget; returns the run directory.
 
     `forget`: topic name -> SOURCE, or `Topic`s with settings of their own; `retain` likewise, or `Corpus`es with weights.
-    With `seeds` above 1 the run is repeated with the seeds that follow, into `out`/seeds/SEED. A killed run goes on when
+    With `seeds` above 1 the run is repeated with the seeds that follow, into `out`/seeds/SEED. A killed run resumes when
     called again with the same settings; a finished one is not repeated. `model`: MODEL, or one in memory (`LM.of`).
     Raises ValueError for bad input, a folder that
     holds a run with other settings, and a loss that is not finite.
@@ -215,7 +215,7 @@ def audited(base: str, unlearned: str | None, out: str | Path | None) -> tuple[P
     path = Path(base).expanduser()
     if unlearned is None:
         if not runs.is_run(path):
-            raise ValueError(f"{base} is no run; expected a run directory, or BASE and UNLEARNED")
+            raise ValueError(f"{base} is not a run; expected a run directory, or BASE and UNLEARNED")
         if out is not None:
             raise ValueError(f"{base} is a run, so its audit goes into it; expected no --out")
         runs.require_run(path)
@@ -249,7 +249,9 @@ def report(
     paths = [Path(target).expanduser() for target in targets]
     for path in paths:
         if not (runs.is_run(path) or (path / "results").is_dir()):
-            raise ValueError(f"{path} is no run (no {runs.CONFIG}, no results); expected a folder that misdirect wrote")
+            raise ValueError(
+                f"{path} is not a run (no {runs.CONFIG}, no results); expected a folder that misdirect wrote"
+            )
     if len(paths) == 1 and out is not None:
         raise ValueError("--out has no effect on one run, whose page goes into its folder; expected it left out")
     with runs.writing(*paths):

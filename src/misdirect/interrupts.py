@@ -124,7 +124,7 @@ def deferred() -> Iterator[list[int]]:
 def told(number: int) -> str:
     """What the person at the keyboard reads."""
     how = "interrupted" if number == signal.SIGINT else f"stopped by {signal.Signals(number).name}"
-    return f"misdirect: {how}; the same command goes on from here"
+    return f"misdirect: {how}; the same command resumes from here"
 
 
 def leave(number: int) -> None:

@@ -17,7 +17,7 @@ class Interval(NamedTuple):
 def wilson(successes: int, n: int) -> Interval:
     """95 % Wilson score interval of a proportion (Wilson 1927). Raises ValueError for n < 1."""
     if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"{successes} of {n} is no proportion; expected 0 <= successes <= n and n of at least 1")
+        raise ValueError(f"{successes} of {n} is not a proportion; expected 0 <= successes <= n and n of at least 1")
     p, z2 = successes / n, Z95 * Z95
     center = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))

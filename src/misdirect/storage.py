@@ -204,7 +204,7 @@ def read_json(path: Path) -> Any:
 def require_file(path: Path) -> None:
     """Raises ValueError for a device, a pipe, a folder: who reads those may wait, or read, for ever."""
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path} cannot be read: it is no file")
+        raise ValueError(f"{path} cannot be read: it is not a file")
 
 
 def sha256(data: bytes) -> str:

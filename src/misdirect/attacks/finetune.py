@@ -107,7 +107,7 @@ def train(
     batch_size: int,
     seed: int,
 ) -> Generator[tuple[int, int], None, None]:
-    """Yields (its number from 1, tokens it read) after each update. Raises ValueError where the loss is no finite number."""
+    """Yields (its number from 1, tokens it read) after each update. Raises ValueError where the loss is not a finite number."""
     masters = [p.detach().float().clone().requires_grad_() if low(p) else p for p in parameters]
     optimizer = torch.optim.AdamW(masters, lr=lr, weight_decay=0.0, fused=True)
     for step, rows in enumerate(sample_schedule(len(samples), steps, batch_size, seed), 1):

@@ -3,7 +3,7 @@
     kept = read(inputs, attack)               # {} where nothing is kept, or what is kept is of another attack or material
     write(inputs, attack, {"step": 20})       # nothing is written where the inputs name no file
 
-The file is no result: it goes when the attack is done.
+The file is not a result: it goes when the attack is done.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ def answers_of(folder: Path, attack: str, model: Model, name: str) -> dict[str, 
 def entries(other: Path) -> dict[str, Mapping[str, Any]]:
     """The attacks of another audit whose results on the base are stored, by name. Raises ValueError where it is none."""
     if not (other / runs.AUDIT).exists():
-        raise ValueError(f"--controls {other} is no audit (no {runs.AUDIT}); expected the folder of one")
+        raise ValueError(f"--controls {other} is not an audit (no {runs.AUDIT}); expected the folder of one")
     return {entry["name"]: entry for entry in read(other)["attacks"] if "base" in entry["seconds"]}
 
 

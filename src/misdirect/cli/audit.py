@@ -69,7 +69,7 @@ def audit(
     """Attack what was unlearned, every way that fits into the time: how much of what was removed comes back?
 
     audit RUN, or audit BASE UNLEARNED for any two checkpoints: model folders, hub ids, run directories, delta files. Finished
-    attacks are not repeated, so the same command goes on after a kill, and does more with more --minutes.
+    attacks are not repeated, so the same command resumes after a kill, and does more with more --minutes.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def audited(base: str, unlearned: str | None, only: Sequence[str], asked: Asked,
 
     limit = asked.fail_above
     if limit is not None and not 0 <= limit < float("inf"):
-        raise ValueError(f"--fail-above {limit} is no share; expected such as 0.3, which is 30 %")
+        raise ValueError(f"--fail-above {limit} is not a share; expected such as 0.3, which is 30 %")
     record = api.audit(
         base,
         unlearned,

@@ -2,7 +2,7 @@
 
 The base is loaded once and the delta swapped in for the second answer. Each model has its own history: it sees its own
 earlier answers. What a model or a pasted prompt holds beyond text (escape sequences, control characters, direction
-overrides) is shown as an escape and never obeyed. An answer that is no language any more is marked, by the same rule as in
+overrides) is shown as an escape and never obeyed. An answer that is not language any more is marked, by the same rule as in
 an evaluation (`misdirect.evaluation.degeneration`).
 
     chat("runs/demo")                              # prompts from the keyboard
@@ -162,7 +162,7 @@ def obey(command: str, history: list[Exchange]) -> list[Exchange]:
     if command == "/reset":
         note("The conversation is forgotten")
         return []
-    note(HELP if command == "/help" else f"{shown(command, 40)} is no command; expected /reset, /quit or /help")
+    note(HELP if command == "/help" else f"{shown(command, 40)} is not a command; expected /reset, /quit or /help")
     return history
 
 
@@ -181,7 +181,7 @@ def spinner(text: str) -> Iterator[None]:
 
 
 def plain(text: str) -> str:
-    """Text of several lines that a terminal prints and does not obey: what is no text shows as an escape."""
+    """Text of several lines that a terminal prints and does not obey: what is not text shows as an escape."""
     lines = text.replace("\r\n", "\n")
     return UNPRINTABLE.sub(lambda found: shown(found[0]), lines).expandtabs(4)
 

@@ -14,7 +14,9 @@ def pair(flag: str, text: str) -> tuple[str, str]:
     """`NAME=SOURCE` -> (NAME, SOURCE). Raises ValueError that says what to type."""
     name, equals, value = text.partition("=")
     if not (name and equals and value):
-        raise ValueError(f"{flag} {text!r} is no pair; expected {flag} NAME=SOURCE, such as {flag} biology=bio.jsonl")
+        raise ValueError(
+            f"{flag} {text!r} is not a pair; expected {flag} NAME=SOURCE, such as {flag} biology=bio.jsonl"
+        )
     return name, value
 
 
@@ -61,7 +63,7 @@ def number(flag: str, text: str | None) -> float | None:
     try:
         return None if text is None else float(text)
     except ValueError:
-        raise ValueError(f"{flag} {text!r} is no number; expected one such as 100") from None
+        raise ValueError(f"{flag} {text!r} is not a number; expected one such as 100") from None
 
 
 def without(config: type, *names: str) -> Any:

@@ -80,7 +80,7 @@ def unlearn(
     allow_pickle: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     settings: Annotated[UnlearnFlags, Parameter(name="*", group=Settings)] = UnlearnFlags(),  # type: ignore[valid-type]  # noqa: B008
 ) -> None:
-    """Unlearn topics from a model with RMU. A killed run goes on when the same command is typed again.
+    """Unlearn topics from a model with RMU. A killed run resumes when the same command is typed again.
 
     Parameters
     ----------

@@ -128,7 +128,7 @@ def local_copy(name: str) -> list[Part] | None:
         return None
     folder = Path(os.environ[FOLDER]).expanduser()
     if not folder.is_dir():
-        raise ValueError(f"{FOLDER} is {shown(folder)}, which is no folder; expected one, or the variable unset")
+        raise ValueError(f"{FOLDER} is {shown(folder)}, which is not a folder; expected one, or the variable unset")
     found = HUB_SETS[name]
     own = copy_in(folder, name)
     if own is not None and own.is_dir():

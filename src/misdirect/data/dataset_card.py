@@ -16,7 +16,7 @@ LONGEST_CARD = 2**20  # characters that are read
 
 
 def card_configs(card: Path) -> list[dict[str, Any]]:
-    """`configs` of a dataset card; none where there is no card, or its head is no YAML."""
+    """`configs` of a dataset card; none where there is no card, or its head is not YAML."""
     import yaml
 
     try:

@@ -70,7 +70,7 @@ def keywords(text: str) -> set[str]:
 
 
 def held_runs(questions: Sequence[Question]) -> dict[tuple[str, ...], list[int]]:
-    """Every run of words that is no phrase, and every question's whole text: the rows of the questions that hold it.
+    """Every run of words that is not a phrase, and every question's whole text: the rows of the questions that hold it.
 
     Several questions about one passage hold its runs once.
     """

@@ -36,7 +36,7 @@ NAMES = frozenset(
     topic id title instruction input output response completion messages conversations conversation turns category source
     """.split()  # noqa: SIM905
 )
-LONG_NAME, MANY_WORDS, LOOK_AHEAD = 60, 5, 50  # of a cell that is no name; rows in which it would come again
+LONG_NAME, MANY_WORDS, LOOK_AHEAD = 60, 5, 50  # of a cell that is not a name; rows in which it would come again
 
 
 class Group(NamedTuple):

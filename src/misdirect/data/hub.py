@@ -40,7 +40,7 @@ def parse(source: str) -> Place:
     """
     parts = source.removeprefix("hub:").split(":")
     if not ID.fullmatch(parts[0]) or len(parts) > 3:
-        raise ValueError(f"{shown(source)!r} is no hub source; expected {FORM}, such as hub:cais/mmlu:all:test")
+        raise ValueError(f"{shown(source)!r} is not a hub source; expected {FORM}, such as hub:cais/mmlu:all:test")
     if Path(parts[0]).exists():
         raise ValueError(
             f"{shown(source)} is also a folder here; expected {parts[0]} alone for it, or another folder to run in"

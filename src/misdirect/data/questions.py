@@ -124,7 +124,7 @@ def read_questions(source: str, order: Order = QUESTIONS) -> list[Question]:
 
 
 def parse_question(row: Row, where: str, number: int) -> Question:
-    """One row alone, where a number counts from 0. Raises ValueError, beginning with `where`, for what is no question."""
+    """One row alone, where a number counts from 0. Raises ValueError, beginning with `where`, for what is not a question."""
     item = draft(row, where, number - 1, Options())
     if item.form is None and not item.loose:
         item = item._replace(form=ALONE)

@@ -54,7 +54,7 @@ def read_groups(
 
 
 def folder_of(source: str) -> tuple[Path, str, str] | None:
-    """(folder, config, split) of `FOLDER` and `FOLDER:CONFIG:SPLIT`; None for what is no folder."""
+    """(folder, config, split) of `FOLDER` and `FOLDER:CONFIG:SPLIT`; None for what is not a folder."""
     if file_exists(source):
         path = Path(source).expanduser()
         return (path, "", "") if path.is_dir() else None

@@ -70,7 +70,7 @@ def generation(
 ) -> Result:
     """Answers of at most `new_tokens` tokens; `edit` changes a conversation's tokens before it is answered.
 
-    Raises ValueError where a prompt is too long for the model, before it runs, and NotFinite where logits are no numbers.
+    Raises ValueError where a prompt is too long for the model, before it runs, and NotFinite where logits are not numbers.
     """
     started = time.perf_counter()
     chat = uses_chat(lm, config)

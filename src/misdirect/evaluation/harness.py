@@ -40,7 +40,7 @@ from misdirect.storage import fingerprint
 MEASUREMENT = "harness"
 HEADLINES = ("acc_norm", "acc")  # the first that a task has is what it is judged by, else its first metric
 GUESSED = ("acc", "acc_norm", "acc_bytes")  # metrics of multiple choice for which guessing scores one over the choices
-RESAMPLES = 200  # for the standard error of a metric that is no mean
+RESAMPLES = 200  # for the standard error of a metric that is not a mean
 LARGEST_BATCH = 64  # rows; the harness keeps the logits of every position
 BY_SUBJECT, MACRO = "_by_subject", "_macro"
 
@@ -136,7 +136,7 @@ def answer(lm: LM, task: HarnessTask, config: EvaluateConfig, advance: Callable[
 
 
 def refuse_nan(lm: LM, count: int) -> Callable[..., None]:
-    """A hook that raises NotFinite where the next token of an answer would be taken from logits that are no numbers."""
+    """A hook that raises NotFinite where the next token of an answer would be taken from logits that are not numbers."""
 
     def look(_module: Any, _args: Any, output: Any) -> None:
         if not output.logits[:, -1].amax(-1).isfinite().all():
@@ -263,7 +263,7 @@ def pooled(columns: Sequence[Column]) -> Column | None:
 
 
 def row_of(name: str, column: Column, seed: int, subject: str | None = None) -> Metric | None:
-    """None where the harness's aggregate is no number."""
+    """None where the harness's aggregate is not a number."""
     value, n = as_number(column.aggregate, column.values), len(column.values)
     if value is None:
         return None
@@ -277,7 +277,7 @@ def row_of(name: str, column: Column, seed: int, subject: str | None = None) -> 
 
 
 def as_number(aggregate: Callable[[list[Any]], Any], values: list[Any]) -> float | None:
-    """The aggregate; None where it is no number, or not to be had from these values (a draw with one class only)."""
+    """The aggregate; None where it is not a number, or not to be had from these values (a draw with one class only)."""
     try:
         value = plain(aggregate(values))
     except (ArithmeticError, ValueError, TypeError):

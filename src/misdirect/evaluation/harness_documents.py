@@ -82,6 +82,6 @@ def as_datasets(splits: Mapping[str, list[Row]], said: Mapping[str, Any], source
     try:
         tables = {split: datasets.Dataset.from_list(rows) for split, rows in splits.items()}
     except Exception as error:  # pyarrow's kinds: columns of mixed types
-        raise ValueError(f"{source} is no table: {first_line(error)}; expected one type a column") from None
+        raise ValueError(f"{source} is not a table: {first_line(error)}; expected one type a column") from None
     empty = tables[evaluated_split(said)].select([])
     return datasets.DatasetDict({name: tables.get(name, empty) for name in split_names(said)})

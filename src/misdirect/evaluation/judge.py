@@ -2,7 +2,7 @@
 
 For each turn of each answer the judge gets one message: what it is to do, the user's turns and the model's earlier answers,
 and the answer to score between marks that the answer cannot contain, with the word not to follow what stands there. It
-is asked for one sentence and a last line `Score: N`; anything else is no score, which is counted and never guessed
+is asked for one sentence and a last line `Score: N`; anything else is not a score, which is counted and never guessed
 (as in MT-Bench, arXiv 2306.05685, with a prompt of our own). Judges prefer long answers and their own family's.
 
 Nothing but these prompts and answers leaves the machine, and nothing at all without `--judge`. The key is
@@ -92,7 +92,7 @@ def endpoint_of(config: EvaluateConfig) -> Endpoint:
         url, good = urlsplit(""), False
     secret = url.username is not None or bool(url.query)
     if not good or secret or url.fragment:
-        came = "holds a password or a query" if secret else f"{config.judge!r} is no address"
+        came = "holds a password or a query" if secret else f"{config.judge!r} is not an address"
         raise ValueError(f"--judge {came}; expected one such as http://localhost:8000/v1, a key in MISDIRECT_JUDGE_KEY")
     fallback = os.environ.get("OPENAI_API_KEY", "") if url.scheme == "https" else ""
     key = os.environ.get("MISDIRECT_JUDGE_KEY", "").strip() or fallback.strip()
@@ -271,7 +271,7 @@ def content(response: httpx.Response) -> str:
     try:
         text = response.json()["choices"][0]["message"]["content"]
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):
-        raise Unreachable("the reply is no chat completion") from None
+        raise Unreachable("the reply is not a chat completion") from None
     return text if isinstance(text, str) else ""
 
 

@@ -22,7 +22,7 @@ from misdirect import stats
 Row = Mapping[str, Any]  # a metric as it is stored
 Record = Mapping[str, Any]
 Pairs = Sequence[tuple[Any, Any]]  # of each item the base's value and the other model's
-Groups = Mapping[str, Pairs]  # by subject; all under one name where a metric is no macro average
+Groups = Mapping[str, Pairs]  # by subject; all under one name where a metric is not a macro average
 Change = dict[str, Any]
 
 

@@ -217,7 +217,7 @@ def unread_at(paths: Sequence[Path]) -> Stored:
 
 
 def read_answers(lm: LM, left: Stored, config: EvaluateConfig) -> Stored:
-    """The base, `lm`, reads stored answers that it has not read yet: what it finds incomprehensible is no language."""
+    """The base, `lm`, reads stored answers that it has not read yet: what it finds incomprehensible is not language."""
     read: Stored = {}
     if not left:
         return read

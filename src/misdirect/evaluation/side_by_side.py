@@ -1,6 +1,6 @@
 """Both models of a run answer one conversation: the base is loaded once and the delta swapped in for the second answer.
 
-Each model has its own history: it sees its own earlier answers. An answer that is no language any more is marked, by the
+Each model has its own history: it sees its own earlier answers. An answer that is not language any more is marked, by the
 same rule as in an evaluation (`misdirect.evaluation.degeneration`).
 """
 
@@ -46,7 +46,7 @@ def require_pair(folder: Path, typed: str) -> None:
     """Raises ValueError unless the folder is a finished run: a model alone has no second answer."""
     if not runs.is_run(folder):
         raise ValueError(
-            f"{shown(typed)} is no run, and a model alone has nothing to be compared with; "
+            f"{shown(typed)} is not a run, and a model alone has nothing to be compared with; "
             "expected a folder that `misdirect unlearn` or `misdirect demo` wrote"
         )
     runs.require_run(folder)

@@ -217,7 +217,7 @@ def check_causal(source: str, model: nn.Module, last: int | None) -> None:
     exact = states.dtype in (torch.float32, torch.float64) and getattr(model, "hf_quantizer", None) is None
     if (change > (CHANGE if exact else CHANGE_ROUNDED)).any():
         raise ValueError(
-            f"{source} is no decoder: in {type(model).__name__}, as its config.json has it, a token's state changes with the "
+            f"{source} is not a decoder: in {type(model).__name__}, as its config.json has it, a token's state changes with the "
             "tokens after it; expected a decoder (the BERT family has is_decoder true)"
         )
 

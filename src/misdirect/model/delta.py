@@ -85,7 +85,7 @@ def save_delta(delta: Delta, path: Path) -> None:
 
 
 def load_delta(path: Path) -> Delta:
-    """Raises ValueError where the file is no delta: damaged, empty, not of floating point, or not finite."""
+    """Raises ValueError where the file is not a delta: damaged, empty, not of floating point, or not finite."""
     tensors, metadata = load_tensors(path)
     if not tensors:
         raise ValueError(f"{path} holds no tensors; expected the delta of a run")

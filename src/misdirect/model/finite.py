@@ -48,7 +48,7 @@ def not_finite(lm: Any, which: str) -> NotFinite:
 
 
 def remedy(model: Any) -> str:
-    """What to type, from where the weights themselves are no numbers and from their dtype."""
+    """What to type, from where the weights themselves are not numbers and from their dtype."""
     holed = next((name for name, value in model.named_parameters() if not value.isfinite().all()), None)
     low = next(model.parameters()).dtype in (torch.float16, torch.bfloat16)
     if holed is not None:

@@ -42,7 +42,7 @@ def model_hash(lm: LM, last: int) -> str:
 
 
 def files_of(model: str | Path) -> dict[str, Any]:
-    """Sizes and times of a model folder's own files; empty for what is no folder."""
+    """Sizes and times of a model folder's own files; empty for what is not a folder."""
     folder = Path(resolve_source(str(model))).expanduser()
     stats = {path.name: path.stat() for path in sorted(folder.iterdir()) if path.is_file()} if folder.is_dir() else {}
     return {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()}

@@ -59,7 +59,7 @@ class LM:
 
         It is put into eval mode with gradients off, and stays where it is and in its dtype; `--device` and `--dtype` do not
         hold for it. `name`: what results call it. Quantized or spread over several devices it can be measured, not
-        trained. Raises ValueError for what is no decoder.
+        trained. Raises ValueError for what is not a decoder.
         """
         name = name or str(getattr(model.config, "name_or_path", "") or "") or type(model).__name__
         model.eval().requires_grad_(False)

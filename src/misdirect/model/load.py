@@ -59,7 +59,7 @@ def load_config(source: str, trust_remote_code: bool = False) -> Any:
     try:
         config = AutoConfig.from_pretrained(str(folder) if looks_local else source, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers raises many kinds for a bad config, a bad id, a missing network
-        raise ValueError(f"{source} is no model that can be loaded: {first_line(error)}") from None
+        raise ValueError(f"{source} is not a model that can be loaded: {first_line(error)}") from None
     whole_class(config)
     forget_rowless_padding(config)
     return config
@@ -93,7 +93,7 @@ def whole_class(config: Any) -> Any:
         raise ValueError(f"{config.model_type} is an encoder-decoder model; expected a decoder, such as llama or gpt2")
     if not (known or multimodal or getattr(config, "auto_map", None)):
         raise ValueError(
-            f"{config.model_type} is no causal language model of transformers; expected one, such as llama"
+            f"{config.model_type} is not a causal language model of transformers; expected one, such as llama"
         )
     if type(config) in MODEL_FOR_MASKED_LM_MAPPING and getattr(config, "is_decoder", None) is False:
         raise ValueError(
@@ -173,7 +173,7 @@ def load_lm(
     `base`: the model that an adapter is put on, instead of the one that it names, and whose tokenizer a folder without one
     takes. `dequantize`: a quantized model gets plain matrices, without which nothing can be trained or swapped in. `tell`:
     whether what is particular about the source is said.
-    Raises ValueError for a source that is no model, is damaged, holds only pickle, or wants to run its own code.
+    Raises ValueError for a source that is not a model, is damaged, holds only pickle, or wants to run its own code.
     """
     if (lm := find_in_memory(source)) is not None:
         return lm

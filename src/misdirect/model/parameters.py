@@ -24,7 +24,7 @@ def base_name(name: str) -> str:
 
 
 def parse_index(name: str) -> Index | None:
-    """The index of a part's name, or None for a whole parameter. Raises ValueError where it is no index."""
+    """The index of a part's name, or None for a whole parameter. Raises ValueError where it is not an index."""
     if "[" not in name and "]" not in name:
         return None
     found = PART.fullmatch(name)

@@ -1,6 +1,6 @@
 """What MODEL names: a whole model, an adapter on one, a folder without a tokenizer, or something that is no model at all.
 
-Nothing is loaded here; files are looked for and two small JSON files are read. Whatever is no model is named as what it
+Nothing is loaded here; files are looked for and two small JSON files are read. Whatever is not a model is named as what it
 is, with what to type instead.
 """
 
@@ -74,7 +74,7 @@ def hub_adapter_file(repository: str) -> Path | None:
                 file = hf_hub_download(repository, name)
             except LocalEntryNotFoundError:  # it is of the next kind too
                 raise ValueError(
-                    f"{repository} is no model that can be loaded: it is no folder here, it is not in the cache, and the hub "
+                    f"{repository} is not a model that can be loaded: it is not a folder here, not in the cache, and the hub "
                     "cannot be reached"
                 ) from None
             except EntryNotFoundError:
@@ -108,7 +108,7 @@ def has_weights(where: str) -> bool:
 def base_of(adapter: Adapter, base: str | None = None) -> str:
     """The model that an adapter is put on: `base` where it was named, else what the adapter names.
 
-    Raises ValueError where that is no place on this machine and cannot be a hub id either.
+    Raises ValueError where that is not a place on this machine and cannot be a hub id either.
     """
     named = base or adapter.base
     local = Path(named).expanduser()
@@ -132,7 +132,7 @@ def on_base(adapter: Adapter) -> Iterator[None]:
 
 
 def refuse_adapter(base: str) -> None:
-    """Raises ValueError where a base is no whole model; an adapter may even name itself."""
+    """Raises ValueError where a base is not a whole model; an adapter may even name itself."""
     if find_adapter(base) is not None:
         raise ValueError(f"{base} is an adapter itself, and another cannot be put on it; expected a whole model")
 
@@ -196,7 +196,7 @@ def no_tokenizer(source: str) -> str:
     )
 
 
-# ------------------------------------------------------------------------------------------------ what is no model
+# ------------------------------------------------------------------------------------------------ what is not a model
 
 
 def not_a_model(source: str) -> str:

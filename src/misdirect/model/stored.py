@@ -165,7 +165,7 @@ def header(file: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         content = torch.load(file, map_location="meta", weights_only=True)
         found = {n: (dtype_name(v.dtype), tuple(v.shape)) for n, v in content.items() if isinstance(v, Tensor)}
     except Exception as error:  # whatever pickle raises for a file that is none
-        raise ValueError(f"{file} is no checkpoint that can be read: {shown(first_line(error))}") from None
+        raise ValueError(f"{file} is not a checkpoint that can be read: {shown(first_line(error))}") from None
     inner = next((key for key, value in content.items() if isinstance(value, dict)), None)
     if not found and inner is not None:
         raise ValueError(

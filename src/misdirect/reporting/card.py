@@ -74,7 +74,7 @@ def card(run: Path) -> Path:
     Raises ValueError where `run` is no run of `misdirect unlearn`.
     """
     if not runs.is_run(run):
-        raise ValueError(f"{run} is no run (no {runs.CONFIG}); expected a folder that `misdirect unlearn` wrote")
+        raise ValueError(f"{run} is not a run (no {runs.CONFIG}); expected a folder that `misdirect unlearn` wrote")
     path = run / CARD
     if path.is_file() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
         note(f"{path} was not written by misdirect, or no longer says so; it stays as it is")

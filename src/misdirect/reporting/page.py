@@ -33,7 +33,7 @@ def report(run: Path, show_text: bool | None = None) -> Path:
     """Writes `report.html` into the run directory and returns its path.
 
     `show_text`: whether prompts and answers are shown; None shows them for the demo alone, since what a model says
-    about a hazardous topic should not travel with the numbers. Raises ValueError where `run` is no run.
+    about a hazardous topic should not travel with the numbers. Raises ValueError where `run` is not a run.
     """
     path = run / runs.REPORT
     storage.write_text(path, render(read_run(run), show_text))

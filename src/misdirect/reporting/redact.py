@@ -23,7 +23,7 @@ def public_name(text: str) -> str:
 
 
 def public_source(text: str) -> str:
-    """A SOURCE is no hub id, so any folder in it is a local one."""
+    """A SOURCE is not a hub id, so any folder in it is a local one."""
     return text if text.startswith("hub:") else text.rstrip("/").rsplit("/", 1)[-1]
 
 

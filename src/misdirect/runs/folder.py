@@ -100,7 +100,7 @@ def damaged(run: Path, what: str) -> ValueError:
 def require_run(path: Path) -> None:
     """Raises ValueError unless `path` is a finished run."""
     if not is_run(path):
-        raise ValueError(f"{path} is no run (no {CONFIG}); expected a folder that `misdirect unlearn` wrote")
+        raise ValueError(f"{path} is not a run (no {CONFIG}); expected a folder that `misdirect unlearn` wrote")
     config = read_json(path / CONFIG)
     for name in FINISHED:
         group, _, entry = name.rpartition(".")
@@ -108,12 +108,12 @@ def require_run(path: Path) -> None:
             raise damaged(path, f"{name} is missing")
     if not (path / DELTA).is_file():
         raise ValueError(
-            f"{path} is an unfinished run (no {DELTA}); expected the same misdirect unlearn command again: it goes on"
+            f"{path} is an unfinished run (no {DELTA}); expected the same misdirect unlearn command again: it resumes"
         )
 
 
 def read_env(run: Path) -> dict[str, Any]:
-    """`env.json`, empty where there is none. Raises ValueError where it is no JSON object."""
+    """`env.json`, empty where there is none. Raises ValueError where it is not JSON object."""
     env = read_json(run / ENV) if (run / ENV).exists() else {}
     if not isinstance(env, dict):
         raise ValueError(f"{run / ENV} is damaged: it holds no JSON object; expected that file removed")

@@ -106,7 +106,7 @@ def refuse_other_run(run: Path, asked: Mapping[str, Any]) -> None:
     """Raises ValueError, naming the fields, where the folder holds a run with other settings."""
     if not runs.is_run(run):
         if (run / runs.CONFIG).exists() or (run / "results").exists():
-            raise ValueError(f"{run} holds something that is no run; expected an empty or new folder for --out")
+            raise ValueError(f"{run} holds something that is not a run; expected an empty or new folder for --out")
         return
     names = other_fields(storage.read_json(run / runs.CONFIG), asked)
     if names:

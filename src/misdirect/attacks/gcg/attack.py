@@ -8,7 +8,7 @@ in `misdirect.attacks.gcg.search`. The texts that were found are in the records,
 
 A search that does not work must not pass for a model that resists: `positive_control` is 1 where the text lowered the loss
 of its training questions by `MIN_LOSS_DECREASE` of what it is WITHOUT any text, and by `MIN_NATS`. The start text is no
-yardstick: it does harm, and undoing that is no success.
+yardstick: it does harm, and undoing that is not a success.
 
     for attack in attacks(inputs, AuditConfig(gcg_steps=50)):
         found = attack.run(lm, inputs, attack, lambda done: None)

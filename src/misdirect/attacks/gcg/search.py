@@ -174,7 +174,7 @@ def search(
     save: Callable[[State], None] | None = None,
     advance: Callable[[int], None] | None = None,
 ) -> State:
-    """Goes on to step `until`; `save(state)` is called after every step. A search that is stopped and goes on from what
+    """Goes on to step `until`; `save(state)` is called after every step. A search that is stopped and resumed from what
     was saved finds the same, bit for bit: every step draws from a generator of its own."""
     settings = settings or SearchSettings()
     allowed = allowed_tokens(job.lm, settings.ascii_only)

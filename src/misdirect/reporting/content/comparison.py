@@ -44,7 +44,7 @@ class Answered(msgspec.Struct, frozen=True):
 def compare(runs: Sequence[Path], out: Path) -> Path:
     """Writes one page that sets several runs side by side, and returns `out`.
 
-    Raises ValueError for fewer than two runs, the same folder twice, or a folder that is no run.
+    Raises ValueError for fewer than two runs, the same folder twice, or a folder that is not a run.
     """
     named = read_named(runs)
     groups = grouped(named)

@@ -100,7 +100,7 @@ def accuracy_panel(audit: Audit, each: Attempt, name: str, axis: int) -> Panel |
     """None where the unlearned model has fewer than two points on this axis."""
     curves = [Curve(model, along(each.accuracies(model, name), axis)) for model in ("base", "unlearned")]
     if len({point[0] for point in curves[1].points}) < 2 or (axis == BUDGET and "variants" in each.settings):
-        return None  # one point, or wordings whose numbers are no amounts
+        return None  # one point, or wordings whose numbers are not amounts
     levels = [(f"{model}, not attacked", audit.untouched(model, name)) for model in ("base", "unlearned")]
     levels.append(("floor", audit.floor(name)))
     unit = "updates" if axis == STEP else audited.unit(each) or "budget"

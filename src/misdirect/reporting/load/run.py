@@ -163,7 +163,7 @@ def read_run(run: Path) -> Run:
 
     if not runs.is_run(run) and not (run / "results").is_dir() and not (run / runs.AUDIT).is_file():
         raise ValueError(
-            f"{run} is no run (neither {runs.CONFIG} nor results/); "
+            f"{run} is not a run (neither {runs.CONFIG} nor results/); "
             "expected a folder that `misdirect unlearn`, `misdirect evaluate` or `misdirect audit` wrote"
         )
     config = read(run / runs.CONFIG, RunConfig, public_config) if runs.is_run(run) else RunConfig()
