@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
+import misdirect as md
 import tiny
 from attack_cases import questions, tiny_inputs, tiny_lm
 from misdirect import runs, storage
@@ -455,6 +457,29 @@ def test_questions_must_belong_to_the_topic() -> None:
         ValueError, match=r"none of the question sets \(a, b\) is named like a forgotten topic \(biology\)"
     ):
         audit_inputs.forgotten_names(["a", "b"], ["biology"])
+
+
+def test_models_in_memory_are_audited_like_their_folders(here: Path, audited: Path) -> None:
+    both = [
+        md.LM.of(AutoModelForCausalLM.from_pretrained(name), tiny.tiny_tokenizer(), name)
+        for name in ("knows", "forgot")
+    ]
+    before = [{name: value.clone() for name, value in lm.model.state_dict().items()} for lm in both]
+    sets = {"biology": "biology.jsonl", "other": "other.jsonl"}
+    md.audit(
+        *both,
+        sets,
+        {"biology": "bio.txt"},
+        config=AuditConfig(steps=10),
+        out="audit",
+        only=["direction-ones-all", *RELEARNED],
+    )
+    stored = "results/attacks/{}/unlearned/mcq.biology.json"
+    for name in ("none", "direction-ones-all", *RELEARNED):
+        ours, theirs = (storage.read_json(folder / stored.format(name)) for folder in (Path("audit"), audited))
+        assert ours["records"] == theirs["records"]
+    for lm, weights in zip(both, before, strict=True):  # relearning trains a copy's worth of change and puts it back
+        assert all(torch.equal(weights[name], value) for name, value in lm.model.state_dict().items())
 
 
 def test_a_run_is_audited_like_its_delta_and_its_export(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
