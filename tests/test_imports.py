@@ -111,6 +111,7 @@ def ours(*packages: str) -> tuple[str, ...]:
 FLOORS = (
     ("__main__", "cli"),
     ("api",),
+    ("exporting",),
     ("auditing", "planning", "reporting"),
     ("attacks",),
     ("evaluation", "unlearning"),

@@ -14,6 +14,7 @@
 | `evaluate` | accuracy, likelihood and answers of a run (base and unlearned) or of one model |
 | `audit` | attacks a run, or any two checkpoints: what of that which was removed comes back |
 | `chat` | base and unlearned model of a run, side by side in the terminal |
+| `export` | a run -> a checkpoint that every other tool reads, or a LoRA adapter |
 | `report` | a run directory -> one self-contained HTML page |
 | `demo` | unlearn, evaluate and report on the embedded model |
 | `LM.of(model, tokenizer)` | a model in memory, for every verb that takes one |
@@ -29,7 +30,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from misdirect.api import audit, demo, evaluate, plan, report, unlearn
+    from misdirect.api import audit, demo, evaluate, export, plan, report, unlearn
     from misdirect.cli.chat import chat
     from misdirect.config import AuditConfig, Corpus, EvaluateConfig, Topic, UnlearnConfig
     from misdirect.model.lm import LM as LM
@@ -48,6 +49,7 @@ __all__ = [
     "chat",
     "demo",
     "evaluate",
+    "export",
     "plan",
     "report",
     "unlearn",

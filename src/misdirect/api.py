@@ -22,6 +22,7 @@ from misdirect.runs.collateral import say_doubtful
 from misdirect.runs.seeds import over_seeds, seed_folder
 
 if TYPE_CHECKING:
+    from misdirect.exporting.settings import ExportConfig
     from misdirect.model.lm import LM
     from misdirect.planning.table import Plan
 
@@ -231,6 +232,40 @@ def audited(base: str, unlearned: str | None, out: str | Path | None) -> tuple[P
     refuse_changed_base(base, first, unlearned)
     made_by = Path(unlearned).expanduser()
     return folder, made_by if runs.is_run(made_by) else None, {"base": first, "unlearned": second}
+
+
+def export(
+    run: str | Path,
+    out: str | Path,
+    config: ExportConfig | None = None,
+    *,
+    model: str | LM | None = None,
+    questions: Mapping[str, str] | None = None,
+    push: str | None = None,
+    public: bool = False,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> list[str]:
+    """Writes a run as a folder that other tools read: a whole checkpoint, a LoRA adapter, or what may be published of it.
+
+    `out` must be new, and is there only once it has been read back. `model`: where the base lies now, if it has moved.
+    `questions`: sets by which an adapter is compared with the change. `push`: OWNER/NAME on the hub, private unless `public`.
+    Returns what is to be said of it, a line each. Raises ValueError for bad input and a base that has changed.
+    """
+    from misdirect.exporting import hub
+    from misdirect.exporting import run as running
+    from misdirect.exporting.settings import ExportConfig
+    from misdirect.model.lm import source_of
+
+    folder = Path(run).expanduser()
+    runs.require_run(folder)
+    if push is not None:
+        hub.check(push)
+    source = source_of(model) if model is not None else str(runs.read_config(folder).model)
+    flags = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    path = Path(out).expanduser()
+    lines = running.export(folder, path, config or ExportConfig(), source, questions or {}, flags)
+    return lines if push is None else [*lines, hub.push(path, push, public)]
 
 
 def report(

@@ -15,7 +15,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from misdirect import runs, storage
-from misdirect.cli import audit, chat
+from misdirect.cli import audit, chat, export
 from misdirect.cli.app import Measured, Repeated, Settings, app
 from misdirect.cli.flags import number, pairs, per_topic, weighted, without
 from misdirect.cli.output import print_plan, print_table, say_next
@@ -265,6 +265,7 @@ def evaluate(
 
 app.command(audit.audit)
 app.command(audit.attack)
+app.command(export.export)
 app.command(chat.chat)
 
 

@@ -130,13 +130,13 @@ def no_weights(folder: Path, allow_pickle: bool) -> str:
 def read_index(index: Path) -> tuple[list[str], bool]:
     """(the files that an index names, whether it lacks metadata).
 
-    Raises ValueError for what is no list of weight files, or names a file outside the folder or one that is not there.
+    Raises ValueError for what is not a list of weight files, or names a file outside the folder or one that is not there.
     """
     try:
         content = json.loads(index.read_text(encoding="utf-8"))
         names = sorted({str(name) for name in content["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
-        raise ValueError(f"{index} is no list of weight files ({shown(first_line(error))}); fetch it again") from None
+        raise ValueError(f"{index} is not a list of weight files ({shown(first_line(error))}); fetch it again") from None
     if not names:
         raise ValueError(f"{index} names no file; fetch it again")
     for name in names:

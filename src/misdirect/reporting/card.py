@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -83,7 +83,19 @@ def card(run: Path) -> Path:
     return path
 
 
-def render(run: Run, folder: Path) -> str:
+def exported(run: Path, form: str, lines: Sequence[str]) -> str:
+    """The card of an export: the same, with how to use what the folder holds and `lines` on what it is."""
+    return render(read_run(run), run, Use(form, lines))
+
+
+class Use(NamedTuple):
+    """What a folder holds (`delta`, `full` or `adapter`), and what is said of it."""
+
+    form: str = "delta"
+    lines: Sequence[str] = ()
+
+
+def render(run: Run, folder: Path, use: Use = Use()) -> str:  # noqa: B008 - never changed
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -95,7 +107,7 @@ def render(run: Run, folder: Path) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    text = environment.get_template("card.md.j2").render(view(run, folder))
+    text = environment.get_template("card.md.j2").render(view(run, folder, use))
     return f"---\n{front_matter(run)}\n---\n{MARK}\n\n{text}"
 
 
@@ -229,12 +241,13 @@ def one_line(text: str) -> str:
 # ------------------------------------------------------------------------------------------------ what people read
 
 
-def view(run: Run, folder: Path) -> dict[str, Any]:
+def view(run: Run, folder: Path, use: Use) -> dict[str, Any]:
     """All that the template shows. A `str` is escaped there; `Ours` is Markdown."""
     kept = [change for change in run.changes if change.kind != "forget"]
     chosen = run.config.chosen
     topics = wording.listed(run.topics) or "the topic"
     there = [file for file in FILES if file.name in (CARD, runs.REPORT) or (folder / file.name).exists()]
+    there = [] if use.lines else there  # an export holds nothing but what may be published
     return {
         "title": title(run),
         "base": base_name(run.model),
@@ -259,7 +272,9 @@ def view(run: Run, folder: Path) -> dict[str, Any]:
         "settings": setup.settings_in_words(run),
         "trained": wording.listed(chosen.trained),
         "data": table(setup.data(run)),
-        "apply": fenced(apply_code(run.model), "python"),
+        "form": use.form,
+        "said": use.lines,
+        "apply": fenced(HOW[use.form](run.model), "python"),
         "command": fenced(run.config.command or "", "sh"),
         "files": table(Table(("File", "What it is", "Publish"), there)),
         "is_demo": run.is_demo,
@@ -303,3 +318,26 @@ def apply_code(model: str) -> str:
         "print(lm.tokenizer.decode(answer[0]))",
     )
     return "\n".join(lines)
+
+
+def whole_code(model: str) -> str:
+    return "\n".join(LOADED).format(name="FOLDER")
+
+
+def adapter_code(model: str) -> str:
+    base = json.dumps(public_name(model), ensure_ascii=False)
+    lines = [
+        "from peft import PeftModel",
+        *LOADED,
+        'model = PeftModel.from_pretrained(model, "FOLDER")  # model.disable_adapter() is the base again',
+    ]
+    return "\n".join(lines).format(name=base.strip('"'))
+
+
+LOADED = (
+    "from transformers import AutoModelForCausalLM, AutoTokenizer",
+    "",
+    'model = AutoModelForCausalLM.from_pretrained("{name}")',
+    'tokenizer = AutoTokenizer.from_pretrained("{name}")',
+)
+HOW: Mapping[str, Callable[[str], str]] = {"delta": apply_code, "full": whole_code, "adapter": adapter_code}
