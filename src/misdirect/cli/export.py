@@ -57,7 +57,7 @@ def export(
         run, out, settings, model=model, questions=asked, push=push, public=public, trust_remote_code=trust_remote_code,
         allow_pickle=allow_pickle,
     )  # fmt: skip
-    print("\n".join([f"Written: {out}", *(line[0].upper() + line[1:] for line in lines)]))
+    print("\n".join([f"Written: {out}", *lines]))
     if settings.format == "full":
         print("With transformers: AutoModelForCausalLM.from_pretrained(" + repr(str(out)) + ")")
     folder = shlex.quote(str(out))

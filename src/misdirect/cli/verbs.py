@@ -10,17 +10,19 @@ import dataclasses
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from misdirect import runs, storage
-from misdirect.cli import audit, chat, export
+from misdirect.cli import audit, chat
 from misdirect.cli.app import Measured, Repeated, Settings, app
+from misdirect.cli.export import export as write_out
 from misdirect.cli.flags import number, pairs, per_topic, weighted, without
 from misdirect.cli.output import print_plan, print_table, say_next
 from misdirect.config import EvaluateConfig, Method, Topic, UnlearnConfig
 from misdirect.runs.collateral import topics_of
+from misdirect.storage import require_new
 
 ASKED = "Questions a side, of 856 on biology and 1,108 on other science; 0 asks all."
 
@@ -76,6 +78,7 @@ def unlearn(
     alpha: Annotated[list[str], Repeated] = [],  # noqa: B006 - never changed
     seeds: int = 1,
     method: Method = "rmu",
+    export: Path | None = None,
     trust_remote_code: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     allow_pickle: Annotated[bool, Parameter(negative=(), show_default=False)] = False,
     settings: Annotated[UnlearnFlags, Parameter(name="*", group=Settings)] = UnlearnFlags(),  # type: ignore[valid-type]  # noqa: B008
@@ -102,6 +105,8 @@ def unlearn(
     method
         rmu, or a rival to compare it with, on the same samples and updates: npo, gradient-difference. Of --lr and --alpha
         a rival has its own defaults (2e-4, 100), and it trains the MLP output of every block.
+    export
+        A new folder for the unlearned model as a whole checkpoint, as `misdirect export` writes it.
     trust_remote_code
         Run the code that comes with the model. Read it first.
     allow_pickle
@@ -110,18 +115,14 @@ def unlearn(
     from misdirect import api
 
     topics, config = topics_and_config(forget, steering, alpha, settings)
-    run = api.unlearn(
-        model,
-        topics,
-        [weighted(text) for text in retain],
-        out,
-        config,
-        seeds=seeds,
-        method=method,
-        trust_remote_code=trust_remote_code,
-        allow_pickle=allow_pickle,
-    )
+    corpora = [weighted(text) for text in retain]
+    if export is not None:
+        require_new(export, "--export")
+    code: dict[str, Any] = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    run = api.unlearn(model, topics, corpora, out, config, seeds=seeds, method=method, **code)
     print(f"The change: {run / runs.DELTA}")
+    if export is not None:
+        print("\n".join([f"The model: {export}", *api.export(run, export, **code)]))
     first = shlex.quote(topics[0].name + "=QUESTIONS.jsonl")
     say_next(f"misdirect evaluate {shlex.quote(str(run))} --questions {first} --text kept=TEXT.jsonl")
 
@@ -265,7 +266,7 @@ def evaluate(
 
 app.command(audit.audit)
 app.command(audit.attack)
-app.command(export.export)
+app.command(write_out)
 app.command(chat.chat)
 
 

@@ -180,7 +180,7 @@ def anew(order: Order, folder: Path) -> list[str]:
         dtype = order.dtype or next(iter(before.values())).dtype
     compare(order, folder, None, expected)
     values = {name: value.to(dtype).to(value.dtype) for name, value in order.delta.tensors.items()}
-    why = "the base's own files have no place for the change, so all weights were written anew"
+    why = "The base's own files have no place for the change, so all weights were written anew"
     return [why, *rounding(before, order.delta.tensors, values, dtype)]
 
 
@@ -215,7 +215,8 @@ def seen(lm: LM) -> Seen:
     length = min(LONG, getattr(config, "max_position_embeddings", LONG) or LONG)
     ids = torch.randint(num_rows(lm.model), (1, length), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        return Seen(list(lm.tokenizer(SAMPLE)["input_ids"]), lm.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)[0].clone())
+        states = lm.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)[0]
+    return Seen(list(lm.tokenizer(SAMPLE)["input_ids"]), states.clone())
 
 
 def compare(order: Order, folder: Path, last: int | None, expected: Seen) -> None:
@@ -240,7 +241,7 @@ def rounding(
     lost = sum((rounded[name].double() - after[name].double()).square().sum().item() for name in after)
     whole = sum((after[name].double() - before[name].double()).square().sum().item() for name in after)
     if not lost:
-        return ["logits equal those of the run bit for bit"]
+        return ["Logits equal those of the run bit for bit"]
     share = (lost / whole) ** 0.5 if whole else 0.0
-    said = f"rounding to {str(dtype).removeprefix('torch.')} takes {100 * share:.2g} % of the change's norm"
-    return [said, "--dtype float32 keeps all of it"]
+    name = str(dtype).removeprefix("torch.")
+    return [f"Rounding to {name} takes {100 * share:.2g} % of the change's norm; --dtype float32 keeps all of it"]

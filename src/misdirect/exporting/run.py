@@ -84,6 +84,9 @@ def new_folder(path: Path) -> Iterator[Path]:
                 ) from None
             raise
         (stage / storage.LOCK).unlink(missing_ok=True)
+        for file in stage.rglob("*"):
+            if file.is_file() and file.stat().st_nlink == 1:
+                file.chmod(0o644)
         if path.exists():
             path.rmdir()
         stage.replace(path)
@@ -94,7 +97,7 @@ def alone(order: Order, folder: Path) -> list[str]:
     for name in PUBLIC:
         if (order.run / name).is_file():
             shutil.copyfile(order.run / name, folder / name)
-    return ["the change alone; misdirect puts it into its base"]
+    return ["The change alone; misdirect puts it into its base"]
 
 
 def as_adapter(order: Order, folder: Path, keep: float, questions: Mapping[str, str]) -> list[str]:
@@ -110,7 +113,7 @@ def as_adapter(order: Order, folder: Path, keep: float, questions: Mapping[str, 
     ranks, full = [each.a.shape[0] for each in made.values()], [each.full for each in made.values()]
     kept = 100 * min(each.kept for each in made.values())
     whole = "all of it" if ranks == full else f"all of it needs {spread(full)}"
-    said = f"rank {spread(ranks)} keeps {kept:.4g} % of the squared change; {whole}"
+    said = f"Rank {spread(ranks)} keeps {kept:.4g} % of the squared change; {whole}"
     return [said, *losses(lm, order, adapter.put_back(lm, made), questions)]
 
 
@@ -140,7 +143,7 @@ def losses(lm: LM, order: Order, merged: Delta, questions: Mapping[str, str]) ->
                     both.append(measure(lm, name, items, config))
                 advance(1)
             lines.append(f"{name}: {difference(*both)}")
-    return lines or ["nothing could be read to compare it with the change: name --questions NAME=SOURCE"]
+    return lines or ["Nothing could be read to compare it with the change: name --questions NAME=SOURCE"]
 
 
 def difference(change: Result, merged: Result) -> str:

@@ -27,8 +27,8 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 SIZES = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 # Files beside the weights that make a checkpoint; other weights, adapters, notes and pictures are left where they are.
 BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "*.py", "vocab*", "LICENSE*", "NOTICE*", "USE_POLICY*")
-NOT_BESIDE = (
-    re.compile(r"adapter_.*|.*\.index\.json|trainer_state\.json|training_args.*|env\.json|summary\.json|audit\.json"),
+NOT_BESIDE = re.compile(
+    r"adapter_.*|.*\.index\.json|trainer_state\.json|training_args.*|source\.json|env\.json|summary\.json|audit\.json"
 )
 
 
@@ -190,11 +190,7 @@ def copy_beside(source: Path, folder: Path) -> None:
     """Config, tokenizer, templates, license and code of a model folder; nothing that is there already."""
     for pattern in BESIDE:
         for file in sorted(source.glob(pattern)):
-            if (
-                file.is_file()
-                and not any(odd.fullmatch(file.name) for odd in NOT_BESIDE)
-                and not (folder / file.name).exists()
-            ):
+            if file.is_file() and not NOT_BESIDE.fullmatch(file.name) and not (folder / file.name).exists():
                 shutil.copyfile(file, folder / file.name)
     for templates in (
         path for path in (source / "chat_templates", source / "additional_chat_templates") if path.is_dir()

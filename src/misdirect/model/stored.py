@@ -136,7 +136,9 @@ def read_index(index: Path) -> tuple[list[str], bool]:
         content = json.loads(index.read_text(encoding="utf-8"))
         names = sorted({str(name) for name in content["weight_map"].values()})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OSError) as error:
-        raise ValueError(f"{index} is not a list of weight files ({shown(first_line(error))}); fetch it again") from None
+        raise ValueError(
+            f"{index} is not a list of weight files ({shown(first_line(error))}); fetch it again"
+        ) from None
     if not names:
         raise ValueError(f"{index} names no file; fetch it again")
     for name in names:
