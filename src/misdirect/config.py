@@ -154,7 +154,7 @@ class UnlearnConfig:
     batch_size: int | None = option(None, "Forget samples per update. [default: 4]")
     retain_batch_size: int | None = option(None, "Retain samples per update. [default: as many as --batch-size]")
     max_tokens: int | None = option(None, "Longest sample in tokens; longer texts are cut into several. [default: 256]")
-    lr: float | None = option(None, "Peak learning rate of AdamW. [default: 5e-5 as published]")
+    lr: float | None = option(None, "Peak learning rate of AdamW. [default: measured; 5e-5 under --numerics published]")
     schedule: Schedule | None = option(None, "Learning rate over the run. [default: constant]")
     warmup: int | None = option(None, "Updates over which the learning rate rises from zero. [default: 0]")
     clip: float | None = option(None, "Largest gradient norm, all trained matrices together; 0 is off. [default: 0]")

@@ -61,9 +61,10 @@ RECIPES = MappingProxyType(
     }
 )
 
-# What holds when neither a recipe nor a flag says otherwise. `block` and `num_blocks` follow the model's depth.
+# What holds when neither a recipe nor a flag says otherwise. `block` and `num_blocks` follow the model's depth, the learning
+# rate is measured (`unlearning/rate.py`).
 DEFAULTS: dict[str, Any] = {
-    "steering": "5x", "alpha": 100.0, "batch_size": 4, "max_tokens": 256, "lr": 5e-5, "schedule": "constant",
+    "steering": "5x", "alpha": 100.0, "batch_size": 4, "max_tokens": 256, "schedule": "constant",
     "warmup": 0, "clip": 0.0, "numerics": "clean",
 }  # fmt: skip
 DEFAULT_BLOCK = 7  # the published choice for 32 blocks; a model with fewer than 15 gets its middle block
@@ -91,6 +92,7 @@ def resolve(config: UnlearnConfig, num_hidden_layers: int | None = None) -> Unle
         chosen.setdefault("updates", DEFAULT_UPDATES)
     if config.numerics == "published":  # the published code has none of the four
         chosen |= {"schedule": "constant", "warmup": 0, "clip": 0.0}
+        chosen.setdefault("lr", 5e-5)
         chosen.pop("retain_batch_size", None)
     if num_hidden_layers is not None:
         chosen.setdefault(

@@ -57,13 +57,14 @@ def describe(order: Order, prepared: Prepared, settings: Mapping[str, Any]) -> d
     """`config.json`: everything that the result depends on, as plain data. The model's hash is over the blocks up to the
     last that is read."""
     lm = prepared.lm
-    asked = outline(order, {**settings, "updates": len(prepared.updates)}, str(next(lm.model.parameters()).dtype))
-    made = {"model_sha256": model_hash(lm, prepared.chosen["block"])}
+    made = {"updates": len(prepared.updates), "lr": prepared.config.lr}
+    asked = outline(order, {**settings, **made}, str(next(lm.model.parameters()).dtype))
+    own = {"model_sha256": model_hash(lm, prepared.chosen["block"])}
     return asked | {
         "misdirect": __version__,
         "method": order.method,
         "model": lm.source,
-        "data": made | asked["data"] | ({"dequantized": lm.dequantized} if lm.dequantized else {}),
+        "data": own | asked["data"] | ({"dequantized": lm.dequantized} if lm.dequantized else {}),
         "chosen": dict(prepared.chosen),
     }
 
@@ -97,7 +98,8 @@ def is_repeated(run: Path, asked: Mapping[str, Any]) -> bool:
         return False
     stored, settings = storage.read_json(run / runs.CONFIG), asked["settings"]
     counted = settings.get("epochs") is not None or settings.get("numerics") == "published"  # from the samples
-    unknown = {"data.model_sha256", *(["settings.updates"] if counted or settings.get("updates") is None else [])}
+    unknown = {"data.model_sha256", *(["settings.updates"] if counted or settings.get("updates") is None else []),
+               *(["settings.lr"] if settings.get("lr") is None else [])}  # fmt: skip
     same = stored.get("model_files") == asked["model_files"] and stored.get("method", "rmu") == asked["method"]
     return same and set(other_fields(stored, asked)) <= unknown
 

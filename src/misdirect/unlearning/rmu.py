@@ -28,6 +28,7 @@ from misdirect.model.lm import LM
 from misdirect.unlearning import steering
 from misdirect.unlearning.arithmetic import Arithmetic, arithmetic_of
 from misdirect.unlearning.loss import mean_cosine
+from misdirect.unlearning.rate import with_rate
 from misdirect.unlearning.schedule import Ids, Samples, Update
 from misdirect.unlearning.train import Losses, Prepared, has_dropout, mode
 
@@ -83,7 +84,7 @@ def prepare(lm: LM, samples: Samples, config: UnlearnConfig, topics: Sequence[To
     targets = steering_targets(lm, samples.forget, config, {topic.name: topic for topic in topics})
     probe = arithmetic.pad(lm, next(iter(samples.forget.values()))[: config.batch_size])
     check_replay(lm.model, lm.blocks, blocks[0], config.block, probe.input_ids, probe.attention_mask, trained.matrices)
-    return Prepared(
+    prepared = Prepared(
         lm,
         config,
         arithmetic.updates(samples, config),
@@ -94,6 +95,7 @@ def prepare(lm: LM, samples: Samples, config: UnlearnConfig, topics: Sequence[To
         notes=[said(name, target, config) for name, target in targets.items()],
         arithmetic=arithmetic,
     )
+    return with_rate(prepared) if config.lr is None else prepared
 
 
 def steering_targets(
@@ -132,18 +134,21 @@ def losses(
     """Captures both batches under the frozen model and replays the trained blocks on them with `leaves`."""
     lm, target = trained.lm, targets[update.topic]
     forget, retain = arithmetic.pad(lm, update.forget), arithmetic.pad(lm, update.retain)
-    forget_states = trained.replayed(trained.captured(forget, want_output=False), leaves)  # (B, T, D)
+    before = trained.captured(forget)
+    forget_states = trained.replayed(before, leaves)  # (B, T, D)
     seen = trained.captured(retain)
     retain_states = trained.replayed(seen, leaves)  # (B, T, D)
     if lm.model.training and has_dropout(lm.model):  # the published frozen model is in eval mode
         with mode(lm, train=False):
             seen = trained.captured(retain)
-    assert seen.output is not None
+    assert seen.output is not None and before.output is not None
     return Losses(
         arithmetic.distance(forget_states, target.steered, forget.loss_mask),
         arithmetic.distance(retain_states, seen.output, retain.loss_mask),
         target.retain_weight,
-        measured(forget_states.detach(), target, forget),
+        measured(forget_states.detach(), target, forget)
+        | {"forget_moved": moved(forget_states.detach(), before.output, forget)}
+        | {"retain_moved": moved(retain_states.detach(), seen.output, retain)},
     )
 
 
@@ -154,6 +159,14 @@ def measured(states: Float[Tensor, "B T D"], target: Target, batch: Batch) -> di
         "cosine": mean_cosine(states, target.direction, batch.loss_mask).item(),
         "forget_norm": steering.token_norms(states, batch.loss_mask).median().item(),
     }
+
+
+@torch.no_grad()
+def moved(states: Float[Tensor, "B T D"], frozen: Float[Tensor, "B T D"], batch: Batch) -> float:
+    """For the log: how far states are from the frozen model's, as a share of their length there (root mean squares)."""
+    there = batch.loss_mask.unsqueeze(-1)
+    off, length = (torch.where(there, x.float(), 0.0).square().sum() for x in (states - frozen, frozen))
+    return (off / length.clamp_min(1e-30)).sqrt().item()
 
 
 def chosen(config: UnlearnConfig, trained: Trained, targets: Mapping[str, Target], samples: Samples) -> dict[str, Any]:

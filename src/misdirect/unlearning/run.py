@@ -21,6 +21,7 @@ from misdirect.model.lm import LM, pick_device, pick_dtype
 from misdirect.model.load import check_trainable, load_config, resolve_source
 from misdirect.progress import RESUMED, bar, note
 from misdirect.recipes import resolve
+from misdirect.unlearning import signals
 from misdirect.unlearning.arithmetic import tokenized
 from misdirect.unlearning.methods import METHODS, Method
 from misdirect.unlearning.order import (
@@ -68,6 +69,8 @@ def unlearn(
     by = f" by {order.method}" * (order.method != "rmu")
     with bar(f"Unlearning {', '.join(order.forget)}{by}", len(prepared.updates)) as advance:
         execute(prepared, run, asked, method, advance)
+    for line in signals.verdicts(runs.read_log(run), prepared.config.lr or 0.0):
+        note(line)
 
 
 def preview(order: Order, prepared: Prepared, estimate: Callable[[Prepared], str]) -> None:
@@ -146,7 +149,7 @@ def resume(
             if state.step < updates and (leaving or state.step % prepared.config.checkpoint_every == 0):
                 save_checkpoint(run, state, prepared)
             if advance:
-                advance(1, f"forget {line['forget_loss']:.4g}  retain {line['retain_loss']:.3g}")
+                advance(1, signals.progress(line))
             if state.step < updates and leaving:
                 raise interrupts.Stop
 
