@@ -34,7 +34,7 @@ PROGRAMS = int(os.environ.get("MISDIRECT_PROGRAMS", "1"))
 DRAW = random.Random(int(os.environ.get("MISDIRECT_SEED", "0")))
 UNLEARN = (
     "unlearn llama --forget bio=bio.jsonl --retain wiki=wiki.jsonl --updates 12 --checkpoint-every 5 --block 2 "
-    "--batch-size 2 --max-tokens 8 --device cpu --out run"
+    "--batch-size 2 --max-tokens 8 --lr 1e-3 --device cpu --out run"
 )
 VERBS = {
     "unlearn": UNLEARN,

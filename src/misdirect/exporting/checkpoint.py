@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from misdirect import runs, storage
+from misdirect.data.tokens import token_ids
 from misdirect.exporting import shards
 from misdirect.model import parameters as parts
 from misdirect.model import sources
@@ -216,7 +217,7 @@ def seen(lm: LM) -> Seen:
     ids = torch.randint(num_rows(lm.model), (1, length), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         states = lm.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)[0]
-    return Seen(list(lm.tokenizer(SAMPLE)["input_ids"]), states.clone())
+    return Seen(token_ids(lm.tokenizer, [SAMPLE])[0], states.clone())
 
 
 def compare(order: Order, folder: Path, last: int | None, expected: Seen) -> None:

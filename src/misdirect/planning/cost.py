@@ -26,6 +26,9 @@ TOGETHER = 16  # answers that are made together
 STEP = 12  # scored tokens that a step of such answers takes longer than its rows: measured on a CPU
 
 
+TRIALS = 18  # updates that measure a learning rate: two rounds, as a rule
+
+
 def unlearn_seconds(shape: Shape, settings: UnlearnConfig, tokens: Tokens, speed: Speed) -> float:
     """All updates: each batch runs through the blocks below, then through the trained ones forward and backward."""
     assert settings.block is not None and settings.num_blocks is not None
@@ -35,10 +38,11 @@ def unlearn_seconds(shape: Shape, settings: UnlearnConfig, tokens: Tokens, speed
 
 
 def prepare_seconds(shape: Shape, settings: UnlearnConfig, tokens: Tokens, speed: Speed, itemsize: int) -> float:
-    """Norms, two updates as a rehearsal, and the hash of the blocks."""
+    """Norms, two updates as a rehearsal, those by which the rate is measured, and the hash of the blocks."""
     assert settings.block is not None
     norms = speed.block * tokens.normed * (settings.block + 1)
-    rehearsal = 2 * unlearn_seconds(shape, settings, tokens, speed) / tokens.updates
+    rehearsed = 2 if settings.lr else 2 + TRIALS  # and those by which the learning rate is measured
+    rehearsal = rehearsed * unlearn_seconds(shape, settings, tokens, speed) / tokens.updates
     return norms + rehearsal + hash_seconds(shape, settings, itemsize)
 
 

@@ -99,6 +99,7 @@ class AllChosen(msgspec.Struct, frozen=True):
     """`chosen` of `config.json`."""
 
     block: int | None = None
+    lr: Number = None  # where it was measured
     trained: list[str] = []
     topics: dict[str, Chosen] = {}
     retain: dict[str, Chosen] = {}

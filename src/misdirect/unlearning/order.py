@@ -104,11 +104,16 @@ def is_repeated(run: Path, asked: Mapping[str, Any]) -> bool:
     return same and set(other_fields(stored, asked)) <= unknown
 
 
+def refuse_other_folder(run: Path) -> None:
+    """Raises ValueError where the folder is in use for something else."""
+    if not runs.is_run(run) and ((run / runs.CONFIG).exists() or (run / "results").exists()):
+        raise ValueError(f"{run} holds something that is not a run; expected an empty or new folder for --out")
+
+
 def refuse_other_run(run: Path, asked: Mapping[str, Any]) -> None:
     """Raises ValueError, naming the fields, where the folder holds a run with other settings."""
+    refuse_other_folder(run)
     if not runs.is_run(run):
-        if (run / runs.CONFIG).exists() or (run / "results").exists():
-            raise ValueError(f"{run} holds something that is not a run; expected an empty or new folder for --out")
         return
     names = other_fields(storage.read_json(run / runs.CONFIG), asked)
     if names:

@@ -50,7 +50,8 @@ def trial(prepared: Prepared, rate: float) -> float:
     """The share by which forget text has moved, over the last lines of a few updates that are not kept."""
     config = dataclasses.replace(prepared.config, lr=rate, schedule="constant", warmup=0)
     moved: list[float] = []
-    tried = dataclasses.replace(prepared, config=config, updates=prepared.updates[:TRIED])
+    updates = (list(prepared.updates) * TRIED)[:TRIED]  # of a short run, several times
+    tried = dataclasses.replace(prepared, config=config, updates=updates)
     train(tried, initial_state(tried), lambda state, line: moved.append(line["forget_moved"]))
     return mean(moved[-3:])
 

@@ -6,6 +6,7 @@ is under way; `delta.safetensors` exists when it is done. Calling again with the
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from misdirect.unlearning.order import (
     is_repeated,
     model_files,
     outline,
+    refuse_other_folder,
     refuse_other_run,
 )
 from misdirect.unlearning.train import Divergence, Prepared, State, initial_state, to_delta
@@ -57,10 +59,16 @@ def unlearn(
     if is_repeated(run, outline(order, settings, dtype) | {"method": order.method, "model_files": files}):
         note(f"{run} is finished already; nothing to do")
         return
+    refuse_other_folder(run)
     lm = load(method.last_block(config))
     check_trainable(lm)
+    rate = measured_rate(run) if config.lr is None else None
+    config = dataclasses.replace(config, lr=config.lr or rate)
     prepared = method.prepare(lm, tokenized(lm, order.forget, order.retain, config), config, order.topics)
-    asked = describe(order, prepared, settings) | {"command": order.command(config, run), "model_files": files}
+    if rate is not None:
+        prepared = dataclasses.replace(prepared, chosen={**prepared.chosen, "lr": rate})
+    command = order.command(dataclasses.replace(config, lr=None if rate else config.lr), run)
+    asked = describe(order, prepared, settings) | {"command": command, "model_files": files}
     refuse_other_run(run, asked)
     if finished(run) is not None:
         note(f"{run} is finished already; nothing to do")
@@ -71,6 +79,11 @@ def unlearn(
         execute(prepared, run, asked, method, advance)
     for line in signals.verdicts(runs.read_log(run), prepared.config.lr or 0.0):
         note(line)
+
+
+def measured_rate(run: Path) -> float | None:
+    """The learning rate that an earlier call measured for this folder's run."""
+    return runs.read_config(run).chosen.lr if runs.is_run(run) else None
 
 
 def preview(order: Order, prepared: Prepared, estimate: Callable[[Prepared], str]) -> None:
