@@ -30,6 +30,7 @@ from misdirect.exporting import adapter, shards
 from misdirect.exporting.settings import ExportConfig
 from misdirect.model.delta import Delta, load_delta, save_delta, swapped_in
 from misdirect.model.load import load_lm
+from tiny import FAMILIES as tiny_families
 from tiny import texts, tiny_folder, tiny_model, tiny_tokenizer
 
 FAMILIES = {"llama": None, "gpt2": None, "mixtral": "mlp.experts.down_proj[1]", "gemma3": None, "qwen3_5": None}
@@ -78,6 +79,19 @@ def test_plain_transformers_gives_the_run_s_logits_bit_for_bit(family: str, tmp_
         changed = [name for name in before if not torch.equal(before[name], after[name])]
         assert len(changed) == 3 and {before[name].dtype for name in before} == {after[name].dtype for name in after}
     assert AutoTokenizer.from_pretrained(tmp_path / "whole")("a b")["input_ids"] == tiny_tokenizer()("a b")["input_ids"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", [family for family in tiny_families if family not in FAMILIES])
+def test_every_family_is_exported_bit_for_bit(family: str, tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path, family)
+    try:
+        made = unlearned(tmp_path, folder)
+    except ValueError as error:
+        pytest.skip(f"not unlearned: {error}")
+    assert md.export(made, tmp_path / "whole")[-1] == "Logits equal those of the run bit for bit"
+    lm = load_lm(str(tmp_path / "whole"))
+    assert torch.equal(logits(lm.model), expected(made))
 
 
 def test_files_in_which_nothing_changes_are_links_and_heads_stay(run: Path, tmp_path: Path) -> None:

@@ -114,8 +114,7 @@ def evaluate(
     `questions`, `texts` and `prompts`: set name -> SOURCE; `examples`: a questions set -> SOURCE of its answered
     examples (`config.shots`); `tasks`: names of lm-evaluation-harness tasks, TASK or TASK=SOURCE; `model`: where a run's
     base lies now, if it has moved, or the base of an adapter or of a model without a tokenizer. What is stored already is
-    not measured again. Raises ValueError for bad input, and
-    where a stored result was measured with other settings.
+    not measured again. Raises ValueError for bad input, and where a stored result was measured with other settings.
     """
     from misdirect.evaluation import judge
     from misdirect.evaluation import run as running
