@@ -100,7 +100,8 @@ def write(data: Table, wide: int = 120) -> None:
 
     drawn = Drawn(box=None, pad_edge=False)
     for column, title in enumerate(data.head):
-        drawn.add_column(title, justify="right" if data.is_number(column) else "left", no_wrap=data.is_number(column))
+        number = data.is_number(column)  # never cut; words are folded
+        drawn.add_column(title, justify="right" if number else "left", no_wrap=number, overflow="fold")
     for row in data.lines:
         drawn.add_row(*(escape(plain(bracketed(cell))) for cell in row.cells))
     if data.rows:
